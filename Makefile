@@ -1,0 +1,22 @@
+.DEFAULT_GOAL := all
+BIN := .venv/bin
+PROTOS := $(wildcard protos/autoglm/v1/*.proto)
+
+.PHONY: all protos check test bench
+all: check test
+
+protos:  ## Generate the code of the contract, beside it.
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+
+check:  ## Style, types, contract.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/autoglm-v1.binpb
+
+test:  ## Every test, against the real mesh.
+	$(BIN)/python -m pytest
+
+bench:  ## Time to first token, tokens per second and stages of a mesh started for it.
+	$(BIN)/autoglm bench smoke
