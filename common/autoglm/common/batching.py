@@ -1,0 +1,102 @@
+"""Dynamic batching: requests that are there at the same time share one forward pass.
+
+The pass runs in a thread of its own, so that the event loop goes on taking requests; they gather
+while a pass runs and form the next batch. What nobody waits for any more is dropped before it costs.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Outcome_co = TypeVar("Outcome_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Batched(Generic[Outcome_co]):
+    """One request's share of a batch: its value, the seconds it waited and computed, and the batch's size."""
+
+    value: Outcome_co
+    queue: float
+    compute: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[Item, Value]):
+    item: Item
+    since: float
+    future: "asyncio.Future[Batched[Value]]"
+
+
+class Batcher(Generic[Item, Value]):
+    """Calls `run` with up to `limit` items at a time, one call after the other, off the event loop.
+
+    Args:
+        run: From items to as many values, in order; an exception fails the whole batch.
+        limit: Most items of a batch.
+        linger: Seconds that an incomplete batch waits for company.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Value]], *, limit: int, linger: float) -> None:
+        self._run = run
+        self._limit = limit
+        self._linger = linger
+        self._waiting: deque[_Waiting[Item, Value]] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._task: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Batched[Value]:
+        """Return the value of `item`; cancelling before its batch starts costs nothing."""
+        future: asyncio.Future[Batched[Value]] = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(item, time.monotonic(), future)
+        self._waiting.append(waiting)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain())
+        return await future
+
+    async def check(self) -> None:
+        """Return once the thread is free to compute; never, if it hangs."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            if len(self._waiting) < self._limit:
+                await asyncio.sleep(self._linger)
+            if batch := self._take():
+                await self._compute(batch)
+
+    def _take(self) -> list[_Waiting[Item, Value]]:
+        batch: list[_Waiting[Item, Value]] = []
+        while self._waiting and len(batch) < self._limit:
+            waiting = self._waiting.popleft()
+            if not waiting.future.done():
+                batch.append(waiting)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting[Item, Value]]) -> None:
+        started = time.monotonic()
+        items = [waiting.item for waiting in batch]
+        try:
+            values = await asyncio.get_running_loop().run_in_executor(self._thread, self._run, items)
+        except Exception as error:
+            for waiting in batch:
+                _settle(waiting.future, error)
+            return
+        compute = time.monotonic() - started
+        for waiting, value in zip(batch, values, strict=True):
+            _settle(waiting.future, Batched(value, started - waiting.since, compute, len(batch)))
+
+
+def _settle(future: "asyncio.Future[Batched[Value]]", outcome: Batched[Value] | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

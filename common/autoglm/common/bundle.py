@@ -1,0 +1,116 @@
+"""A bundle is the folder that is served: `bundle.json` and one folder per part.
+
+Every part is in Hugging Face format and loads alone, so a service opens only its own. The manifest
+names the files of each part with their SHA-256; a part's revision is the hash of those hashes, and
+so changes with weights, config or preprocessing.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+PartName = Literal["vision", "speech", "fusion", "decoder"]
+PARTS: tuple[PartName, ...] = ("vision", "speech", "fusion", "decoder")
+MANIFEST = "bundle.json"
+FORMAT = 1
+DEFAULT_BUNDLE = "autoglm-phone-nano"
+ALIAS = "autoglm-phone-9b"
+
+
+class BundleError(ValueError):
+    """The bundle is missing, damaged or lacks a part; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a bundle: its files with their SHA-256, and the revision they add up to."""
+
+    revision: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened manifest; no part has been read yet."""
+
+    root: Path
+    name: str
+    architecture: str
+    parts: Mapping[PartName, Part]
+
+    @classmethod
+    def open(cls, root: Path | str) -> "Bundle":
+        """Read `root`/bundle.json; raises BundleError when it is absent or not understood."""
+        root = Path(root).expanduser().resolve()
+        try:
+            raw = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+            if raw["format"] != FORMAT:
+                raise BundleError(f"{root} has bundle format {raw['format']}; this release reads format {FORMAT}")
+            parts: dict[PartName, Part] = {name: Part(**raw["parts"][name]) for name in PARTS if name in raw["parts"]}
+            return cls(root, raw["name"], raw["architecture"], parts)
+        except FileNotFoundError as error:
+            raise BundleError(f"no bundle at {root}: {MANIFEST} is missing; set AUTOGLM_BUNDLE to a bundle") from error
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise BundleError(f"{root / MANIFEST} is damaged ({error!r}); restore it") from error
+
+    def part(self, name: PartName) -> Path:
+        """Return the folder of a part whose files are all there; raises BundleError when it is not whole."""
+        if name not in self.parts:
+            raise BundleError(f"bundle {self.name} has no {name} part; it serves without that modality")
+        folder = self.root / name
+        missing = [file for file in self.parts[name].files if not (folder / file).is_file()]
+        if missing:
+            raise BundleError(f"bundle {self.name} lacks {name}/{missing[0]}; restore the file")
+        return folder
+
+    def revision(self, name: PartName) -> str:
+        """Return the revision of a part; raises BundleError when the bundle lacks it."""
+        self.part(name)
+        return self.parts[name].revision
+
+    def verify(self) -> None:
+        """Hash every file of every part; raises BundleError naming the first that differs."""
+        for name, part in self.parts.items():
+            folder = self.part(name)
+            for file, expected in part.files.items():
+                if sha256_file(folder / file) != expected:
+                    raise BundleError(f"{name}/{file} of bundle {self.name} is damaged; restore the file")
+
+
+def write_manifest(root: Path, name: str, architecture: str) -> Bundle:
+    """Write `root`/bundle.json for the parts that lie in `root`, atomically, and return the bundle."""
+    parts = {part: asdict(describe(root / part)) for part in PARTS if (root / part).is_dir()}
+    text = json.dumps({"format": FORMAT, "name": name, "architecture": architecture, "parts": parts}, indent=2)
+    temporary = root / (MANIFEST + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, root / MANIFEST)
+    return Bundle.open(root)
+
+
+def describe(folder: Path) -> Part:
+    """Return the hashes of every file of a part's folder."""
+    files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    digest = hashlib.sha256("".join(f"{name}:{value}\n" for name, value in files.items()).encode())
+    return Part(revision=digest.hexdigest()[:16], files=files)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def default_bundle() -> Path:
+    """Return the folder of the nano bundle: the installed package's, or the checkout's."""
+    here = Path(__file__).resolve()
+    installed = here.parents[1] / "assets" / "bundles" / DEFAULT_BUNDLE
+    return installed if installed.is_dir() else here.parents[3] / "bundles" / DEFAULT_BUNDLE
+
+
+def chosen_bundle(configured: str = "") -> Path:
+    """Return the folder to serve: `configured`, else AUTOGLM_BUNDLE, else the nano bundle."""
+    return Path(configured or os.environ.get("AUTOGLM_BUNDLE") or default_bundle())

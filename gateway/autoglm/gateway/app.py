@@ -1,0 +1,187 @@
+"""Both doors in one process, on one loop.
+
+Run as `python -m autoglm.gateway.app`, with settings from AUTOGLM_ variables. SIGTERM and SIGINT
+let running requests finish within `drain_timeout`, while health says that no more are taken.
+"""
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import grpc
+import uvicorn
+import uvloop
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pydantic import ValidationError
+
+from autoglm.gateway.cache import EmbeddingCache
+from autoglm.gateway.desk import Desk
+from autoglm.gateway.health import MeshState
+from autoglm.gateway.http import create_app
+from autoglm.gateway.media import Limits
+from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.pipeline import Pipeline
+from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
+from autoglm.gateway.settings import Settings
+from autoglm.gateway.upstream import Mesh
+from autoglm.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
+from autoglm.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
+from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_to_server
+
+logger = logging.getLogger("autoglm.gateway")
+
+KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that it is they who end it
+PUBLIC_SERVICES = ("autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService")
+
+
+class StartError(Exception):
+    """The gateway cannot start; the message says in one line what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where a running gateway listens."""
+
+    http_port: int
+    grpc_port: int
+
+
+def main(settings: Settings | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status, 1 with one line on stderr when it cannot start."""
+    try:
+        settings = settings or Settings()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        uvloop.run(_serve(settings))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(step) for step in wrong["loc"]).upper()
+        print(
+            f"autoglm gateway: bad setting: {'AUTOGLM_' + name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr
+        )
+        return 1
+    except StartError as error:
+        print(f"autoglm gateway: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings):
+        await stop.wait()
+        logger.info("stopping; running requests have %.0f s", settings.drain_timeout)
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Doors]:
+    """Run a gateway inside the block, and drain it at the end; raises StartError when a port is taken."""
+    listener = _listen(settings)
+    metrics, mesh = Metrics(), Mesh(settings.serve_address)
+    cache = EmbeddingCache(settings, metrics)
+    state = MeshState(mesh, cache.redis, settings)
+    limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
+    desk = Desk(settings, Pipeline(mesh, cache, state, limits), mesh, state, metrics)
+    poll = asyncio.create_task(state.run())
+    try:
+        async with _grpc_door(desk) as (grpc_server, grpc_port), _http_door(desk, listener) as http_port:
+            yield Doors(http_port, grpc_port)
+            await state.drain()
+            # Both doors close at once; leaving the blocks waits for each.
+            closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout))
+        await closing
+    finally:
+        poll.cancel()
+        await asyncio.gather(poll, return_exceptions=True)
+        await cache.close()
+        await mesh.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.http_port), family=family, backlog=1024)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on port {settings.http_port} ({error.strerror}); stop what uses it or set AUTOGLM_HTTP_PORT"
+        ) from None
+
+
+@asynccontextmanager
+async def _http_door(desk: Desk, listener: socket.socket) -> AsyncIterator[int]:
+    port = listener.getsockname()[1]
+    logger.info("Starting FastAPI server at http://%s:%d", desk.settings.host, port)
+    server = _HttpServer(
+        uvicorn.Config(
+            create_app(desk),
+            access_log=False,
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(desk.settings.drain_timeout),
+            ws="none",
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await server.listening.wait()
+    logger.info("OpenAI-compatible endpoint enabled at /v1/chat/completions")
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def _grpc_door(desk: Desk) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+    settings = desk.settings
+    # Without so_reuseport=0 a second gateway would silently share the port.
+    options = (("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0))
+    server = grpc.aio.server(options=options)
+    add_ChatServiceServicer_to_server(ChatServicer(desk), server)  # type: ignore[no-untyped-call]
+    add_ModelServiceServicer_to_server(ModelServicer(desk), server)  # type: ignore[no-untyped-call]
+    add_TranscriptionServiceServicer_to_server(TranscriptionServicer(desk), server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(desk.state.grpc_health, server)
+    reflection.enable_server_reflection((*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+    except RuntimeError:
+        raise StartError(
+            f"cannot listen on port {settings.grpc_port}; stop what uses it or set AUTOGLM_GRPC_PORT"
+        ) from None
+    await server.start()
+    logger.info("gRPC services at %s:%d", settings.host, port)
+    try:
+        yield server, port
+    finally:
+        await server.stop(settings.drain_timeout)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn that leaves signals to us and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

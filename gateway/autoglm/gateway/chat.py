@@ -1,0 +1,232 @@
+"""OpenAI's chat request, as pydantic types, and how it becomes a Conversation.
+
+Types are strict and unknown fields are ignored, as OpenAI's own server does. Whatever pydantic
+objects to becomes an InvalidRequest whose `param` is the field's path, such as
+`messages[0].content[1].image_url.url`.
+"""
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.conversation import (
+    MAX_CHOICES,
+    MAX_STOPS,
+    SAMPLING_RANGES,
+    Conversation,
+    MediaPart,
+    Message,
+    TextPart,
+    check_messages,
+)
+from autoglm.gateway.media import base64_of
+from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Role, SamplingParams
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
+
+ROLES: dict[str, Role] = {
+    "system": ROLE_SYSTEM,
+    "developer": ROLE_SYSTEM,
+    "user": ROLE_USER,
+    "assistant": ROLE_ASSISTANT,
+}
+PART_TYPES = ("text", "image_url", "input_audio")
+
+
+def _bounded(name: str) -> Any:
+    allowed = SAMPLING_RANGES[name]
+    if allowed.open_low:
+        return Field(None, gt=allowed.low, le=allowed.high)
+    return Field(None, ge=allowed.low, le=allowed.high)
+
+
+# Tags begin with "~" so that `_path` can leave them out of a field's path.
+def _content_kind(value: object) -> str | None:
+    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+
+
+def _part_kind(value: object) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"~{kind}" if kind in PART_TYPES else None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class TextContent(_Model):
+    """Written text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Model):
+    """Where an image is: a data: URL."""
+
+    url: str
+
+
+class ImageContent(_Model):
+    """A picture: PNG, JPEG, WebP or GIF."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class InputAudio(_Model):
+    """A recording, in base64; its format is told from its bytes."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac", "ogg"] | None = None
+
+
+class AudioContent(_Model):
+    """A recording: WAV, MP3, FLAC or Ogg."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Content = Annotated[
+    Annotated[TextContent, Tag("~text")]
+    | Annotated[ImageContent, Tag("~image_url")]
+    | Annotated[AudioContent, Tag("~input_audio")],
+    Discriminator(
+        _part_kind,
+        custom_error_type="part_kind",
+        custom_error_message=f"Input should have a type out of {', '.join(PART_TYPES)}",
+    ),
+]
+
+
+class ChatMessage(_Model):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
+        Discriminator(
+            _content_kind,
+            custom_error_type="content_kind",
+            custom_error_message="Input should be a string or a list of parts",
+        ),
+    ]
+
+
+class StreamOptions(_Model):
+    """What a stream carries beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class TemplateOptions(_Model):
+    """Arguments of the chat template."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatCompletionRequest(_Model):
+    """The body of POST /v1/chat/completions."""
+
+    model: str
+    messages: list[ChatMessage]
+    temperature: float | None = _bounded("temperature")
+    top_p: float | None = _bounded("top_p")
+    top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
+    max_tokens: int | None = _bounded("max_tokens")
+    max_completion_tokens: int | None = _bounded("max_tokens")
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
+        ),
+    ] = Field(None, max_length=MAX_STOPS)
+    seed: int | None = _bounded("seed")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    logprobs: bool | None = None
+    top_logprobs: int | None = _bounded("top_logprobs")
+    presence_penalty: float | None = _bounded("presence_penalty")
+    frequency_penalty: float | None = _bounded("frequency_penalty")
+    repetition_penalty: float | None = _bounded("repetition_penalty")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    return_reasoning: bool | None = None
+    include_reasoning: bool | None = Field(None, description="Another name of return_reasoning.")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def parse(body: bytes | bytearray) -> ChatCompletionRequest:
+    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
+    try:
+        return ChatCompletionRequest.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = _path(first["loc"]) + (".type" if first["type"] == "part_kind" else "")
+        raise InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path or None) from None
+
+
+def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversation:
+    """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
+    messages = [_message(message, f"messages[{i}].content") for i, message in enumerate(request.messages)]
+    check_messages(messages, "messages", max_media)
+    template = request.chat_template_kwargs
+    thinking = request.enable_thinking
+    return Conversation(
+        messages=messages,
+        sampling=_sampling(request),
+        enable_thinking=template.enable_thinking if thinking is None and template else thinking,
+        return_reasoning=bool(request.return_reasoning or request.include_reasoning),
+        n=request.n or 1,
+    )
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    steps = [step for step in location if not (isinstance(step, str) and step.startswith("~"))]
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _message(message: ChatMessage, param: str) -> Message:
+    if isinstance(message.content, str):
+        return Message(ROLES[message.role], [TextPart(message.content)], param)
+    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(message.content)]
+    return Message(ROLES[message.role], parts, param)
+
+
+def _part(part: TextContent | ImageContent | AudioContent, param: str) -> TextPart | MediaPart:
+    if isinstance(part, TextContent):
+        return TextPart(part.text)
+    if isinstance(part, ImageContent):
+        param += ".image_url.url"
+        return MediaPart(MODALITY_IMAGE, base64_of(part.image_url.url, param), param)
+    param += ".input_audio.data"
+    data = part.input_audio.data
+    return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)
+
+
+def _sampling(request: ChatCompletionRequest) -> SamplingParams:
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=None if request.top_k is None else max(request.top_k, 0),
+        max_tokens=most,
+        stop=request.stop or (),
+        seed=request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )

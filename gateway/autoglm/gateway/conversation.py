@@ -1,0 +1,143 @@
+"""What both doors make of a request; from here on nobody knows whether it was JSON or protobuf.
+
+Every piece remembers `param`, the path of the client's field that it came from, so that whoever
+finds fault with it can name the field.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import InvalidRequest
+from autoglm.v1.generation_pb2 import ROLE_USER, Role, SamplingParams
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
+
+MODALITY_NAMES: Mapping[int, str] = {MODALITY_TEXT: "text", MODALITY_IMAGE: "image", MODALITY_AUDIO: "audio"}
+MAX_CHOICES = 8
+MAX_STOPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values a number may take: from `low` (itself excluded when `open_low`) to `high`."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.open_low else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+
+
+# The comments of SamplingParams in generation.proto say what each means.
+SAMPLING_RANGES: Mapping[str, Range] = {
+    "temperature": Range(0, 2),
+    "top_p": Range(0, 1, open_low=True),
+    "top_k": Range(0, 2**31 - 1),
+    "max_tokens": Range(1, 2**31 - 1),
+    "seed": Range(0, 2**63 - 1),
+    "presence_penalty": Range(-2, 2),
+    "frequency_penalty": Range(-2, 2),
+    "repetition_penalty": Range(0, 10, open_low=True),
+    "top_logprobs": Range(0, 20),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Written text."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class MediaPart:
+    """An image or a recording as it came: bytes, or their base64 as text. Not yet verified."""
+
+    modality: Modality
+    source: bytes | str
+    param: str
+
+    def release(self) -> None:
+        """Forget the content, which is embedded by now: an answer may take minutes, and holds only what it needs."""
+        self.source = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    parts: Sequence[TextPart | MediaPart]
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation and how to go on with it."""
+
+    messages: Sequence[Message]
+    sampling: SamplingParams
+    enable_thinking: bool | None = None
+    return_reasoning: bool = False
+    n: int = 1
+    prefix: str = ""  # of the path of every field of the client's request
+
+    @property
+    def media(self) -> list[MediaPart]:
+        """The images and recordings, in order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, MediaPart)]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through: who asks, until when, and what its log line will say."""
+
+    request_id: str
+    deadline: Deadline = field(default_factory=Deadline)
+    tenant: str = ""
+    traceparent: str | None = None
+    started: float = field(default_factory=time.monotonic)
+    received: int = 0
+    media: list[str] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What follows the request into the services."""
+        trace = () if self.traceparent is None else (("traceparent", self.traceparent),)
+        return (("x-request-id", self.request_id), *trace)
+
+
+def check_messages(messages: Sequence[Message], param: str, max_media: int) -> None:
+    """Raise InvalidRequest unless `messages` is a conversation that can be answered."""
+    if not messages:
+        raise InvalidRequest(f"{param} must hold at least one message", param=param)
+    for message in messages:
+        _check_message(message)
+    if sum(isinstance(part, MediaPart) for message in messages for part in message.parts) > max_media:
+        raise InvalidRequest(f"{param} holds more than {max_media} images and recordings", param=param)
+
+
+def _check_message(message: Message) -> None:
+    if not any(isinstance(part, MediaPart) or part.text for part in message.parts):
+        raise InvalidRequest(f"{message.param} must not be empty", param=message.param)
+    if message.role == ROLE_USER:
+        return
+    for part in message.parts:
+        if isinstance(part, MediaPart):
+            raise InvalidRequest("images and recordings belong in messages of the user", param=part.param)
+
+
+def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
+    """Raise InvalidRequest for the first field of `sampling` that is out of range; `prefix` leads its path."""
+    for name, allowed in SAMPLING_RANGES.items():
+        value = getattr(sampling, name)
+        if sampling.HasField(name) and not (math.isfinite(value) and value in allowed):
+            raise InvalidRequest(f"{prefix}{name} must be {allowed}", param=prefix + name)
+    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
+        raise InvalidRequest(f"{prefix}stop takes at most {MAX_STOPS} strings, none empty", param=prefix + "stop")

@@ -1,0 +1,151 @@
+"""What both doors share beside the pipeline: keys, places, names, metrics and the log."""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from autoglm.common.bundle import ALIAS
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import (
+    AuthenticationFailed,
+    InvalidRequest,
+    MeshError,
+    NotFound,
+    RateLimited,
+    RequestTooLarge,
+    UnsupportedMedia,
+)
+from autoglm.common.server import as_mesh_error
+from autoglm.gateway.cache import tenant_hash
+from autoglm.gateway.conversation import Call, Conversation, MediaPart
+from autoglm.gateway.health import MeshState
+from autoglm.gateway.media import Limits, fetch
+from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.pipeline import Pipeline, Step
+from autoglm.gateway.settings import Settings
+from autoglm.gateway.upstream import Mesh
+from autoglm.v1.model_pb2 import ModelCard
+from autoglm.v1.speech_pb2 import SpeechServiceTranscribeResponse
+
+logger = logging.getLogger("autoglm.gateway.access")
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def new_call(request_id: str | None, traceparent: str | None) -> Call:
+    """Return the call for a request, with the client's id if it is usable, else a new one."""
+    usable = request_id is not None and _REQUEST_ID.fullmatch(request_id)
+    traced = traceparent is not None and _TRACEPARENT.fullmatch(traceparent)
+    return Call(
+        request_id=request_id if request_id is not None and usable else uuid.uuid4().hex,
+        traceparent=traceparent if traced else None,
+    )
+
+
+class Desk:
+    """Where a request reports, whichever door it came through."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, mesh: Mesh, state: MeshState, metrics: Metrics) -> None:
+        self.settings, self.state, self.metrics = settings, state, metrics
+        self.limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
+        self._pipeline, self._mesh = pipeline, mesh
+        self._running = 0
+
+    def admit(self, call: Call, authorization: str | None, timeout: float | None) -> None:
+        """Check the key and set tenant and deadline; raises AuthenticationFailed."""
+        key = self._check_key(authorization)
+        call.tenant = tenant_hash(self.settings.cache_secret.get_secret_value(), key)
+        allowed = self.settings.default_timeout if timeout is None else min(timeout, self.settings.max_timeout)
+        call.deadline = Deadline.after(allowed)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the process's places; raises RateLimited when none is free."""
+        if self._running >= self.settings.max_concurrent_requests:
+            raise RateLimited("the gateway is full; try again shortly")
+        self._running += 1
+        self.metrics.running.set(self._running)
+        try:
+            yield
+        finally:
+            self._running -= 1
+            self.metrics.running.set(self._running)
+
+    async def bundle(self, model: str, param: str) -> str:
+        """Return the bundle that answers to `model`, where empty asks for any; raises NotFound when none does."""
+        bundle = (await self.state.decoder()).bundle
+        if model not in ("", bundle, ALIAS):
+            raise NotFound(f"the model {model[:100]!r} does not exist; use {bundle} or {ALIAS}", param=param)
+        return bundle
+
+    async def models(self) -> list[ModelCard]:
+        """Return a card for each name, the bundle's own first; raises UpstreamUnavailable."""
+        decoder = await self.state.decoder()
+        return [
+            ModelCard(
+                id=name,
+                bundle=decoder.bundle,
+                modalities=self.state.modalities,
+                context_length=decoder.context_length,
+            )
+            for name in dict.fromkeys((decoder.bundle, ALIAS))
+        ]
+
+    async def chat(self, conversation: Conversation, call: Call) -> AsyncGenerator[Step, None]:
+        """Stream an answer, measured; raises MeshError."""
+        latest: dict[int, float] = {}
+        async with aclosing(self._pipeline.answer(conversation, call)) as steps:
+            async for step in steps:
+                self._measure(step, call, latest)
+                yield step
+
+    async def transcribe(self, audio: MediaPart, call: Call) -> SpeechServiceTranscribeResponse:
+        """Return what was said in a recording; raises MeshError naming its field where it is to blame."""
+        (media,) = await fetch([audio], self.limits)
+        try:
+            return await self._mesh.transcribe(media, call)
+        except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
+            raise error.at(audio.param) from None
+
+    def failed(self, error: BaseException) -> MeshError:
+        """Count an error and return what the client may see of it."""
+        known = as_mesh_error(error)
+        self.metrics.failed(known)
+        return known
+
+    def log(self, call: Call, route: str, status: object, level: int = logging.INFO) -> None:
+        """Write the one line of a request: ids, sizes and hashes only."""
+        took = (time.monotonic() - call.started) * 1000
+        media = ",".join(call.media) or "-"
+        logger.log(level, "%s %s %s %.1fms in=%d media=%s", call.request_id, route, status, took, call.received, media)
+
+    def _check_key(self, authorization: str | None) -> str | None:
+        keys = self.settings.keys
+        if not keys:
+            return None
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise AuthenticationFailed("an API key is needed: send it as authorization: Bearer <key>")
+        # Every key is compared, so that the time tells nothing about which came close.
+        matches = [key for key in keys if hmac.compare_digest(key.encode(), given.strip().encode())]
+        if not matches:
+            raise AuthenticationFailed("the API key is not valid")
+        return matches[0]
+
+    def _measure(self, step: Step, call: Call, latest: dict[int, float]) -> None:
+        now = time.monotonic()
+        if not latest:
+            self.metrics.first_token.observe(now - call.started)
+        elif step.index in latest:
+            self.metrics.next_token.observe(now - latest[step.index])
+        latest[step.index] = now
+        if step.finish_reason:
+            self.metrics.finished(step.finish_reason)
+        if step.summary is not None:
+            self.metrics.whole.observe(now - call.started)
+            self.metrics.gated(step.summary.gates)

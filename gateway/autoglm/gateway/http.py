@@ -1,0 +1,294 @@
+"""The HTTP door: OpenAI's API, health and metrics. Every error, whatever raises it, has OpenAI's body."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
+from autoglm.gateway import chat
+from autoglm.gateway.conversation import Call, Conversation
+from autoglm.gateway.desk import Desk, new_call
+from autoglm.gateway.pipeline import collect
+from autoglm.gateway.render import (
+    DONE,
+    Answer,
+    error_body,
+    error_event,
+    error_headers,
+    model_card,
+    server_timing,
+)
+
+LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>AutoGLM</title><h1>AutoGLM</h1>
+<p>An OpenAI-compatible server: <a href="/docs">its API</a>, <a href="/v1/models">its models</a>,
+<a href="/health/ready">its health</a>.</p></html>"""
+QUIET = ("/health/", "/metrics")  # routes that machines call all the time
+CLIENT_GONE = 499
+EVENT_STREAM = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+]
+STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
+
+
+class Json(Response):
+    """A JSON response, by orjson."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return `content` as JSON."""
+        return orjson.dumps(content)
+
+
+def create_app(desk: Desk) -> FastAPI:
+    """Return the application; `desk` does the work."""
+    app = FastAPI(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
+    app.add_middleware(RequestScope, desk=desk)
+    _add_errors(app, desk)
+    _add_chat(app, desk)
+    _add_models(app, desk)
+    _add_operations(app, desk)
+    return app
+
+
+def _add_errors(app: FastAPI, desk: Desk) -> None:
+    @app.exception_handler(MeshError)
+    async def mesh_error(_: Request, error: MeshError) -> Response:
+        return error_response(desk.failed(error))
+
+    @app.exception_handler(HTTPException)
+    async def routing_error(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:200]
+        if error.status_code == 404:
+            return error_response(desk.failed(NotFound(f"there is no route {path}")))
+        known = desk.failed(InvalidRequest(f"{request.method} is not allowed on {path}"))
+        return Json(error_body(known), error.status_code, dict(error.headers or {}))
+
+
+def _add_chat(app: FastAPI, desk: Desk) -> None:
+    schema = chat.ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    shared = schema.pop("$defs")
+    document = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+    @app.post("/v1/chat/completions", openapi_extra=document)
+    async def create_chat_completion() -> ChatExchange:
+        """Answer a conversation of text, images and speech; with `stream`, as server-sent events."""
+        return ChatExchange(desk)
+
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = plain()
+        described.setdefault("components", {}).setdefault("schemas", {}).update(shared)
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_models(app: FastAPI, desk: Desk) -> None:
+    created = int(time.time())
+
+    @app.get("/v1/models")
+    async def list_models(request: Request) -> Json:
+        """List the names that requests may use."""
+        _admit(request, desk)
+        cards = [model_card(card, desk.settings, created) for card in await desk.models()]
+        return Json({"object": "list", "data": cards})
+
+    @app.get("/v1/models/{model}")
+    async def retrieve_model(model: str, request: Request) -> Json:
+        """Describe one name."""
+        _admit(request, desk)
+        await desk.bundle(model, "model")
+        (card,) = [card for card in await desk.models() if card.id == model]
+        return Json(model_card(card, desk.settings, created))
+
+
+def _add_operations(app: FastAPI, desk: Desk) -> None:
+    @app.get("/", include_in_schema=False)
+    async def landing() -> HTMLResponse:
+        return HTMLResponse(LANDING)
+
+    @app.get("/health/live")
+    async def live() -> Json:
+        """Tell that the process runs."""
+        return Json({"status": "live"})
+
+    @app.get("/health/ready")
+    async def ready() -> Json:
+        """Tell whether text can be answered, and how each dependency is."""
+        status = "ready" if desk.state.ready else "unavailable"
+        return Json({"status": status, "dependencies": desk.state.report()}, 200 if desk.state.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+class ChatExchange(Response):
+    """One chat request from its first byte to the last of its answer, so that its place is held throughout."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; raises MeshError as long as nothing was sent."""
+        request = Request(scope, receive)
+        call = _admit(request, self._desk)
+        with self._desk.place():
+            conversation, answer, streamed = await self._read(request, call)
+            reply = self._stream if streamed else self._whole
+            left = call.deadline.remaining()
+            limit = None if left is None else left + STALLED_SECONDS
+            await unless_disconnected(receive, reply(conversation, call, answer, send), limit)
+
+    async def _read(self, request: Request, call: Call) -> tuple[Conversation, Answer, bool]:
+        settings = self._desk.settings
+        asked = chat.parse(await read_body(request, settings.max_body_bytes, call))
+        conversation = chat.to_conversation(asked, settings.max_media_parts)
+        bundle = await self._desk.bundle(asked.model, "model")
+        return conversation, Answer(call.request_id, bundle, asked.include_usage), bool(asked.stream)
+
+    async def _whole(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
+        async with aclosing(self._desk.chat(conversation, call)) as steps:
+            choices, summary = await collect(steps, conversation.n)
+        headers = [(b"content-type", b"application/json"), (b"server-timing", server_timing(summary.stages).encode())]
+        await _start(send, headers)
+        await _send(send, answer.body(choices, summary), more=False)
+
+    async def _stream(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
+        """Send the steps as they come; the status waits for the first, so an early failure still has its own."""
+        opening = answer.opening(conversation.n)
+        try:
+            async with aclosing(self._desk.chat(conversation, call)) as steps:
+                async for step in steps:
+                    if opening:
+                        await _start(send, EVENT_STREAM)
+                    await _send(send, opening + answer.chunk(step))
+                    opening = b""
+        except Exception as error:
+            if opening:
+                raise
+            await _send(send, error_event(self._desk.failed(error)), more=False)
+        else:
+            await _send(send, DONE, more=False)
+
+
+class RequestScope:
+    """Plain ASGI middleware: gives each request its id, its log line, and an answer whatever fails."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app, self._desk = app, desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+        headers = Headers(scope=scope)
+        call = new_call(headers.get("x-request-id"), headers.get("traceparent"))
+        scope.setdefault("state", {})["call"] = call
+        status = CLIENT_GONE
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", call.request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            known = self._desk.failed(error)
+            if status == CLIENT_GONE:
+                await error_response(known)(scope, receive, send_with_id)
+        finally:
+            level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
+            self._desk.log(call, f"{scope['method']} {_route(scope)}", status, level)
+
+
+def error_response(error: MeshError) -> Json:
+    """Return `error` as a response."""
+    return Json(error_body(error), error.http_status, error_headers(error))
+
+
+async def read_body(request: Request, limit: int, call: Call) -> bytearray:
+    """Return the body; raises RequestTooLarge before more than `limit` bytes are kept."""
+    too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async with asyncio.timeout(call.deadline.remaining()):
+        async for piece in request.stream():
+            call.received += len(piece)
+            if call.received > limit:
+                raise too_large
+            body += piece
+    return body
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[None], limit: float | None) -> None:
+    """Do `work`, but cancel it once the client hangs up or `limit` seconds pass; then raises ClientDisconnect."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _admit(request: Request, desk: Desk) -> Call:
+    call: Call = request.scope["state"]["call"]
+    desk.admit(call, request.headers.get("authorization"), _timeout(request.headers.get("x-request-timeout")))
+    return call
+
+
+def _timeout(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequest("x-request-timeout must be a positive number of seconds", param="x-request-timeout")
+    return seconds
+
+
+def _route(scope: Scope) -> str:
+    """Return the route's template, so that no text of a client reaches the log."""
+    return getattr(scope.get("route"), "path", "(no route)")
+
+
+async def _start(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _send(send: Send, body: bytes, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})

@@ -1,0 +1,64 @@
+"""What /metrics shows; the suffixes are vLLM's, so that its dashboards read with `autoglm` for `vllm`."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from autoglm.common.errors import MeshError
+from autoglm.gateway.conversation import MODALITY_NAMES
+from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, FinishReason, Gate
+from autoglm.v1.modality_pb2 import Modality
+
+FINISH_NAMES: dict[int, str] = {FINISH_REASON_STOP: "stop", FINISH_REASON_LENGTH: "length"}
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_TENTHS = tuple(step / 10 for step in range(1, 11))
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.first_token = self._histogram("time_to_first_token_seconds", "From reading to the first token.", _LATENCY)
+        self.next_token = self._histogram("inter_token_latency_seconds", "Between two steps.", _TOKEN_LATENCY)
+        self.whole = self._histogram("e2e_request_latency_seconds", "From reading to the answer's end.", _LATENCY)
+        self.running = Gauge("autoglm_num_requests_running", "Requests in progress.", registry=self.registry)
+        self.redis_up = Gauge("autoglm_redis_up", "Whether Redis answers.", registry=self.registry)
+        self._success = self._counter("request_success", "Answers, by why they ended.", "finished_reason")
+        self._errors = self._counter("request_errors", "Errors sent, by code.", "code")
+        self._queries = self._counter("embedding_cache_queries", "Looks into a tier.", "modality", "tier")
+        self._hits = self._counter("embedding_cache_hits", "Embeddings found in a tier.", "modality", "tier")
+        self._gates = Histogram(
+            "autoglm_gate_mean", "Mean gate of an answer.", ["modality"], buckets=_TENTHS, registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def finished(self, reason: FinishReason) -> None:
+        """Count one choice that ended."""
+        self._success.labels(FINISH_NAMES.get(reason, "unknown")).inc()
+
+    def failed(self, error: MeshError) -> None:
+        """Count one error that a client was told of."""
+        self._errors.labels(error.code).inc()
+
+    def looked_up(self, modality: Modality, tier: str, hit: bool) -> None:
+        """Count one look into the tier `local` or `redis` of the embedding cache."""
+        self._queries.labels(MODALITY_NAMES[modality], tier).inc()
+        if hit:
+            self._hits.labels(MODALITY_NAMES[modality], tier).inc()
+
+    def gated(self, gates: Iterable[Gate]) -> None:
+        """Record the gates of one answer."""
+        for gate in gates:
+            self._gates.labels(MODALITY_NAMES[gate.modality]).observe(gate.mean)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"autoglm_{name}", text, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"autoglm_{name}", text, labels, registry=self.registry)

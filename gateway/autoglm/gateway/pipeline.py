@@ -1,0 +1,250 @@
+"""From a conversation to a stream of steps: verify media, embed it, generate. Knows no protocol.
+
+No stage goes back to an earlier one. Leaving the stream (closing or cancelling it) cancels what is
+in progress in the services.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from autoglm.common.deadlines import seconds_to_duration
+from autoglm.common.errors import (
+    InvalidRequest,
+    MeshError,
+    ModalityUnavailable,
+    RequestTooLarge,
+    UnsupportedMedia,
+    UpstreamUnavailable,
+)
+from autoglm.gateway.cache import EmbeddingCache, Key
+from autoglm.gateway.conversation import MODALITY_NAMES, Call, Conversation, MediaPart, Message
+from autoglm.gateway.health import MeshState
+from autoglm.gateway.media import Limits, Media, fetch
+from autoglm.gateway.upstream import Mesh
+from autoglm.v1.decoder_pb2 import (
+    DecoderFinish,
+    DecoderMessage,
+    DecoderPart,
+    DecoderServiceGenerateRequest,
+    DecoderServiceGenerateResponse,
+)
+from autoglm.v1.embedding_pb2 import Embedding
+from autoglm.v1.generation_pb2 import (
+    FINISH_REASON_UNSPECIFIED,
+    FinishReason,
+    Gate,
+    LogprobEntry,
+    MediaStage,
+    Stages,
+    Usage,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a whole answer took."""
+
+    usage: Usage
+    stages: Stages
+    gates: Sequence[Gate]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step adds to choice `index`. `summary` comes with the last step of all."""
+
+    index: int
+    text: str = ""
+    reasoning: str = ""
+    logprobs: Sequence[LogprobEntry] = ()
+    finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
+    summary: Summary | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    """One whole answer."""
+
+    text: str = ""
+    reasoning: str = ""
+    logprobs: list[LogprobEntry] = field(default_factory=list)
+    finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A conversation whose media has become embeddings, and what that cost."""
+
+    messages: Sequence[DecoderMessage]
+    fetch: float
+    media: Sequence[MediaStage]
+
+
+class Pipeline:
+    """The stages of one request."""
+
+    def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, limits: Limits) -> None:
+        self._mesh, self._cache, self._state, self._limits = mesh, cache, state, limits
+
+    async def answer(self, conversation: Conversation, call: Call) -> AsyncGenerator[Step, None]:
+        """Stream the answer's steps; raises MeshError."""
+        embedded = await self.embed(conversation, call)
+        streams = [self._choice(i, conversation, embedded, call) for i in range(conversation.n)]
+        finishes: list[DecoderFinish] = []
+        async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as responses:
+            async for index, response in responses:
+                summary = None
+                if response.HasField("finish"):
+                    finishes.append(response.finish)
+                    summary = _summary(finishes, embedded, call) if len(finishes) == conversation.n else None
+                yield _step(index, response, summary)
+
+    async def embed(self, conversation: Conversation, call: Call) -> Embedded:
+        """Verify and embed the media of `conversation`, all parts at once."""
+        started = time.monotonic()
+        media = await fetch(conversation.media, self._limits)
+        fetched = time.monotonic() - started
+        call.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
+        results = await together([self._embedding(item, call) for item in media])
+        for part in conversation.media:
+            part.release()
+        found = {item.param: embedding for item, (embedding, _) in zip(media, results, strict=True)}
+        messages = [_decoder_message(message, found) for message in conversation.messages]
+        return Embedded(messages, fetched, [stage for _, stage in results])
+
+    async def _embedding(self, media: Media, call: Call) -> tuple[Embedding, MediaStage]:
+        started = time.monotonic()
+        info = await self._state.encoder(media.modality)
+        key = Key(call.tenant, media.modality, info.revision, info.element_type, media.sha256)
+        try:
+            embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, call), call.deadline)
+        except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
+            raise error.at(media.param) from None
+        except ModalityUnavailable:
+            self._state.suspect()
+            raise
+        if embedding.encoder_revision != info.revision:
+            self._state.suspect()
+        took = seconds_to_duration(time.monotonic() - started)
+        return embedding, MediaStage(modality=media.modality, cache=outcome, encode=took)
+
+    async def _choice(
+        self, index: int, conversation: Conversation, embedded: Embedded, call: Call
+    ) -> AsyncGenerator[tuple[int, DecoderServiceGenerateResponse], None]:
+        request = _generate_request(index, conversation, embedded, call)
+        finished = False
+        async with aclosing(self._mesh.generate(request, call)) as responses:
+            try:
+                async for response in responses:
+                    finished = finished or response.HasField("finish")
+                    yield index, response
+            except UpstreamUnavailable:
+                self._state.suspect()
+                raise
+            except InvalidRequest as error:
+                raise error.at(conversation.prefix + (error.param or "messages")) from None
+        if not finished:
+            raise UpstreamUnavailable("the decoder stopped in the middle of the answer; try again")
+
+
+async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Summary]:
+    """Add up a stream of steps into its `n` choices."""
+    choices, summary = [Choice() for _ in range(n)], None
+    async for step in steps:
+        choice = choices[step.index]
+        choice.text += step.text
+        choice.reasoning += step.reasoning
+        choice.logprobs += step.logprobs
+        choice.finish_reason = step.finish_reason or choice.finish_reason
+        summary = step.summary or summary
+    assert summary is not None  # `answer` ends with one or raises
+    return choices, summary
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all of `work` at once and return its results in order; the first failure cancels the rest."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(item) for item in work]
+    except BaseExceptionGroup as failures:
+        raise next((e for e in failures.exceptions if isinstance(e, MeshError)), failures.exceptions[0]) from None
+    return [task.result() for task in tasks]
+
+
+async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Yield what any of `streams` yields, as it comes; the first failure ends all of them."""
+    queue: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[T, None]) -> None:
+        async with aclosing(stream):
+            async for item in stream:
+                queue.put_nowait(item)
+
+    async def pump_all() -> None:
+        try:
+            await together([pump(stream) for stream in streams])
+        finally:
+            queue.put_nowait(None)
+
+    pumps = asyncio.create_task(pump_all())
+    try:
+        while (item := await queue.get()) is not None:
+            yield item
+        await pumps
+    finally:
+        pumps.cancel()
+        await asyncio.gather(pumps, return_exceptions=True)
+
+
+def _step(index: int, response: DecoderServiceGenerateResponse, summary: Summary | None) -> Step:
+    reason = response.finish.finish_reason if response.HasField("finish") else FINISH_REASON_UNSPECIFIED
+    return Step(index, response.text, response.reasoning, response.logprobs, reason, summary)
+
+
+def _decoder_message(message: Message, found: Mapping[str, Embedding]) -> DecoderMessage:
+    parts = [
+        DecoderPart(media=found[part.param]) if isinstance(part, MediaPart) else DecoderPart(text=part.text)
+        for part in message.parts
+    ]
+    return DecoderMessage(role=message.role, parts=parts)
+
+
+def _generate_request(
+    index: int, conversation: Conversation, embedded: Embedded, call: Call
+) -> DecoderServiceGenerateRequest:
+    request = DecoderServiceGenerateRequest(
+        messages=embedded.messages,
+        sampling=conversation.sampling,
+        return_reasoning=conversation.return_reasoning,
+        request_id=call.request_id,
+    )
+    if conversation.enable_thinking is not None:
+        request.enable_thinking = conversation.enable_thinking
+    if request.sampling.HasField("seed"):
+        request.sampling.seed += index
+    return request
+
+
+def _summary(finishes: Sequence[DecoderFinish], embedded: Embedded, call: Call) -> Summary:
+    """Join the ends of all choices: they share a prompt, and ran side by side."""
+    usage = Usage()
+    usage.CopyFrom(finishes[0].usage)
+    usage.completion_tokens = sum(finish.usage.completion_tokens for finish in finishes)
+    usage.reasoning_tokens = sum(finish.usage.reasoning_tokens for finish in finishes)
+    slowest = {
+        stage: max((getattr(finish, stage) for finish in finishes), key=lambda taken: taken.ToNanoseconds())
+        for stage in ("queue", "prefill", "decode")
+    }
+    stages = Stages(
+        fetch=seconds_to_duration(embedded.fetch),
+        media=embedded.media,
+        total=seconds_to_duration(time.monotonic() - call.started),
+        **slowest,
+    )
+    return Summary(usage, stages, finishes[0].gates)

@@ -1,0 +1,202 @@
+"""The gRPC door: protobuf in, the same pipeline, protobuf out; errors as google.rpc.Status with details."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+from grpc_status import rpc_status
+
+from autoglm.common.errors import InvalidRequest, to_status
+from autoglm.gateway.conversation import (
+    MAX_CHOICES,
+    Call,
+    Conversation,
+    MediaPart,
+    Message,
+    TextPart,
+    check_messages,
+    check_sampling,
+)
+from autoglm.gateway.desk import Desk, new_call
+from autoglm.gateway.media import base64_of
+from autoglm.gateway.pipeline import Step, collect
+from autoglm.gateway.pipeline import Summary as AnswerSummary
+from autoglm.v1.chat_pb2 import (
+    ChatMessage,
+    ChatRequest,
+    Choice,
+    CompleteRequest,
+    CompleteResponse,
+    ContentPart,
+    Media,
+    StreamCompleteRequest,
+    StreamCompleteResponse,
+    Summary,
+)
+from autoglm.v1.chat_pb2_grpc import ChatServiceServicer
+from autoglm.v1.generation_pb2 import ROLE_UNSPECIFIED, Role, SamplingParams
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
+from autoglm.v1.model_pb2 import ListModelsRequest, ListModelsResponse
+from autoglm.v1.model_pb2_grpc import ModelServiceServicer
+from autoglm.v1.transcription_pb2 import TranscribeRequest, TranscribeResponse
+from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ChatServicer(ChatServiceServicer):
+    """ChatService."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
+        """Answer in one message."""
+        async with entered(self._desk, context, "ChatService/Complete", request) as call:
+            conversation, bundle = await self._read(request)
+            async with aclosing(self._desk.chat(conversation, call)) as steps:
+                choices, summary = await collect(steps, conversation.n)
+            return CompleteResponse(
+                id=call.request_id,
+                model=bundle,
+                choices=[
+                    Choice(
+                        index=index,
+                        text=choice.text,
+                        reasoning=choice.reasoning,
+                        finish_reason=choice.finish_reason,
+                        logprobs=choice.logprobs,
+                    )
+                    for index, choice in enumerate(choices)
+                ],
+                summary=_summary(summary),
+            )
+        raise AssertionError  # `entered` never swallows an error
+
+    async def StreamComplete(
+        self, request: StreamCompleteRequest, context: Context
+    ) -> AsyncGenerator[StreamCompleteResponse, None]:
+        """Answer step by step."""
+        async with entered(self._desk, context, "ChatService/StreamComplete", request) as call:
+            conversation, bundle = await self._read(request)
+            async with aclosing(self._desk.chat(conversation, call)) as steps:
+                async for step in steps:
+                    yield _step(step, call, bundle)
+
+    async def _read(self, request: CompleteRequest | StreamCompleteRequest) -> tuple[Conversation, str]:
+        """Take everything out of `request`, which is emptied so that its media is not held twice."""
+        conversation = to_conversation(request.chat, self._desk.settings.max_media_parts)
+        bundle = await self._desk.bundle(request.chat.model, "chat.model")
+        request.Clear()
+        return conversation, bundle
+
+
+class ModelServicer(ModelServiceServicer):
+    """ModelService."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+        """List the names that requests may use."""
+        async with entered(self._desk, context, "ModelService/ListModels", request):
+            return ListModelsResponse(models=await self._desk.models())
+        raise AssertionError
+
+
+class TranscriptionServicer(TranscriptionServiceServicer):
+    """TranscriptionService."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def Transcribe(self, request: TranscribeRequest, context: Context) -> TranscribeResponse:
+        """Return what was said."""
+        async with entered(self._desk, context, "TranscriptionService/Transcribe", request) as call:
+            said = await self._desk.transcribe(_media(request.audio, MODALITY_AUDIO, "audio"), call)
+            return TranscribeResponse(text=said.text, duration=said.duration)
+        raise AssertionError
+
+
+@asynccontextmanager
+async def entered(desk: Desk, context: Context, method: str, request: ProtoMessage) -> AsyncIterator[Call]:
+    """Hold a place for a request, under its key and deadline; what fails inside ends the call with its status."""
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    call = new_call(metadata.get("x-request-id"), metadata.get("traceparent"))
+    call.received = request.ByteSize()
+    status = "CANCELLED"
+    try:
+        await context.send_initial_metadata((("x-request-id", call.request_id),))
+        desk.admit(call, metadata.get("authorization"), context.time_remaining())
+        with desk.place():
+            yield call
+        status = "OK"
+    except Exception as error:
+        known = desk.failed(error)
+        status = known.code
+        sent = rpc_status.to_status(to_status(known))
+        await context.abort(sent.code, sent.details, sent.trailing_metadata)
+    finally:
+        desk.log(call, method, status)
+
+
+def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
+    """Return what `chat` asks for; raises InvalidRequest naming the field at fault."""
+    messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
+    check_messages(messages, "chat.messages", max_media)
+    check_sampling(chat.sampling, "chat.sampling.")
+    if chat.n > MAX_CHOICES:
+        raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
+    return Conversation(
+        messages=messages,
+        sampling=SamplingParams.FromString(chat.sampling.SerializeToString()),
+        enable_thinking=chat.enable_thinking if chat.HasField("enable_thinking") else None,
+        return_reasoning=chat.return_reasoning,
+        n=chat.n or 1,
+        prefix="chat.",
+    )
+
+
+def _message(message: ChatMessage, param: str) -> Message:
+    if message.role == ROLE_UNSPECIFIED or message.role not in Role.values():
+        raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
+    parts = [_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
+    return Message(message.role, parts, f"{param}.parts")
+
+
+def _part(part: ContentPart, param: str) -> TextPart | MediaPart:
+    match part.WhichOneof("part"):
+        case "text":
+            return TextPart(part.text)
+        case "image":
+            return _media(part.image, MODALITY_IMAGE, f"{param}.image")
+        case "audio":
+            return _media(part.audio, MODALITY_AUDIO, f"{param}.audio")
+    raise InvalidRequest(f"{param} must be text, image or audio", param=param)
+
+
+def _media(media: Media, modality: Modality, param: str) -> MediaPart:
+    match media.WhichOneof("source"):
+        case "data":
+            return MediaPart(modality, media.data, f"{param}.data")
+        case "url":
+            return MediaPart(modality, base64_of(media.url, f"{param}.url"), f"{param}.url")
+    raise InvalidRequest(f"{param} must have data or url", param=param)
+
+
+def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:
+    delta = Choice(
+        index=step.index,
+        text=step.text,
+        reasoning=step.reasoning,
+        finish_reason=step.finish_reason,
+        logprobs=step.logprobs,
+    )
+    summary = None if step.summary is None else _summary(step.summary)
+    return StreamCompleteResponse(id=call.request_id, model=bundle, delta=delta, summary=summary)
+
+
+def _summary(summary: AnswerSummary) -> Summary:
+    return Summary(usage=summary.usage, stages=summary.stages, gates=summary.gates)

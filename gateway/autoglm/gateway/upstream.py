@@ -1,0 +1,153 @@
+"""The services behind Ray Serve, over one gRPC channel; Serve chooses by the metadata `application`.
+
+Serve itself answers for an application that is dead, missing or restarting, with codes that vary
+and without our error details. Only an error that carries our ErrorInfo is the service's own word;
+nearly every other failure means that the service could not be reached.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from autoglm.common.errors import (
+    DOMAIN,
+    DeadlineExceeded,
+    MeshError,
+    ModalityUnavailable,
+    RateLimited,
+    UpstreamUnavailable,
+    from_status,
+)
+from autoglm.gateway.conversation import MODALITY_NAMES, Call
+from autoglm.gateway.media import Media
+from autoglm.v1.decoder_pb2 import (
+    DecoderServiceDescribeRequest,
+    DecoderServiceDescribeResponse,
+    DecoderServiceGenerateRequest,
+    DecoderServiceGenerateResponse,
+)
+from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
+from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
+from autoglm.v1.speech_pb2 import (
+    SpeechServiceDescribeRequest,
+    SpeechServiceEncodeRequest,
+    SpeechServiceTranscribeRequest,
+    SpeechServiceTranscribeResponse,
+)
+from autoglm.v1.speech_pb2_grpc import SpeechServiceStub
+from autoglm.v1.vision_pb2 import VisionServiceDescribeRequest, VisionServiceEncodeRequest
+from autoglm.v1.vision_pb2_grpc import VisionServiceStub
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+ENCODERS = (MODALITY_IMAGE, MODALITY_AUDIO)
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # gRPC would wait up to two minutes before it tries a restarted Serve again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+class Mesh:
+    """Calls to the three applications, each with its caller's deadline; cancelling a task cancels its call."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._vision = VisionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._speech = SpeechServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """Close the channel; calls in progress are cancelled."""
+        await self._channel.close(grace=None)
+
+    async def encode(self, media: Media, call: Call) -> Embedding:
+        """Return the embedding of `media`; raises ModalityUnavailable or what the encoder objects to."""
+        left = call.deadline.to_message()
+        if media.modality == MODALITY_IMAGE:
+            image = VisionServiceEncodeRequest(image=media.data, timeout=left)
+            return cast(Embedding, (await _ask(self._vision.Encode, image, "vision", call)).embedding)
+        audio = SpeechServiceEncodeRequest(audio=media.data, timeout=left)
+        return cast(Embedding, (await _ask(self._speech.Encode, audio, "speech", call)).embedding)
+
+    async def transcribe(self, media: Media, call: Call) -> SpeechServiceTranscribeResponse:
+        """Return what was said; fails as `encode` does."""
+        request = SpeechServiceTranscribeRequest(audio=media.data, timeout=call.deadline.to_message())
+        return cast(SpeechServiceTranscribeResponse, await _ask(self._speech.Transcribe, request, "speech", call))
+
+    async def describe_encoder(self, modality: Modality, call: Call) -> EncoderInfo:
+        """Return what an encoder says of itself; raises ModalityUnavailable."""
+        if modality == MODALITY_IMAGE:
+            answer = await _ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", call)
+        else:
+            answer = await _ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", call)
+        return cast(EncoderInfo, answer.encoder)
+
+    async def describe_decoder(self, call: Call) -> DecoderServiceDescribeResponse:
+        """Return what the decoder says of itself; raises UpstreamUnavailable."""
+        answer = await _ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", call)
+        return cast(DecoderServiceDescribeResponse, answer)
+
+    async def generate(
+        self, request: DecoderServiceGenerateRequest, call: Call
+    ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
+        """Stream an answer; raises UpstreamUnavailable or what the decoder objects to."""
+        request.timeout.CopyFrom(call.deadline.to_message() or request.timeout)
+        stream = self._decoder.Generate(request, **_route("decoder", call))
+        try:
+            async for response in stream:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, "decoder") from None
+        finally:
+            stream.cancel()
+
+
+def unavailable(application: str) -> MeshError:
+    """Return the error for an application that cannot be reached."""
+    names = {"vision": MODALITY_NAMES[MODALITY_IMAGE], "speech": MODALITY_NAMES[MODALITY_AUDIO]}
+    if application in names:
+        return ModalityUnavailable(f"{names[application]} input is not available now: its encoder does not answer")
+    return UpstreamUnavailable(f"the {application} does not answer; try again shortly")
+
+
+def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
+    """Return what a client should see of a failed call; texts that are not ours stay inside."""
+    status = _own_status(error)
+    if status is not None:
+        return from_status(status)
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"the deadline passed in the {application} service; allow more time")
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return RateLimited(f"the {application} service is full; try again shortly")
+    return unavailable(application)
+
+
+async def _ask(method: Any, request: object, application: str, call: Call) -> Any:
+    try:
+        return await method(request, **_route(application, call))
+    except grpc.aio.AioRpcError as error:
+        raise translate(error, application) from None
+
+
+def _route(application: str, call: Call) -> dict[str, Any]:
+    return {"timeout": call.deadline.remaining(), "metadata": (("application", application), *call.metadata)}
+
+
+def _own_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """Return the google.rpc.Status of `error` if this mesh made it, whatever a proxy did to code and text."""
+    metadata = cast(tuple[tuple[str, str | bytes], ...], error.trailing_metadata() or ())
+    for key, value in metadata:
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            with contextlib.suppress(DecodeError):
+                status, info = status_pb2.Status.FromString(value), error_details_pb2.ErrorInfo()
+                if any(detail.Unpack(info) for detail in status.details) and info.domain == DOMAIN:
+                    return status
+    return None
