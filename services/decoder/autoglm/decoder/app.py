@@ -1,0 +1,66 @@
+"""The decoder application of the mesh. Building it loads neither torch nor weights: replicas do."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray import serve
+from ray.serve import metrics
+
+from autoglm.common.ingress import stay_local
+from autoglm.common.memory import give_back
+from autoglm.common.server import Context
+from autoglm.decoder.settings import DecoderSettings
+from autoglm.v1 import decoder_pb2
+
+logger = logging.getLogger("ray.serve")
+
+
+@serve.deployment(name="Decoder", health_check_period_s=5, health_check_timeout_s=30, graceful_shutdown_timeout_s=10)
+class Decoder:
+    """autoglm.v1.DecoderService as Serve calls it."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import torch
+
+        from autoglm.decoder.servicer import DecoderServicer
+
+        stay_local()
+        parsed = DecoderSettings.model_validate(settings)
+        torch.set_num_threads(parsed.threads or max(1, (os.cpu_count() or 1) // 2))
+        self._servicer = DecoderServicer.load(parsed)
+        give_back()
+        self._running = metrics.Gauge("autoglm_num_requests_running", "Requests being generated now.")
+        self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests waiting for a place.")
+
+    async def Generate(
+        self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Context
+    ) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
+        """Stream an answer."""
+        async for message in self._servicer.generate(request, grpc_context):
+            yield message
+
+    async def Describe(
+        self, request: decoder_pb2.DecoderServiceDescribeRequest
+    ) -> decoder_pb2.DecoderServiceDescribeResponse:
+        """Tell what the decoder is and how busy it is."""
+        return self._servicer.describe()
+
+    async def check_health(self) -> None:
+        """Raise when the engine's thread has ended, so that Serve restarts the replica."""
+        stats = self._servicer.engine.stats()
+        self._running.set(stats.running)
+        self._waiting.set(stats.waiting)
+        if not self._servicer.engine.alive():
+            raise RuntimeError("the engine's thread has ended")
+
+
+def build(settings: DecoderSettings) -> serve.Application:
+    """Return the application for `args` of the Serve config."""
+    deployment = Decoder.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+    )
+    return deployment.bind(settings.model_dump())

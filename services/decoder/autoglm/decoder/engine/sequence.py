@@ -1,0 +1,75 @@
+"""One request inside the engine: what it asks, where it stands, and how its answer gets out."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from autoglm.fusion.compose import Prompt
+from autoglm.fusion.model import MediaKind
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; the defaults are OpenAI's. `top_logprobs` None means no log probabilities."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token with, if asked for, its log probability and its likeliest rivals, (token, log probability) each."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Why generation ended: "stop", "length", or an exception that ended this request alone."""
+
+    reason: str | Exception
+
+
+Sink = Callable[[Chosen | Finished], None]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request from submit to finish. Owned by the engine's thread once submitted.
+
+    `length` counts the positions whose keys and values are cached. Times are monotonic seconds.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    max_tokens: int
+    sink: Sink
+    generator: torch.Generator
+    output: list[int] = field(default_factory=list)
+    length: int = 0
+    gates: dict[MediaKind, float] = field(default_factory=dict)
+    counts: Tensor | None = None
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    first_token: float = 0.0
+    aborted: bool = False
+
+    @classmethod
+    def start(cls, prompt: Prompt, sampling: Sampling, room: int, sink: Sink) -> "Sequence":
+        """Return a waiting sequence that may generate up to `room` tokens."""
+        generator = torch.Generator()
+        generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed % 2**63)
+        return cls(prompt, sampling, min(room, sampling.max_tokens or room), sink, generator)

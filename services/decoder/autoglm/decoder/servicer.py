@@ -1,0 +1,150 @@
+"""autoglm.v1.DecoderService: unpack, compose, generate, pack."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from queue import SimpleQueue
+
+import torch
+
+from autoglm.common.bundle import Bundle, chosen_bundle
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import InvalidRequest
+from autoglm.common.server import Context, fail
+from autoglm.common.tensors import TensorError
+from autoglm.common.torch_tensors import to_torch
+from autoglm.decoder.engine.engine import Engine
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.settings import DecoderSettings
+from autoglm.decoder.stream import MODALITIES, Answer, Inbox
+from autoglm.fusion.compose import Media, Message, Prompt, Role
+from autoglm.fusion.model import MediaKind
+from autoglm.v1 import decoder_pb2, embedding_pb2, generation_pb2, modality_pb2
+
+logger = logging.getLogger("autoglm.decoder")
+
+ROLES: dict[generation_pb2.Role, Role] = {
+    generation_pb2.ROLE_SYSTEM: "system",
+    generation_pb2.ROLE_USER: "user",
+    generation_pb2.ROLE_ASSISTANT: "assistant",
+}
+_KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_pb2.MODALITY_AUDIO: "audio"}
+
+
+class DecoderServicer:
+    """Generates answers with one engine."""
+
+    def __init__(self, model: DecoderModel, max_num_seqs: int) -> None:
+        self._model = model
+        self.engine = Engine(model.runner, max_num_seqs, model.stops)
+
+    @classmethod
+    def load(cls, settings: DecoderSettings) -> "DecoderServicer":
+        """Open the bundle's decoder and fusion; raises BundleError when a part is not whole."""
+        model = DecoderModel.load(Bundle.open(chosen_bundle(settings.bundle)), settings)
+        servicer = cls(model, settings.max_num_seqs)
+        servicer.warm_up()
+        return servicer
+
+    def warm_up(self) -> None:
+        """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
+        widths = self._model.runner.fusion.config.media_widths
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in widths.items()]
+        prompt = self._model.composer.compose([Message("user", (*media, "你好" * 20))])
+        events: SimpleQueue[Chosen | Finished] = SimpleQueue()
+        for _ in range(2):
+            sampling = Sampling(temperature=0, max_tokens=4)
+            self.engine.submit(Sequence.start(prompt, sampling, self._room(prompt), events.put))
+        finished = 0
+        while finished < 2:
+            finished += isinstance(events.get(), Finished)
+
+    async def generate(
+        self, request: decoder_pb2.DecoderServiceGenerateRequest, context: Context
+    ) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
+        """DecoderService.Generate."""
+        try:
+            deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
+            async with aclosing(self._generate(request)) as messages:
+                while True:
+                    async with asyncio.timeout(deadline.remaining()):
+                        message = await anext(messages, None)
+                    if message is None:
+                        return
+                    yield message
+        except Exception as error:
+            fail(context, error)
+
+    def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
+        """DecoderService.Describe."""
+        stats, runner = self.engine.stats(), self._model.runner
+        return decoder_pb2.DecoderServiceDescribeResponse(
+            bundle=self._model.bundle.name,
+            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in runner.fusion.config.media_widths)],
+            context_length=runner.context,
+            device=str(runner.device),
+            num_requests_running=stats.running,
+            num_requests_waiting=stats.waiting,
+        )
+
+    async def _generate(
+        self, request: decoder_pb2.DecoderServiceGenerateRequest
+    ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
+        prompt = self._prompt(request)
+        sampling = _sampling(request.sampling)
+        inbox = Inbox()
+        sequence = Sequence.start(prompt, sampling, self._room(prompt), inbox.put)
+        answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning)
+        self.engine.submit(sequence)
+        try:
+            async for message, ended in answer.messages(inbox):
+                if ended:
+                    message.finish.CopyFrom(answer.finish(sequence, ended))
+                yield message
+        finally:
+            self.engine.abort(sequence)
+
+    def _prompt(self, request: decoder_pb2.DecoderServiceGenerateRequest) -> Prompt:
+        if not request.messages:
+            raise InvalidRequest("a conversation needs at least one message", param="messages")
+        messages = [self._message(message) for message in request.messages]
+        thinking = request.enable_thinking if request.HasField("enable_thinking") else None
+        return self._model.composer.compose(messages, thinking)
+
+    def _message(self, message: decoder_pb2.DecoderMessage) -> Message:
+        if message.role not in ROLES:
+            raise InvalidRequest(f"unknown role {message.role}", param="messages.role")
+        parts = (p.text if p.WhichOneof("part") == "text" else self._media(p.media) for p in message.parts)
+        return Message(ROLES[message.role], tuple(parts))
+
+    def _media(self, embedding: embedding_pb2.Embedding) -> Media:
+        kind = _KINDS.get(embedding.modality)
+        widths = self._model.runner.fusion.config.media_widths
+        if kind is None or kind not in widths:
+            raise InvalidRequest(f"bundle {self._model.bundle.name} does not understand this medium", param="messages")
+        try:
+            tokens = to_torch(embedding.tokens)
+        except TensorError as error:
+            raise InvalidRequest(f"the {kind} embedding is damaged: {error}", param="messages") from error
+        if tokens.ndim != 2 or tokens.shape[1] != widths[kind]:
+            raise InvalidRequest(
+                f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param="messages"
+            )
+        return Media(kind, tokens)
+
+    def _room(self, prompt: Prompt) -> int:
+        context, used = self._model.runner.context, len(prompt.token_ids)
+        if used >= context:
+            raise InvalidRequest(
+                f"this model's maximum context length is {context} tokens, but the messages have {used}; shorten them",
+                param="messages",
+            )
+        return context - used
+
+
+def _sampling(message: generation_pb2.SamplingParams) -> Sampling:
+    """Return the parameters with defaults for what was not set."""
+    given = {field.name: getattr(message, field.name) for field, _ in message.ListFields() if field.name != "stop"}
+    return Sampling(stop=tuple(message.stop), **given)

@@ -1,0 +1,22 @@
+"""What the decoder application can be told in the Serve config."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DecoderSettings(BaseModel):
+    """`args` of the decoder application; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bundle: str = Field("", description="Folder of the bundle; empty means AUTOGLM_BUNDLE, else the packaged one.")
+    device: str = Field("", description="Where to compute, as PyTorch names it; empty means cuda if there, else cpu.")
+    dtype: Literal["", "float32", "bfloat16"] = Field("", description="Empty means bfloat16 on cuda, else float32.")
+    threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 means half of the cores.")
+    max_num_seqs: int = Field(32, ge=1, le=1024, description="Most requests generated at a time.")
+    max_model_len: int = Field(0, ge=0, description="Most tokens of prompt and answer; 0 means the model's own limit.")
+    max_ongoing_requests: int = Field(256, ge=1, description="Requests that a replica takes at a time.")
+    max_queued_requests: int = Field(64, ge=-1, description="Requests that may wait before more are refused.")
+    num_cpus: float = Field(0.5, ge=0, description="Share of the node's CPUs that Ray reserves for a replica.")
+    num_gpus: float = Field(0, ge=0, description="Share of the node's GPUs that Ray reserves for a replica.")

@@ -1,0 +1,112 @@
+"""One answer on its way out: from the engine's thread to the messages of DecoderService.Generate."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from tokenizers import Tokenizer
+
+from autoglm.common.deadlines import seconds_to_duration
+from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
+from autoglm.fusion.compose import Prompt
+from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
+
+MODALITIES = {"image": modality_pb2.MODALITY_IMAGE, "audio": modality_pb2.MODALITY_AUDIO}
+_REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}
+
+
+class Inbox:
+    """Where the engine's thread leaves events for one coroutine of the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Chosen | Finished] = asyncio.Queue()
+
+    def put(self, event: Chosen | Finished) -> None:
+        """Leave an event; called from the engine's thread."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def get(self) -> Chosen | Finished:
+        """Return the next event."""
+        return await self._queue.get()
+
+
+class Answer:
+    """Turns the events of one sequence into response messages."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...], split: bool) -> None:
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._text = Detokenizer(tokenizer)
+        self._stops = StopStrings(stop)
+        self._reasoning = Reasoning() if split else None
+        self._count = self._thoughts = 0
+
+    async def messages(self, inbox: Inbox) -> AsyncIterator[tuple[decoder_pb2.DecoderServiceGenerateResponse, str]]:
+        """Yield each message with "" and, once the answer is over, a last one with why it ended."""
+        if self._prompt.echo:
+            yield self._message(self._prompt.echo), ""
+        while isinstance(event := await inbox.get(), Chosen):
+            self._count += 1
+            text, stopped = self._stops.feed(self._text.feed(event.token_id))
+            message = self._message(text)
+            self._thoughts += bool(message.reasoning)
+            if event.logprob is not None:
+                message.logprobs.append(self._logprobs(event.token_id, event.logprob, event.top))
+            if stopped:
+                self._add(message, *self._flushed(""))
+                yield message, "stop"
+                return
+            if message.ByteSize():
+                yield message, ""
+        if isinstance(event.reason, Exception):
+            raise event.reason
+        last = decoder_pb2.DecoderServiceGenerateResponse()
+        tail, _ = self._stops.feed(self._text.flush())
+        self._add(last, *self._flushed(tail + self._stops.flush()))
+        yield last, event.reason
+
+    def finish(self, sequence: Sequence, reason: str) -> decoder_pb2.DecoderFinish:
+        """Return what closes the answer."""
+        ended = time.monotonic()
+        started, first = sequence.started or ended, sequence.first_token or ended
+        return decoder_pb2.DecoderFinish(
+            finish_reason=_REASONS[reason],
+            usage=generation_pb2.Usage(
+                prompt_tokens=len(self._prompt.token_ids),
+                completion_tokens=self._count,
+                image_tokens=self._prompt.count("image"),
+                audio_tokens=self._prompt.count("audio"),
+                reasoning_tokens=self._thoughts,
+            ),
+            gates=[generation_pb2.Gate(modality=MODALITIES[k], mean=v) for k, v in sequence.gates.items()],
+            queue=seconds_to_duration(started - sequence.submitted),
+            prefill=seconds_to_duration(first - started),
+            decode=seconds_to_duration(ended - first),
+        )
+
+    def _message(self, text: str) -> decoder_pb2.DecoderServiceGenerateResponse:
+        message = decoder_pb2.DecoderServiceGenerateResponse()
+        self._add(message, *(self._reasoning.feed(text) if self._reasoning else (text, "")))
+        return message
+
+    def _flushed(self, text: str) -> tuple[str, str]:
+        if self._reasoning is None:
+            return text, ""
+        ready, rest = self._reasoning.feed(text), self._reasoning.flush()
+        return ready[0] + rest[0], ready[1] + rest[1]
+
+    @staticmethod
+    def _add(message: decoder_pb2.DecoderServiceGenerateResponse, text: str, reasoning: str) -> None:
+        message.text += text
+        message.reasoning += reasoning
+
+    def _logprobs(
+        self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]
+    ) -> generation_pb2.LogprobEntry:
+        rows = [self._logprob(*pair) for pair in ((token_id, logprob), *top)]
+        return generation_pb2.LogprobEntry(chosen=rows[0], top=rows[1:])
+
+    def _logprob(self, token_id: int, value: float) -> generation_pb2.TokenLogprob:
+        data = token_bytes(self._tokenizer, token_id)
+        return generation_pb2.TokenLogprob(token=data.decode(errors="replace"), logprob=value, token_bytes=data)

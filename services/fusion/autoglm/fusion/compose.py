@@ -1,0 +1,154 @@
+"""How a conversation with embeddings becomes token ids and places for media.
+
+Each message is laid out media first, images before audio, then text, so that text and speech can
+look back at the screen and nothing ever looks ahead. The chat template (Jinja, the bundle's own)
+sees one placeholder per media item and an opaque stand-in per text; user text is encoded apart, so
+it can never forge a special token.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from autoglm.fusion.model import MEDIA, MediaKind
+
+Role = Literal["system", "user", "assistant"]
+PLACEHOLDERS: dict[MediaKind, str] = {"image": "<|image|>", "audio": "<|audio|>"}
+_SLOT = re.compile("\ue000(\\d+)\ue001")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Media:
+    """One image or recording as its encoder's tokens [n, width]."""
+
+    kind: MediaKind
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn: who speaks, and the parts in the order in which the client sent them."""
+
+    role: Role
+    parts: tuple[str | Media, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stretch of consecutive tokens of one nature: [start, stop) in the prompt.
+
+    `media` is set for a media item. `enriched` says whether text may take from media (assistant
+    text may not: it must stay what the decoder generated). `asked` marks the last user message's text.
+    """
+
+    start: int
+    stop: int
+    media: Media | None = None
+    enriched: bool = True
+    asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A laid-out conversation. `echo` is the part of the answer that the template already wrote."""
+
+    token_ids: list[int]
+    runs: tuple[Run, ...]
+    echo: str
+
+    def count(self, kind: MediaKind) -> int:
+        """Return how many tokens stand for media of `kind`."""
+        return sum(run.stop - run.start for run in self.runs if run.media is not None and run.media.kind == kind)
+
+
+class Composer:
+    """The tokenizer and chat template of a decoder, applied to conversations with media."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._plain.encode_special_tokens = True
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        self._placeholder_ids = {kind: _id(self.tokenizer, text) for kind, text in PLACEHOLDERS.items()}
+
+    def compose(self, messages: Sequence[Message], enable_thinking: bool | None = None) -> Prompt:
+        """Lay out `messages` with the prompt for the next assistant turn."""
+        slots: list[tuple[Message, str | Media]] = []
+        rendered = self._render(messages, slots, enable_thinking)
+        last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        builder = _Builder(self.tokenizer, self._plain, self._placeholder_ids)
+        position = 0
+        for match in _SLOT.finditer(rendered):
+            builder.template(rendered[position : match.start()])
+            message, part = slots[int(match[1])]
+            builder.part(part, message.role, asked=last_user >= 0 and message is messages[last_user])
+            position = match.end()
+        echo = "<think>" if rendered.endswith("<think>") else ""
+        builder.template(rendered[position : len(rendered) - len(echo)])
+        builder.echo(echo)
+        return Prompt(builder.token_ids, tuple(builder.runs), echo)
+
+    def _render(
+        self, messages: Sequence[Message], slots: list[tuple[Message, str | Media]], enable_thinking: bool | None
+    ) -> str:
+        rows = []
+        for message in messages:
+            content = ""
+            for part in _in_order(message.parts):
+                content += f"\ue000{len(slots)}\ue001"
+                slots.append((message, part))
+            rows.append({"role": message.role, "content": content})
+        return self._template.render(messages=rows, add_generation_prompt=True, enable_thinking=enable_thinking)
+
+
+def _id(tokenizer: Tokenizer, text: str) -> int:
+    token_id = tokenizer.token_to_id(text)
+    if token_id is None:
+        raise ValueError(f"the tokenizer has no token {text}; it cannot take media")
+    return token_id
+
+
+def _in_order(parts: tuple[str | Media, ...]) -> list[str | Media]:
+    """Return images, then audio, then text, each in the client's order."""
+    media = [part for kind in MEDIA for part in parts if isinstance(part, Media) and part.kind == kind]
+    return [*media, *(part for part in parts if isinstance(part, str))]
+
+
+class _Builder:
+    """Collects token ids and runs from left to right."""
+
+    def __init__(self, tokenizer: Tokenizer, plain: Tokenizer, placeholder_ids: dict[MediaKind, int]) -> None:
+        self._tokenizer, self._plain, self._placeholder_ids = tokenizer, plain, placeholder_ids
+        self.token_ids: list[int] = []
+        self.runs: list[Run] = []
+
+    def template(self, text: str) -> None:
+        """Add text that the template wrote; it may hold special tokens."""
+        self._add(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def echo(self, text: str) -> None:
+        """Add the start of the answer, as plain as the tokens that the decoder will generate."""
+        self._add(self._tokenizer.encode(text, add_special_tokens=False).ids, enriched=False)
+
+    def part(self, part: str | Media, role: Role, asked: bool) -> None:
+        """Add what a client sent."""
+        if isinstance(part, str):
+            ids = self._plain.encode(part, add_special_tokens=False).ids
+            self._add(ids, enriched=role != "assistant", asked=asked)
+        else:
+            self.template(f"<|begin_of_{part.kind}|>")
+            self._add([self._placeholder_ids[part.kind]] * part.tokens.shape[0], media=part)
+            self.template(f"<|end_of_{part.kind}|>")
+
+    def _add(self, ids: list[int], media: Media | None = None, enriched: bool = True, asked: bool = False) -> None:
+        if ids:
+            start = len(self.token_ids)
+            self.token_ids += ids
+            self.runs.append(Run(start, len(self.token_ids), media, enriched, asked))

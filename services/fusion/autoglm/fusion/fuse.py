@@ -1,0 +1,91 @@
+"""Decoder inputs for one prompt, run by run, so that a prefix never changes.
+
+Floating-point sums depend on the shapes they are computed in. Every run is therefore computed in
+shapes that depend only on what stands before it, text in blocks of a fixed number of rows: the
+inputs of a prefix are bit for bit the same with and without what follows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from autoglm.fusion.compose import Prompt, Run
+from autoglm.fusion.model import FusionModel, MediaKind
+
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """`embeddings` [T, text_width] for the decoder; `gates` modality → mean over the asked text."""
+
+    embeddings: Tensor
+    gates: dict[MediaKind, float]
+
+
+@torch.inference_mode()
+def fuse(model: FusionModel, embed: nn.Embedding, prompt: Prompt) -> Fused:
+    """Return the decoder's inputs for `prompt`; without media they are the plain text embeddings."""
+    embeddings = embed(torch.tensor(prompt.token_ids, device=embed.weight.device))
+    if all(run.media is None for run in prompt.runs):
+        return Fused(embeddings, {})
+    return _Fuser(model, embeddings).fuse(prompt.runs)
+
+
+class _Fuser:
+    """The state of one pass from left to right."""
+
+    def __init__(self, model: FusionModel, embeddings: Tensor) -> None:
+        self.model, self.plain, self.out = model, embeddings, embeddings.clone()
+        weight = model.out.weight
+        # Rows before the first token are zeros: `queries` always has its left context.
+        self.common = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
+        self.sources: dict[MediaKind, list[Tensor]] = {}
+        self.asked: dict[MediaKind, list[Tensor]] = {}
+
+    @property
+    def margin(self) -> int:
+        return self.model.config.context - 1
+
+    def fuse(self, runs: tuple[Run, ...]) -> Fused:
+        for run in runs:
+            if run.media is not None:
+                self._media(run, run.media.kind)
+            else:
+                self._text(run)
+        gates = {kind: torch.cat(values).mean().item() for kind, values in self.asked.items()}
+        return Fused(self.out, gates)
+
+    def _media(self, run: Run, kind: MediaKind) -> None:
+        assert run.media is not None
+        index = torch.arange(run.stop - run.start, device=self.common.device)
+        tokens = self.model.project_media(kind, run.media.tokens.to(self.common)[None], index)
+        self.common[run.start + self.margin : run.stop + self.margin] = tokens[0]
+        rows = self.common[run.start : run.stop + self.margin]
+        delta = self.model.enrich(self.model.queries(rows[None]), self._visible(len(index), but=kind)).delta
+        self.out[run.start : run.stop] = self.model.media_out(tokens, delta)[0]
+        self.sources.setdefault(kind, []).append(tokens)
+
+    def _text(self, run: Run) -> None:
+        for start in range(run.start, run.stop, BLOCK):
+            rows = min(BLOCK, run.stop - start)
+            plain = pad(self.plain[start : start + rows], (0, 0, 0, BLOCK - rows)).to(self.common.dtype)
+            projected = self.model.project_text(plain)
+            self.common[start + self.margin : start + self.margin + rows] = projected[:rows]
+            if run.enriched and self.sources:
+                self._enrich_block(start, rows, plain, projected, run.asked)
+
+    def _enrich_block(self, start: int, rows: int, plain: Tensor, projected: Tensor, asked: bool) -> None:
+        window = torch.cat([self.common[start : start + self.margin], projected])
+        enriched = self.model.enrich(self.model.queries(window[None]), self._visible(BLOCK))
+        self.out[start : start + rows] = self.model.text_out(plain, enriched.delta[0])[:rows].to(self.out.dtype)
+        if asked:
+            for kind, gate in enriched.gates.items():
+                self.asked.setdefault(kind, []).append(gate[0, :rows])
+
+    def _visible(self, rows: int, but: MediaKind | None = None) -> dict[MediaKind, tuple[Tensor, Tensor]]:
+        """Return every source so far, wholly visible to each of `rows` queries, except the kind `but`."""
+        joined = {kind: torch.cat(items, dim=1) for kind, items in self.sources.items() if kind != but}
+        return {kind: (s, s.new_ones(1, rows, s.shape[1], dtype=torch.bool)) for kind, s in joined.items()}

@@ -1,0 +1,199 @@
+"""The vision encoder: an image file becomes 49 tokens of a MobileViT's last feature map.
+
+Any width of `MobileViTModel` serves, apple/mobilevit-small included. The whole picture is squashed to a
+square; nothing is cropped, for a phone's screen matters up to its edges.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
+from transformers import MobileViTModel
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+MAX_PIXELS = 40_000_000
+STRIDE = 32
+
+
+class ImageError(ValueError):
+    """The bytes are not an image that can be encoded; the message says why and holds no file content."""
+
+
+class ImageTooLarge(ImageError):
+    """The image has more than `MAX_PIXELS` pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How pixels become numbers: the fields of preprocessor_config.json that matter here."""
+
+    side: int = 224
+    resample: int = int(Image.Resampling.BILINEAR)
+    rescale_factor: float = 1 / 255
+    flip_channels: bool = False
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `preprocessor_config.json`; a "shortest_edge" size means the default square of 224."""
+        raw = json.loads((folder / "preprocessor_config.json").read_text())
+        return cls(
+            side=raw.get("size", {}).get("height", cls().side),
+            resample=raw.get("resample", cls().resample),
+            rescale_factor=raw.get("rescale_factor", cls().rescale_factor),
+            flip_channels=raw.get("do_flip_channel_order", True),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `preprocessor_config.json` as transformers' MobileViTImageProcessor reads it."""
+        raw = {
+            "image_processor_type": "MobileViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": self.side, "width": self.side},
+            "resample": self.resample,
+            "do_center_crop": False,
+            "do_rescale": True,
+            "rescale_factor": self.rescale_factor,
+            "do_flip_channel_order": self.flip_channels,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+    def squash(self, image: Image.Image) -> Image.Image:
+        """Return the RGB image as a square of `side` pixels, whatever its aspect."""
+        return image.resize((self.side, self.side), Image.Resampling(self.resample))
+
+    def tensor(self, image: Image.Image) -> Tensor:
+        """Return an RGB image as float32 [3, side, side]."""
+        pixels = torch.from_numpy(np.array(self.squash(image))).permute(2, 0, 1)
+        return (pixels.flip(0) if self.flip_channels else pixels).float() * self.rescale_factor
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a JPEG, PNG, WebP or GIF (first frame) to RGB: upright, transparency on white.
+
+    Raises ImageTooLarge for more than `MAX_PIXELS` pixels, which the header tells before anything is
+    decoded, and ImageError for anything that is not such a file or is broken.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
+            image.load()
+            return _on_white(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not a JPEG, PNG, WebP or GIF image") from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError("image is truncated or broken") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+class VisionModel:
+    """A MobileViT with its preprocessing, ready to encode."""
+
+    def __init__(self, model: MobileViTModel, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> None:
+        self.model: MobileViTModel = model.eval().requires_grad_(False).to(device)
+        self.preprocessing = preprocessing
+        self.device = torch.device(device)
+        self.width: int = model.config.neck_hidden_sizes[-1]
+        self.tokens = (preprocessing.side // STRIDE) ** 2
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu", int8: bool = False) -> Self:
+        """Load a folder with config.json, model.safetensors and preprocessor_config.json; compute in float32.
+
+        With `int8` the weights are held as 8-bit integers, see `quantize_int8`.
+        """
+        model = MobileViTModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        if int8:
+            quantize_int8(model.eval())
+        return cls(model, Preprocessing.load(Path(folder)), device)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the three files, weights in bfloat16, the preprocessing included. The model becomes bfloat16."""
+        self.model.to(torch.bfloat16).save_pretrained(folder)
+        self.preprocessing.save(folder)
+
+    def preprocess(self, data: bytes) -> Tensor:
+        """Decode an image file to float32 [3, side, side]. Raises ImageError."""
+        return self.preprocessing.tensor(decode_image(data))
+
+    @torch.inference_mode()
+    def encode(self, batch: Tensor) -> Tensor:
+        """Encode images [B, 3, side, side] to float32 tokens [B, tokens, width], row by row from the top left."""
+        features: Tensor = self.model(batch.to(self.device)).last_hidden_state
+        return features.flatten(2).transpose(1, 2).float()
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with 8-bit weights, one scale per output row, and activations quantized per token."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = _quantize_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, row_scale = _quantize_rows(x.reshape(-1, x.shape[-1]))
+        sums = torch._int_mm(rows, self.weight.t())
+        y = (sums * row_scale[:, None] * self.scale).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Conv2d(nn.Module):
+    """A convolution that keeps its weights in 8 bits, one scale per output channel, and computes in float."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight, scale = _quantize_rows(conv.weight.detach().flatten(1))
+        self.register_buffer("weight", weight.reshape(conv.weight.shape))
+        self.register_buffer("scale", scale[:, None, None, None])
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
+        self.stride, self.padding = conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.scale
+        padding = self.padding
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 values of `matrix` [N, K] and the float scale [N] of each row, symmetric around zero."""
+    scale = matrix.abs().amax(dim=1).clamp_min(1e-8) / 127
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
+
+
+def quantize_int8(module: nn.Module) -> None:
+    """Replace every linear layer and convolution below `module` by its 8-bit form, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child))
+        elif isinstance(child, nn.Conv2d):
+            setattr(module, name, Int8Conv2d(child))
+        else:
+            quantize_int8(child)
