@@ -1,0 +1,139 @@
+"""`autoglm bench`: measure a mesh, and write down what was found."""
+
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from autoglm.cli import load, report, workloads
+from autoglm.cli.api import Api, ApiError
+from autoglm.cli.report import Case, Row
+from autoglm.cli.workloads import Messages, ToolsMissing
+
+SEED = 0
+ROUNDS = 5
+CONCURRENCIES = (1, 16)
+WARM_UP = 2  # requests of each case before the first round
+KINDS = (("text", "none"), ("screen", "new"), ("screen", "repeated"), ("voice", "new"), ("voice", "repeated"))
+CASES = tuple(Case(*kind, concurrency) for kind in KINDS for concurrency in CONCURRENCIES)
+
+Work = Mapping[Case, Sequence[Sequence[Messages]]]  # the requests of each case, a list a round, the warm-up first
+
+app = typer.Typer(help="Measure a mesh.", no_args_is_help=True)
+
+
+class Unmeasurable(Exception):
+    """The benchmark cannot run; the message says in one line what to do."""
+
+
+@app.callback()
+def bench() -> None:
+    """Measure a mesh."""
+
+
+@app.command()
+def smoke(
+    url: Annotated[
+        str | None, typer.Option(help="A running mesh.", show_default="one that is started and stopped here")
+    ] = None,
+    api_key: Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")] = "EMPTY",
+    requests: Annotated[int, typer.Option(min=1, help="Requests a row and round.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
+    console = Console(stderr=True)
+    try:
+        found, rows = _smoke(url, api_key, requests, console)
+        path = report.write(out, "smoke", found, rows)
+    except (ApiError, ToolsMissing, Unmeasurable) as error:
+        print(f"autoglm bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print("autoglm bench: stopped; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(report.as_json(found, rows) if as_json else report.as_markdown(found, rows), end="")
+    console.print(f"Written to {path} and .json beside it")
+
+
+def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[Row]]:
+    with _progress(console) as progress, _mesh(url, progress) as address:
+        api = Api(address, api_key)
+        model = _model(api)
+        rows = _measure(api, model, _draw(requests, progress), progress)
+    found = {
+        "benchmark": "autoglm bench smoke",
+        "model": model,
+        "server": url or "a mesh of its own",
+        "seed": SEED,
+        "rounds": ROUNDS,
+        "requests": requests,
+    }
+    return report.conditions() | found, rows
+
+
+def _draw(requests: int, progress: Progress) -> Work:
+    sizes = [min(WARM_UP, requests), *[requests] * ROUNDS]
+    each = sum(sizes) * len(CONCURRENCIES)
+    task = progress.add_task("Drawing", total=sum(each if media != "repeated" else 1 for _, media in KINDS))
+    rounds: dict[Case, list[Sequence[Messages]]] = {}
+    for index, (name, media) in enumerate(KINDS):
+        made = workloads.draw(name, 1 if media == "repeated" else each, SEED + index, lambda: progress.advance(task))
+        supply = iter(made * each if media == "repeated" else made)
+        for concurrency in CONCURRENCIES:
+            rounds[Case(name, media, concurrency)] = [[next(supply) for _ in range(size)] for size in sizes]
+    return rounds
+
+
+def _measure(api: Api, model: str, work: Work, progress: Progress) -> list[Row]:
+    task = progress.add_task("Measuring", total=sum(len(batch) for rounds in work.values() for batch in rounds))
+    runs: dict[Case, list[load.Run]] = {case: [] for case in CASES}
+    shuffle = random.Random(SEED).shuffle
+    for number in range(1 + ROUNDS):
+        order = list(CASES)
+        shuffle(order)
+        for case in order:
+            batch = work[case][number]
+            runs[case].append(load.run(api, model, batch, case.concurrency, lambda: progress.advance(task)))
+    return [Row.of(case, runs[case][1:]) for case in CASES]
+
+
+def _model(api: Api) -> str:
+    card = api.get("/v1/models")["data"][0]
+    missing = {"image", "audio"} - set(card["modalities"])
+    if missing:
+        raise Unmeasurable(
+            f"the server takes no {' and no '.join(sorted(missing))} input: serve a bundle with all parts"
+        )
+    return str(card["id"])
+
+
+@contextmanager
+def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
+    """Give the address of the mesh to measure: the one named, or one that lives inside the block."""
+    if url is not None:
+        yield url
+        return
+    try:
+        from autoglm.cli.local import running_mesh
+        from autoglm.cli.processes import StartError
+    except ModuleNotFoundError as error:
+        raise Unmeasurable(f"{error.name} is missing: pip install 'autoglm-mesh[serve]', or name a --url") from None
+    task = progress.add_task("Starting a mesh", total=None)
+    try:
+        with running_mesh() as address:
+            progress.update(task, total=1, completed=1)
+            yield address
+    except StartError as error:
+        raise Unmeasurable(str(error)) from None
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

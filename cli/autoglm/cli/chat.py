@@ -1,0 +1,128 @@
+"""`autoglm chat`: talk to a running mesh in the terminal."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autoglm.cli.api import DEFAULT_URL, Api, ApiError, audio_part, image_part
+from autoglm.common.bundle import ALIAS
+
+HELP = "Ask something; /image FILE and /audio FILE attach, /quit leaves."
+
+
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="What to ask; without it (and --audio) a conversation.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A screenshot to look at.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A recording to listen to.")] = None,
+    url: Annotated[str, typer.Option(envvar="AUTOGLM_URL", help="The server.")] = DEFAULT_URL,
+    api_key: Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")] = "EMPTY",
+    model: Annotated[str, typer.Option(help="Name of the model.")] = ALIAS,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
+    thinking: Annotated[bool | None, typer.Option(help="Whether to reason first.", show_default="model")] = None,
+    system: Annotated[str, typer.Option(help="Standing instructions.")] = "",
+) -> None:
+    """Ask about text, screens and speech; the answer appears as it is made."""
+    fields = {"model": model, "temperature": temperature} | ({} if thinking is None else {"enable_thinking": thinking})
+    talk = Conversation(Api(url, api_key), fields, system)
+    try:
+        for path in image or ():
+            talk.attach(image_part(path))
+        for path in audio or ():
+            talk.attach(audio_part(path))
+        if prompt is None and not audio:
+            converse(talk)
+        else:
+            talk.ask(prompt or "")
+    except ApiError as error:
+        print(f"autoglm chat: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What was said so far, what is attached to the next question, and where it goes."""
+
+    api: Api
+    fields: Mapping[str, Any]
+    system: str = ""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    attached: list[dict[str, Any]] = field(default_factory=list)
+    console: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
+
+    def attach(self, part: dict[str, Any]) -> None:
+        """Send `part` with the next question."""
+        self.attached.append(part)
+
+    def ask(self, text: str) -> None:
+        """Ask and print the answer as it comes; both are remembered once it is whole. Raises ApiError."""
+        words = [{"type": "text", "text": text}] if text else []
+        question = {"role": "user", "content": [*self.attached, *words]}
+        self.attached.clear()  # even if it fails: a broken file must not spoil the next question
+        standing = [{"role": "system", "content": self.system}] if self.system else []
+        reasoning, answer = self._print([*standing, *self.turns, question])
+        # The model is trained on its own answers as it wrote them, thought included.
+        thought = f"<think>{reasoning}</think>" if reasoning else ""
+        self.turns += [question, {"role": "assistant", "content": thought + answer}]
+
+    def _print(self, messages: list[dict[str, Any]]) -> tuple[str, str]:
+        reasoning = answer = ""
+        try:
+            with closing(self.api.stream(messages, **self.fields)) as deltas:
+                for delta in deltas:
+                    gap = "\n" if reasoning and delta.text and not answer else ""
+                    self.console.print(delta.reasoning, style="dim", end="", markup=False)
+                    self.console.print(gap + delta.text, end="", markup=False)
+                    reasoning += delta.reasoning
+                    answer += delta.text
+        finally:
+            if reasoning or answer:
+                self.console.print()
+        return reasoning, answer
+
+
+def converse(talk: Conversation) -> None:
+    """Ask what is typed until /quit, Ctrl-D or Ctrl-C; Ctrl-C during an answer ends only the answer."""
+    talk.api.get("/v1/models")  # so that a server that is not there shows before anything is typed
+    interactive = sys.stdin.isatty()
+    if interactive:
+        import readline  # noqa: F401  (gives input() its line editing)
+
+        talk.console.print(HELP, style="dim")
+    while (line := _read_line("> " if interactive else "")) is not None:
+        try:
+            if not _obey(talk, line.strip()):
+                return
+        except ApiError as error:
+            print(f"autoglm chat: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            talk.console.print("(stopped)", style="dim")
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt)
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _obey(talk: Conversation, line: str) -> bool:
+    """Do what `line` says; return whether to go on."""
+    command, _, rest = line.partition(" ")
+    match command:
+        case "/quit":
+            return False
+        case "/image":
+            talk.attach(image_part(Path(rest.strip())))
+        case "/audio":
+            talk.attach(audio_part(Path(rest.strip())))
+        case _ if line or talk.attached:
+            talk.ask(line)
+    return True

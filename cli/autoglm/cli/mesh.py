@@ -1,0 +1,208 @@
+"""The child process of `autoglm serve` that owns Ray: starts it, deploys the applications, and waits.
+
+It is a process apart because Ray ends the process that drives it, without ceremony, when its own
+processes die. What happens is told on stdout, one JSON object a line: {"started": true}, then
+{"devices": [...], "int8_vision": true}, or {"error": "..."}.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import grpc
+import psutil
+import yaml
+
+from autoglm.cli.place import LOOPBACK, Ports
+from autoglm.cli.processes import StartError
+from autoglm.v1 import decoder_pb2, decoder_pb2_grpc, speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
+
+OBJECT_STORE = 128 * 1024**2
+
+_DESCRIBE: Mapping[str, tuple[Any, Any]] = {
+    "vision": (vision_pb2_grpc.VisionServiceStub, vision_pb2.VisionServiceDescribeRequest),
+    "speech": (speech_pb2_grpc.SpeechServiceStub, speech_pb2.SpeechServiceDescribeRequest),
+    "decoder": (decoder_pb2_grpc.DecoderServiceStub, decoder_pb2.DecoderServiceDescribeRequest),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One application of the Serve config."""
+
+    name: str
+    route_prefix: str
+    import_path: str
+    args: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The parts of deploy/serve.yaml that a single machine needs."""
+
+    servicer_functions: tuple[str, ...]
+    applications: tuple[Application, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> "ServeConfig":
+        """Read the file; raises StartError for a key of an application that would be passed over."""
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            applications = tuple(Application(**application) for application in raw["applications"])
+        except TypeError as error:
+            raise StartError(f"{path} cannot be served here ({error}): remove the key") from None
+        return cls(tuple(raw["grpc_options"]["grpc_servicer_functions"]), applications)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the running services say of themselves."""
+
+    devices: tuple[str, ...]
+    int8_vision: bool
+
+
+def config_path() -> Path:
+    """Return the Serve config: the installed package's, or the checkout's."""
+    here = Path(__file__).resolve()
+    installed = here.parents[1] / "assets" / "serve.yaml"
+    return installed if installed.is_file() else here.parents[3] / "deploy" / "serve.yaml"
+
+
+def start_ray(folder: Path, metrics_port: int) -> None:
+    """Start a local Ray and connect to it; it ends with this process."""
+    import ray
+    from ray._private.node import Node
+
+    # A single machine without a dashboard needs none of these three processes (170 MB).
+    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
+        setattr(Node, name, _start_nothing)
+    ray.init(
+        address="local",
+        _node_ip_address=LOOPBACK,
+        _temp_dir=str(folder),
+        _metrics_export_port=metrics_port,
+        num_cpus=max(2, os.cpu_count() or 1),
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _start_nothing(node: Any, **_options: object) -> None:
+    node._webui_url = None
+
+
+def deploy(config: ServeConfig, ports: Ports, services: Sequence[str]) -> None:
+    """Run the applications named in `services` with gRPC at `ports.ingress`, and return when all are ready.
+
+    Raises:
+        StartError: an application cannot start.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    placed = placement(gpus())
+    targets = [
+        serve.RunTarget(_build(application, placed), name=application.name, route_prefix=application.route_prefix)
+        for application in config.applications
+        if application.name in services
+    ]
+    try:
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={"host": LOOPBACK, "port": ports.http},
+            grpc_options={"port": ports.ingress, "grpc_servicer_functions": list(config.servicer_functions)},
+            logging_config={"enable_access_log": False},
+        )
+        serve.run_many(targets)
+    except (RuntimeError, TimeoutError, RayError) as error:
+        raise StartError(f"the services do not start: {_cause(str(error))}") from None
+
+
+def _build(application: Application, placed: Mapping[str, str]) -> Any:
+    module, name = application.import_path.split(":")
+    build = getattr(import_module(module), name)
+    settings = get_type_hints(build)["settings"]
+    device = {"device": placed[application.name]} if application.name in placed else {}
+    return build(settings.model_validate({**application.args, **device}))
+
+
+def _cause(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1])
+
+
+def gpus() -> int:
+    """Return how many GPUs Ray found and this build of PyTorch can use."""
+    import ray
+
+    return 0 if version("torch").endswith("+cpu") else int(ray.cluster_resources().get("GPU", 0))
+
+
+def placement(count: int) -> dict[str, str]:
+    """Return the device of each service on a machine with `count` GPUs: encoders on the first, decoder on the next."""
+    if count == 0:
+        return {}
+    return {"vision": "cuda:0", "speech": "cuda:0", "decoder": "cuda:1" if count > 1 else "cuda:0"}
+
+
+def describe(port: int, services: Sequence[str]) -> Loaded:
+    """Ask every service through the ingress what it is; raises StartError when one does not answer."""
+    limit = time.monotonic() + 60
+    with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
+        answers = {name: _ask(channel, name, limit) for name in services}
+    devices = {answer.device if name == "decoder" else answer.encoder.device for name, answer in answers.items()}
+    vision = answers.get("vision")
+    return Loaded(tuple(sorted(devices)), vision is not None and vision.encoder.int8)
+
+
+def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
+    stub, request = _DESCRIBE[name]
+    while True:
+        try:
+            return stub(channel).Describe(request(), timeout=10, metadata=(("application", name),))
+        except grpc.RpcError as error:
+            if time.monotonic() > limit:
+                raise StartError(f"the {name} service does not answer: {error.details()}") from None
+            time.sleep(0.1)
+
+
+def main(folder: str, ingress: str, block: str, *services: str) -> int:
+    """Run until a signal ends the process, or return 1 when an application cannot start or Ray dies."""
+    ports = Ports(int(ingress), int(block))
+    events = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    try:
+        start_ray(Path(folder), ports.metrics)
+        tell(events, {"started": True})
+        deploy(ServeConfig.load(config_path()), ports, services)
+        tell(events, asdict(describe(ports.ingress, services)))
+    except StartError as error:
+        tell(events, {"error": str(error)})
+        return 1
+    servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
+    while all(server.status() != psutil.STATUS_ZOMBIE for server in servers):
+        time.sleep(0.5)
+    return 1
+
+
+def tell(events: int, event: Mapping[str, object]) -> None:
+    """Write one event for the parent."""
+    os.write(events, json.dumps(event).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    os._exit(main(*sys.argv[1:]))  # The parent ends Ray's processes; an orderly goodbye to each takes seconds.

@@ -1,0 +1,105 @@
+"""Children that never outlive us, whatever kills whom.
+
+On Linux every descendant whose parent has died becomes our own child (a "subreaper", prctl(2)), so
+that the end of the list of children is the end of all; and a direct child gets SIGTERM when we die.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class StartError(Exception):
+    """The mesh cannot start or go on; the message says in one line what to do."""
+
+
+class Signals:
+    """The first SIGINT or SIGTERM asks for an orderly stop, the next for a quick one."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.hurry = threading.Event()
+
+    def install(self) -> None:
+        """Handle both signals from now on; call it in the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        (self.hurry if self.stop.is_set() else self.stop).set()
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies (Linux; elsewhere nothing)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    stdout: int | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child in its own session, so that a terminal's Ctrl-C reaches us alone; call it in the main thread."""
+    return subprocess.Popen(
+        command, env=environment, stdout=stdout, stderr=stderr, start_new_session=True, preexec_fn=_die_with_parent
+    )
+
+
+def end(child: subprocess.Popen[bytes], patience: float, hurry: threading.Event) -> None:
+    """Ask `child` to end, wait `patience` seconds or until `hurry`, then kill it."""
+    child.terminate()
+    limit = time.monotonic() + patience
+    while child.poll() is None and time.monotonic() < limit and not hurry.is_set():
+        time.sleep(0.05)
+    if child.poll() is None:
+        child.kill()
+    child.wait()
+
+
+def end_descendants(patience: float) -> None:
+    """End every descendant: SIGTERM, then SIGKILL after `patience` seconds, until none is left."""
+    limit = time.monotonic() + patience
+    asked: set[int] = set()
+    while children := psutil.Process().children(recursive=True):
+        for child in children:
+            if time.monotonic() > limit:
+                _send(child, signal.SIGKILL)
+            elif child.pid not in asked:
+                asked.add(child.pid)
+                _send(child, signal.SIGTERM)
+        _reap()
+        time.sleep(0.05)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,52 @@
+"""Writes docs/configuration.md from the settings themselves: `python -m autoglm.cli.reference`."""
+
+import sys
+
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+
+from autoglm.decoder.settings import DecoderSettings
+from autoglm.gateway.settings import Settings
+from autoglm.speech.settings import SpeechSettings
+from autoglm.vision.settings import VisionSettings
+
+INTRODUCTION = """# Configuration
+
+This page is written by `python -m autoglm.cli.reference` from the settings themselves; a test compares them.
+
+Every setting is read once at start. An unknown key or a value out of range is an error that names it.
+
+## Everywhere
+
+| Variable | Default | What it is |
+|---|---|---|
+| `AUTOGLM_BUNDLE` | the packaged `autoglm-phone-nano` | Folder of the bundle to serve. |
+"""
+
+
+def document() -> str:
+    """Return the page."""
+    applications: dict[str, type[BaseModel]] = {
+        "vision": VisionSettings,
+        "speech": SpeechSettings,
+        "decoder": DecoderSettings,
+    }
+    parts = [INTRODUCTION, "## Gateway: environment variables\n", _table(Settings, "Variable")]
+    parts += ["## Services: `args` of each application in the Serve config (`deploy/serve.yaml`)\n"]
+    for name, settings in applications.items():
+        parts += [f"### {name}\n", _table(settings, "Key")]
+    return "\n".join(parts)
+
+
+def _table(settings: type[BaseModel], heading: str) -> str:
+    prefix = str(settings.model_config.get("env_prefix", "")) if issubclass(settings, BaseSettings) else ""
+    rows = [f"| {heading} | Default | What it is |", "|---|---|---|"]
+    for name, field in settings.model_fields.items():
+        key = f"{prefix}{name.upper()}" if prefix else name
+        default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
+        rows.append(f"| `{key}` | {'empty' if default == '' else f'`{default}`'} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,205 @@
+"""`autoglm serve`: the whole mesh on this machine, and nothing left of it afterwards."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from autoglm.cli import checks, place, processes
+from autoglm.cli.cache import Cache
+from autoglm.cli.processes import Signals, StartError
+from autoglm.common.bundle import Bundle, PartName, chosen_bundle
+
+DRAIN_SECONDS = 25
+STOP_SECONDS = 2
+GATEWAY_SECONDS = 60
+
+
+class Stopped(Exception):
+    """A signal asked for the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says."""
+
+    bundle: Path
+    host: str
+    http_port: int
+    grpc_port: int
+
+
+def serve(
+    bundle: Annotated[
+        Path | None, typer.Option(envvar="AUTOGLM_BUNDLE", help="Folder of the bundle to serve.", show_default="nano")
+    ] = None,
+    host: Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")] = "0.0.0.0",
+    http_port: Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")] = 50051,
+) -> None:
+    """Start cache, services and gateway; Ctrl-C stops them all."""
+    signals = Signals()
+    signals.install()
+    code = 0
+    try:
+        with ExitStack() as stack:
+            Supervisor(Options(bundle or chosen_bundle(), host, http_port, grpc_port), signals, stack).run()
+    except Stopped:
+        say("Stopped")
+    except StartError as error:
+        print(f"autoglm serve: {error}", file=sys.stderr)
+        code = 1
+    raise typer.Exit(code)
+
+
+def say(line: str) -> None:
+    """Print one line of the start's log."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO autoglm: {line}", flush=True)
+
+
+class Supervisor:
+    """Starts the parts in order and waits. Everything that has started is undone by `stack`."""
+
+    def __init__(self, options: Options, signals: Signals, stack: ExitStack) -> None:
+        self._options = options
+        self._signals = signals
+        self._stack = stack
+        self._cache: Cache | None = None
+
+    def run(self) -> None:
+        """Start, then watch until a signal (raises Stopped) or a fault (raises StartError)."""
+        started = time.monotonic()
+        bundle, services = self._check()
+        self._folder = self._stack.enter_context(_workplace())
+        self._start_cache()
+        say(f"Loading model {bundle.name} from {bundle.root}")
+        self._start_mesh(bundle, services, started)
+        gateway = self._start_gateway()
+        say(f"Ready in {time.monotonic() - started:.1f} s; stop with Ctrl-C")
+        self._watch(gateway)
+
+    def _check(self) -> tuple[Bundle, tuple[PartName, ...]]:
+        bundle, services = checks.open_bundle(self._options.bundle)
+        checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
+        checks.check_port(self._options.host, self._options.grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")
+        checks.check_memory()
+        return bundle, services
+
+    def _start_cache(self) -> None:
+        if os.environ.get("AUTOGLM_REDIS_URL"):
+            return
+        cache = Cache(self._folder)
+        binary = cache.start()
+        if binary is None:
+            say("No Redis or Valkey here: embeddings are cached in the gateway only")
+            return
+        self._cache = cache
+        os.environ["AUTOGLM_REDIS_URL"] = cache.url
+        say(f"Embedding cache: {binary}")
+
+    def _start_mesh(self, bundle: Bundle, services: tuple[PartName, ...], started: float) -> None:
+        ports = place.Ports.find()
+        address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{place.LOOPBACK}:{ports.ingress}"
+        command = [sys.executable, "-m", "autoglm.cli.mesh"]
+        with (self._folder / "ray.log").open("wb") as log:
+            self._mesh = processes.start(
+                [*command, str(self._folder), str(ports.ingress), str(ports.block), *services],
+                environment=place.environment(self._folder, bundle.root, ports),
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._stack.callback(processes.end, self._mesh, 0, self._signals.hurry)
+        assert self._mesh.stdout is not None
+        events = self._mesh.stdout
+        self._event(events)
+        say(f"Starting services: {', '.join(services)} at {address} (logs in {self._folder})")
+        say(f"Service metrics at http://{place.LOOPBACK}:{ports.metrics}/metrics")
+        loaded = self._event(events)
+        several = " (distributed mode)" if len(loaded["devices"]) > 1 else ""
+        say(f"Devices: {', '.join(loaded['devices'])}{several}")
+        if loaded["int8_vision"]:
+            say("INT8 quantization of the vision encoder applied")
+        say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
+
+    def _event(self, events: IO[bytes]) -> dict[str, Any]:
+        """Return the next event of the mesh's process; raises StartError when it tells of an error or ends."""
+        while not select.select([events], [], [], 0.02)[0]:
+            self._pause(0)
+        line = events.readline()
+        event = json.loads(line) if line else {"error": f"Ray does not start: {self._last_log_line()}"}
+        if "error" in event:
+            raise StartError(event["error"])
+        return dict(event)
+
+    def _last_log_line(self) -> str:
+        lines = (self._folder / "ray.log").read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def _start_gateway(self) -> subprocess.Popen[bytes]:
+        options = self._options
+        os.environ.update(
+            AUTOGLM_HOST=options.host,
+            AUTOGLM_HTTP_PORT=str(options.http_port),
+            AUTOGLM_GRPC_PORT=str(options.grpc_port),
+        )
+        # Large bodies get pages of their own, which go back at once; by default glibc keeps up to 100 MB of them.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1024**2)}
+        gateway = processes.start([sys.executable, "-m", "autoglm.gateway.app"], environment)
+        self._stack.callback(processes.end, gateway, DRAIN_SECONDS, self._signals.hurry)
+        limit = time.monotonic() + GATEWAY_SECONDS
+        while not self._is_ready():
+            if gateway.poll() is not None:
+                raise StartError(f"the gateway ended with status {gateway.returncode}; its last line above says why")
+            if time.monotonic() > limit:
+                raise StartError(f"the gateway is not ready after {GATEWAY_SECONDS} s; see /health/ready")
+            self._pause(0.1)
+        return gateway
+
+    def _is_ready(self) -> bool:
+        host = "127.0.0.1" if self._options.host in ("0.0.0.0", "::") else self._options.host
+        try:
+            with urllib.request.urlopen(f"http://{host}:{self._options.http_port}/health/ready", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def _watch(self, gateway: subprocess.Popen[bytes]) -> None:
+        while True:
+            self._pause(0.5)
+            if self._mesh.poll() is not None:
+                raise StartError("Ray has died and the services with it: start again")
+            if gateway.poll() is not None:
+                say(f"The gateway ended with status {gateway.returncode}; starting it again")
+                gateway = self._start_gateway()
+            if self._cache is not None and self._cache.died:
+                say("The embedding cache ended; starting it again")
+                self._cache.start()
+
+    def _pause(self, seconds: float) -> None:
+        if self._signals.stop.wait(seconds):
+            raise Stopped
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A temporary folder, short enough for file sockets; at the end no process and no folder is left."""
+    processes.adopt_orphans()
+    base = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="autoglm-", dir=base if len(base) < 16 else "/tmp") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            say("Stopping")
+            processes.end_descendants(STOP_SECONDS)

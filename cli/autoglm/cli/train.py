@@ -1,0 +1,25 @@
+"""`autoglm train`: make what is served."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train and export bundles.", no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Train and export bundles."""
+
+
+@app.command()
+def nano(
+    workdir: Annotated[Path, typer.Option(help="Where stages keep their checkpoints.")] = Path("runs/nano"),
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the exported bundle.")] = None,
+) -> None:
+    """Train the nano bundle from generated data, on the CPU, in resumable stages."""
+    import autoglm.training.nano as pipeline
+
+    pipeline.main(workdir=workdir, stage=stage, out=out)
