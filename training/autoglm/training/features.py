@@ -1,0 +1,170 @@
+"""Stage 3: draw screens and speak clips, and keep what the trained encoders make of them.
+
+The joint stage reads these features thousands of times, so the encoders run once. A shelf is a
+folder: tensors as safetensors, descriptions as JSON lines; a shard that is there is not made again.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from autoglm.speech.model import SpeechModel
+from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
+from autoglm.training.data.screens import Element, ScreenKind, draw_screen
+from autoglm.training.data.speech import draw_voice, synthesize
+from autoglm.training.data.talk import TOPICS
+from autoglm.training.data.tasks import Ask, Page
+from autoglm.training.data.wording import SLOTS, TEMPLATES, TYPED, templates
+from autoglm.vision.model import VisionModel
+
+TALK = "talk:"
+SHARD = 500
+KINDS: tuple[ScreenKind, ...] = ("home", "settings", "dialog", "app")
+KIND_SHARES = (0.55, 0.2, 0.1, 0.15)
+TALK_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesConfig:
+    """How many items each split gets."""
+
+    train_screens: int = 7000
+    train_clips: int = 7000
+    heldout_screens: int = 1000
+    heldout_clips: int = 1000
+    seed: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What is said in a clip: an Ask (or a talk topic, as intent "talk:topic") and its words."""
+
+    intent: str
+    key: str
+    language: Language
+    text: str
+
+    @property
+    def ask(self) -> Ask:
+        """Return what the clip asks for."""
+        return Ask(self.intent, self.key, self.language)
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Encoded screens (tokens [49, 320]) and clips (tokens [T, 1536]) of one split."""
+
+    split: Split
+    pages: list[Page]
+    screens: list[Tensor]
+    clip_infos: list[ClipInfo]
+    clips: list[Tensor]
+
+    @classmethod
+    def open(cls, folder: Path, split: Split) -> "Shelf":
+        """Read what `run` wrote."""
+        pages, screens = _read(folder / split / "screens")
+        infos, clips = _read(folder / split / "clips")
+        return cls(split, [_page(row) for row in pages], screens, [ClipInfo(**row) for row in infos], clips)
+
+
+def run(config: FeaturesConfig, workdir: Path) -> None:
+    """Make the shelves of both splits in `workdir`/features from its trained encoders."""
+    vision = VisionModel.from_pretrained(workdir / "vision")
+    speech = SpeechModel.from_pretrained(workdir / "speech")
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        folder = workdir / "features" / split
+        screens = config.train_screens if split == "train" else config.heldout_screens
+        clips = config.train_clips if split == "train" else config.heldout_clips
+        _shards(folder / "screens", screens, config.seed, partial(_screens, vision, split))
+        _shards(folder / "clips", clips, config.seed, partial(_clips, speech, split))
+
+
+Made = tuple[list[dict[str, Any]], list[Tensor]]
+
+
+def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.Generator], Made]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, total, SHARD)
+    with tqdm(total=total, desc=f"{folder.parent.name} {folder.name}", unit="item", mininterval=1) as bar:
+        for start in starts:
+            path = folder / f"{start:06d}.safetensors"
+            if not path.exists():
+                rows, tensors = make(min(SHARD, total - start), np.random.default_rng((seed, start)))
+                _write(path, rows, tensors)
+            bar.update(min(SHARD, total - start))
+
+
+def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lengths = torch.tensor([len(tensor) for tensor in tensors])
+    temporary = path.with_suffix(".tmp")
+    save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
+    os.replace(temporary, path)
+
+
+def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    rows: list[dict[str, Any]] = []
+    tensors: list[Tensor] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        saved = load_file(path)
+        tensors += saved["tokens"].split(saved["lengths"].tolist())
+        rows += [json.loads(line) for line in path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+    return rows, tensors
+
+
+def _screens(model: VisionModel, split: Split, n: int, rng: np.random.Generator) -> Made:
+    drawn = [draw_screen(split, rng, KINDS[rng.choice(len(KINDS), p=KIND_SHARES)]) for _ in range(n)]
+    rows = [{"kind": s.kind, "app": s.app, "elements": [asdict(e) for e in s.elements]} for s in drawn]
+    tokens: list[Tensor] = []
+    for start in range(0, n, 25):
+        pixels = torch.stack([model.preprocessing.tensor(s.image) for s in drawn[start : start + 25]])
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens += model.encode(pixels).float().unbind()
+    return rows, tokens
+
+
+def _page(row: dict[str, Any]) -> Page:
+    elements = tuple(Element(**{**e, "box": tuple(e["box"])}) for e in row["elements"])
+    return Page(row["kind"], row["app"], elements)
+
+
+def _clips(model: SpeechModel, split: Split, n: int, rng: np.random.Generator) -> Made:
+    infos = [_draw_clip(split, rng) for _ in range(n)]
+    infos.sort(key=lambda info: len(info.text))  # alike lengths side by side: less padding
+    tokens: list[Tensor] = []
+    for start in range(0, n, 10):
+        batch = infos[start : start + 10]
+        spoken = [synthesize(i.text, i.language, draw_voice(i.language, split, rng), rng) for i in batch]
+        tokens += [encoded.tokens.float() for encoded in model.encode(spoken)]
+    return [asdict(info) for info in infos], tokens
+
+
+def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:
+    language = LANGUAGES[rng.integers(len(LANGUAGES))]
+    if rng.random() < TALK_SHARE:
+        topic = list(TOPICS)[rng.integers(len(TOPICS))]
+        return ClipInfo(TALK + topic, topic, language, TOPICS[topic][language].wording(split, rng))
+    weights = np.array([3.0 if SLOTS.get(intent) == "app" else 1.5 if intent in SLOTS else 0.7 for intent in TEMPLATES])
+    weights[list(TEMPLATES).index("open")] = 9.0
+    intent = list(TEMPLATES)[rng.choice(len(weights), p=weights / weights.sum())]
+    pool = templates(intent, language, split)
+    ask = Ask(intent, draw_key(intent, language, rng), language)
+    return ClipInfo(intent, ask.key, language, pool[rng.integers(len(pool))].format(ask.filler))
+
+
+def draw_key(intent: str, language: Language, rng: np.random.Generator) -> str:
+    slot = SLOTS.get(intent)
+    keys = {"app": list(APPS), "setting": list(SETTINGS), "text": list(TYPED[language])}.get(slot or "", [""])
+    return keys[rng.integers(len(keys))]

@@ -1,0 +1,207 @@
+"""Stage 4: train fusion and decoder together on every task, on the encoders' cached features.
+
+Loss: cross-entropy on the answer, plus, where the generator knows which place on the screen decides
+the answer, −log of the attention that half of GCMA's image heads put there (for the token of the
+question that looks best). Without that supervision the same tasks take many times longer.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers.models.glm import GlmConfig, GlmForCausalLM
+
+from autoglm.fusion.batch import Additions, FusionBatch, collate, fuse_batch
+from autoglm.fusion.compose import Composer, Prompt
+from autoglm.fusion.model import FusionConfig, FusionModel
+from autoglm.training import tokenizer
+from autoglm.training.features import Shelf
+from autoglm.training.init import initialise
+from autoglm.training.loop import Loop, LoopConfig
+from autoglm.training.samples import Case, Sampler
+
+GRID = 7
+EMBEDDING_STD = 2.5  # large beside what an untrained layer adds: a token is still itself after the first layers
+POSITION_STD = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class JointConfig:
+    """Sizes of the decoder and of the run."""
+
+    steps: int = 1600
+    batch: int = 48
+    learning_rate: float = 1.2e-3
+    attention_weight: float = 0.3
+    hidden: int = 256
+    layers: int = 4
+    context: int = 8192
+    seed: int = 4
+
+
+class Assistant(nn.Module):
+    """Fusion and decoder side by side, as they are trained and saved."""
+
+    def __init__(self, fusion: FusionModel, decoder: GlmForCausalLM) -> None:
+        super().__init__()
+        self.fusion, self.decoder = fusion, decoder
+
+    @classmethod
+    def fresh(cls, config: JointConfig, vocabulary: int) -> "Assistant":
+        """Return an untrained model, initialised by `config.seed`."""
+        torch.manual_seed(config.seed)
+        decoder = GlmForCausalLM(glm_config(config, vocabulary))
+        fusion = FusionModel(FusionConfig(text_width=config.hidden))
+        initialise(decoder)
+        initialise(fusion)
+        with torch.no_grad():
+            fusion.context.weight.mul_(0.3)
+            nn.init.normal_(decoder.model.embed_tokens.weight, std=EMBEDDING_STD)
+        for table in (fusion.image_row, fusion.image_column, fusion.audio_time):
+            nn.init.normal_(table.weight, std=POSITION_STD)
+        for vector in (fusion.text_kind, *fusion.media_kind.values()):
+            nn.init.normal_(vector, std=POSITION_STD)
+        return cls(fusion, decoder)
+
+    def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
+        """Return logits [B, T, vocabulary] and what the fusion added."""
+        embeddings = self.decoder.model.embed_tokens(batch.token_ids)
+        fused, added = fuse_batch(self.fusion, embeddings, batch.fusion)
+        return self.decoder(inputs_embeds=fused, use_cache=False).logits, added
+
+
+def glm_config(config: JointConfig, vocabulary: int) -> GlmConfig:
+    """Return the decoder's config: GLM as in transformers, at the size of `config`."""
+    return GlmConfig(
+        vocab_size=-(-vocabulary // 64) * 64,
+        hidden_size=config.hidden,
+        intermediate_size=3 * config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.hidden // 64,
+        num_key_value_heads=max(1, config.hidden // 128),
+        head_dim=64,
+        max_position_embeddings=config.context,
+        attention_bias=True,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Cases side by side: token ids and labels [B, T] (−100 where nothing is learned)."""
+
+    token_ids: Tensor
+    labels: Tensor
+    fusion: FusionBatch
+    prompts: Sequence[Prompt]
+    cases: Sequence[Case]
+
+
+class Source(Protocol):
+    """Where cases come from."""
+
+    rng: np.random.Generator
+
+    def draw(self) -> Case:
+        """Draw one."""
+
+
+class Batcher:
+    """Turns cases into batches of about equal length."""
+
+    def __init__(self, composer: Composer, sampler: Source, size: int) -> None:
+        self.composer, self.sampler, self.size = composer, sampler, size
+        self.stop = composer.tokenizer.encode("<|user|>").ids
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            drawn = [self._row(self.sampler.draw()) for _ in range(4 * self.size)]
+            drawn.sort(key=lambda row: len(row[1].token_ids))
+            batches = [drawn[start : start + self.size] for start in range(0, len(drawn), self.size)]
+            for number in self.sampler.rng.permutation(len(batches)):
+                yield self._batch(batches[number])
+
+    def _row(self, case: Case) -> tuple[Case, Prompt, list[int]]:
+        prompt = self.composer.compose(case.messages, case.thinking)
+        answer = case.text.removeprefix(prompt.echo)
+        return case, prompt, [*self.composer.tokenizer.encode(answer, add_special_tokens=False).ids, *self.stop]
+
+    def _batch(self, rows: Sequence[tuple[Case, Prompt, list[int]]]) -> Batch:
+        length = max(len(prompt.token_ids) + len(answer) for _, prompt, answer in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.long)
+        labels = torch.full((len(rows), length), -100)
+        for row, (_, prompt, answer) in enumerate(rows):
+            start = len(prompt.token_ids)
+            ids[row, : start + len(answer)] = torch.tensor(prompt.token_ids + answer)
+            labels[row, start : start + len(answer)] = torch.tensor(answer)
+        prompts = [prompt for _, prompt, _ in rows]
+        return Batch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
+
+
+def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
+    """Return the mean −log attention on the right cell, over the cases that have one."""
+    if added is None or "image" not in added.enriched.attention:
+        return torch.zeros(())
+    attention = added.enriched.attention["image"]  # [B, heads, R, S]
+    looks = attention[:, : attention.shape[1] // 2].float().mean(1)
+    losses = []
+    for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
+        if case.place is not None:
+            asks = _askers(prompt, looks.shape[1], added.rows[row])
+            losses.append(-looks[row, asks, cell(case.place)].max().clamp(min=1e-6).log())
+    return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+def _askers(prompt: Prompt, size: int, rows: Tensor) -> Tensor:
+    """Return [size], true for the rows that are the question: its text, or the speech."""
+    asks = torch.zeros(size, dtype=torch.bool)
+    for run in prompt.runs:
+        if run.asked or (run.media is not None and run.media.kind == "audio"):
+            asks |= (rows >= run.start) & (rows < run.stop)
+    return asks
+
+
+def cell(place: tuple[float, float, float, float]) -> int:
+    """Return the index of the image token that holds the middle of a box."""
+    left, top, right, bottom = place
+    row, column = int((top + bottom) / 2 * GRID / 1000), int((left + right) / 2 * GRID / 1000)
+    return min(row, GRID - 1) * GRID + min(column, GRID - 1)
+
+
+def run(config: JointConfig, workdir: Path) -> None:
+    """Train from `workdir`/features and write `workdir`/fusion and `workdir`/decoder."""
+    tokenizer.build(workdir / "decoder")
+    composer = Composer(workdir / "decoder")
+    model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
+    sampler = Sampler(Shelf.open(workdir / "features", "train"), config.seed)
+    loop = Loop(model, LoopConfig("joint", config.steps, config.learning_rate, config.seed), workdir)
+    sampler.rng = loop.rng  # resumed with the run
+    batches = iter(Batcher(composer, sampler, config.batch))
+
+    def step() -> tuple[Tensor, dict[str, float]]:
+        batch = next(batches)
+        logits, enriched = model(batch)
+        answer = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten())
+        look = attention_loss(batch, enriched)
+        return answer + config.attention_weight * look, {"answer": answer.item(), "look": look.item()}
+
+    loop.run(step)
+    save(model, composer, workdir)
+
+
+def save(model: Assistant, composer: Composer, workdir: Path) -> None:
+    """Write both parts in Hugging Face format, bf16."""
+    model.fusion.save_pretrained(workdir / "fusion")
+    decoder = model.decoder
+    stops = [composer.tokenizer.token_to_id(text) for text in tokenizer.STOPS]
+    decoder.generation_config.eos_token_id = stops
+    decoder.config.eos_token_id = stops
+    decoder.to(torch.bfloat16).save_pretrained(workdir / "decoder")
