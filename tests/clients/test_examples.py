@@ -1,0 +1,35 @@
+"""The programs in examples/, run as the README tells."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ..mesh import Mesh
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, address: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name), address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_openai(base_url: str) -> None:
+    out = run("openai_client.py", base_url)
+    first, again = (out.partition("again:")[i] for i in (0, 2))
+    assert first.startswith("first: <think>")
+    assert "</think><answer>do(action=" in first
+    assert "cache: image miss, audio miss" in first
+    assert "cache: image local, audio local" in again
+
+
+def test_langchain(base_url: str) -> None:
+    assert "AutoGLM-Phone" in run("langchain_client.py", base_url)
+
+
+def test_grpc(mesh: Mesh) -> None:
+    answer, figures = run("grpc_client.py", mesh.grpc_address).splitlines()
+    assert answer
+    assert figures.startswith("prompt ")

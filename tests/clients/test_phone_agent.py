@@ -1,0 +1,87 @@
+"""A client that works a phone step by step: a long system prompt, a screenshot a step, one action back."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from autoglm.training.data.talk import SYSTEM_PROMPTS
+
+from ..asking import MODEL
+from ..cases import screen_cases
+
+RULES = """\
+你是一个操作手机的智能体。每一步你会收到一张当前屏幕的截图和一段文字,文字里写着用户的任务和当前应用的名字。
+你要先观察屏幕,再想清楚下一步,最后只给出一个动作。动作写在 <answer> 与 </answer> 之间,想法写在 <think> 里。
+You operate a phone for a person who cannot look at it right now. At each step you receive one screenshot and a text.
+Look first, think in a few words, and then answer with exactly one action. Never describe what you do not do.
+可以使用的动作如下:
+- do(action="Launch", app="xxx") 启动一个应用。这比在主屏幕上寻找图标更快,优先使用。
+- do(action="Tap", element=[x,y]) 点击屏幕上的一个点。坐标从左上角 (0,0) 开始,到右下角 (999,999) 结束。
+- do(action="Type", text="xxx") 在已经获得焦点的输入框里输入文字。输入之前会自动清空原有的内容,不需要手动删除。
+- do(action="Swipe", start=[x1,y1], end=[x2,y2]) 从一点滑动到另一点,用来滚动列表、翻页或者打开通知栏。
+- do(action="Back") 返回上一页;do(action="Home") 回到主屏幕;do(action="Wait", duration="2 seconds") 等待页面加载。
+- finish(message="xxx") 任务已经完成,用一句话告诉用户结果。
+必须遵守的规则:
+"""
+RULE = (
+    "{n}. 如果当前页面和任务无关,先返回上一页;如果页面没有加载出来,最多等待三次。"
+    "If nothing changes after a tap, tap a little beside it, and after three tries choose another way to the goal.\n"
+)
+SYSTEM = RULES + "".join(RULE.format(n=n) for n in range(1, 17))
+ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))</answer>", re.DOTALL)
+
+
+SHORT = SYSTEM_PROMPTS["zh"][2]
+
+
+def ask(client: openai.OpenAI, messages: Any, stream: bool) -> str:
+    """Ask as published phone agents do."""
+    made: Any = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        max_tokens=3000,
+        temperature=0.0,
+        top_p=0.85,
+        frequency_penalty=0.2,
+        stream=stream,
+    )
+    if not stream:
+        return str(made.choices[0].message.content)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in made if chunk.choices)
+
+
+def session(client: openai.OpenAI, system: str, stream: bool, steps: int) -> list[str]:
+    """Return the answer to each step; every step has a new screenshot."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
+    answers: list[str] = []
+    for case in screen_cases("open", "settings", steps, seed=31):
+        text = {"type": "text", "text": f'{case.words}\n\n** Screen Info **\n\n{{"current_app": "Settings"}}'}
+        messages.append({"role": "user", "content": [case.image, text]})
+        answers.append(ask(client, messages, stream))
+        # Old screenshots leave the history; the text stays.
+        messages[-1] = {"role": "user", "content": [text]}
+        messages.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
+@pytest.fixture
+def client(base_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=base_url, api_key="EMPTY", max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_first_step_is_an_action(client: openai.OpenAI, stream: bool) -> None:
+    first = session(client, SHORT, stream, steps=3)[0]
+    assert ACTION.fullmatch(first), first
+
+
+def test_a_long_system_prompt_is_answered_alike_streamed_or_not(client: openai.OpenAI) -> None:
+    """The nano bundle has never read so much and answers poorly, but it reads all of it and answers."""
+    assert len(SYSTEM) >= 3000
+    answers = session(client, SYSTEM, stream=False, steps=2)
+    assert all(answers)
+    assert session(client, SYSTEM, stream=True, steps=2) == answers

@@ -1,0 +1,58 @@
+"""What must hold of the tree itself: one namespace, generated code from its source, no torch in the gateway."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from autoglm.cli.reference import document
+
+ROOT = Path(__file__).resolve().parents[2]
+PROTOS = ROOT / "protos"
+
+
+def roots() -> list[Path]:
+    """Return the source roots that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return [ROOT / name for name in project["tool"]["hatch"]["build"]["dev-mode-dirs"]]
+
+
+def test_autoglm_is_a_namespace_package() -> None:
+    assert [root for root in roots() if not (root / "autoglm").is_dir()] == []
+    assert [root for root in roots() if (root / "autoglm" / "__init__.py").exists()] == []
+
+
+def test_the_wheel_holds_every_root() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    assert {ROOT / package for package in wheel["wheel"]["packages"]} == {root / "autoglm" for root in roots()}
+
+
+def test_every_leaf_package_is_typed() -> None:
+    leaves = [leaf for root in roots() for leaf in (root / "autoglm").iterdir() if any(leaf.glob("*.py"))]
+    assert [leaf for leaf in leaves if not (leaf / "py.typed").exists()] == []
+
+
+def test_generated_code_is_current(tmp_path: Path) -> None:
+    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("autoglm/v1/*.proto"))
+    flags = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *flags, *sources], check=True, cwd=PROTOS)
+    generated = {path.name: path.read_text() for path in (tmp_path / "autoglm/v1").iterdir()}
+    committed = {path.name: path.read_text() for path in (PROTOS / "autoglm/v1").glob("*_pb2*.py*")}
+    assert committed == generated
+
+
+@pytest.mark.parametrize("arguments", [("lint",), ("breaking", "--against", "protos/autoglm-v1.binpb")])
+def test_buf_is_content(arguments: tuple[str, ...]) -> None:
+    done = subprocess.run([Path(sys.executable).with_name("buf"), *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_files_stay_readable() -> None:
+    python = [path for root in roots() for path in root.rglob("*.py") if "_pb2" not in path.name]
+    assert [path.name for path in python if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_the_configuration_page_is_current() -> None:
+    assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == document()

@@ -1,0 +1,140 @@
+"""Parts of the mesh die, hang or lie; the rest answers, and what died comes back."""
+
+import itertools
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from ..asking import Asker, caches, eventually
+from ..cases import ScreenCase, screen_cases
+from ..mesh import Mesh
+
+RESTART_SECONDS = 90
+_seeds = itertools.count(100)
+
+
+def fresh() -> ScreenCase:
+    """Return a case whose media no cache has seen."""
+    return screen_cases("open", "home", 1, seed=next(_seeds))[0]
+
+
+@pytest.fixture(autouse=True)
+def whole(ask: Asker) -> Iterator[None]:
+    """Every test leaves the mesh as it found it."""
+    yield
+    eventually(lambda: all(up == "up" for up in dependencies(ask).values()), RESTART_SECONDS, "the mesh is whole")
+
+
+def dependencies(ask: Asker) -> dict[str, str]:
+    """Return what /health/ready says of each part."""
+    return dict(ask.http.get("/health/ready").json()["dependencies"])
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+    psutil.wait_procs([process], timeout=10)
+
+
+@pytest.mark.parametrize(("application", "modality"), [("vision", "image"), ("speech", "audio")])
+def test_an_encoder_that_dies_takes_only_its_modality_along(
+    mesh: Mesh, ask: Asker, application: str, modality: str
+) -> None:
+    cases = [fresh() for _ in range(8)]
+    kill(mesh.replica(application))
+    refused = 0
+    for case in cases[:4]:
+        response = ask.post(case.image if modality == "image" else case.audio)
+        if response.status_code != 200:  # Serve may have restarted it already
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "modality_unavailable"
+            assert int(response.headers["retry-after"]) > 0
+            refused += 1
+        assert "AutoGLM-Phone" in ask("你是谁?")
+    assert refused
+    supply = itertools.cycle(cases[4:])
+
+    def works() -> bool:
+        case = next(supply)
+        return ask.post(case.image if modality == "image" else case.audio).status_code == 200
+
+    eventually(works, RESTART_SECONDS, f"{modality} input works again")
+
+
+def test_the_decoder_dies_and_comes_back(mesh: Mesh, ask: Asker) -> None:
+    kill(mesh.replica("decoder"))
+    response = ask.post("你是谁?")
+    assert response.status_code in (200, 503)
+    if response.status_code == 503:
+        assert response.json()["error"]["code"] == "upstream_unavailable"
+    eventually(lambda: ask.post("你是谁?").status_code == 200, RESTART_SECONDS, "text is answered again")
+
+
+def test_the_gateway_dies_and_is_started_again(mesh: Mesh, ask: Asker) -> None:
+    old = mesh.gateway().pid
+    restart_gateway(mesh, ask)
+    assert mesh.gateway().pid != old
+    assert "AutoGLM-Phone" in ask("你是谁?")
+
+
+def test_without_redis_answers_still_come(mesh: Mesh, ask: Asker) -> None:
+    case = fresh()
+    before = ask(case.image, case.words)
+    kill(cache(mesh))
+    assert ask(case.image, case.words) == before
+    response = ask.post(fresh().image)
+    assert response.status_code == 200
+    assert caches(response.json()) == ["miss"]
+
+
+def test_with_a_redis_that_hangs_answers_still_come(mesh: Mesh, ask: Asker) -> None:
+    server = cache(mesh)
+    server.suspend()
+    try:
+        response = ask.post(fresh().image)
+        assert response.status_code == 200
+        assert caches(response.json()) == ["miss"]
+    finally:
+        server.resume()
+
+
+def test_damaged_entries_of_the_cache_are_not_believed(mesh: Mesh, ask: Asker) -> None:
+    case = fresh()
+    true = ask.post(case.image, case.words).json()
+    assert caches(true) == ["miss"]
+    with redis.Redis.from_url(mesh.redis_url) as store:
+        eventually(lambda: damage(store) > 0, 5, "the embedding is in redis")
+    restart_gateway(mesh, ask)  # so that it remembers nothing itself
+    again = ask.post(case.image, case.words).json()
+    assert caches(again) == ["miss"]
+    assert again["choices"][0]["message"] == true["choices"][0]["message"]
+
+
+def damage(store: redis.Redis) -> int:
+    """Turn over the middle byte of every stored embedding of an image; return how many there are."""
+    names = list(store.scan_iter("ag1:*:image:*"))
+    for name in names:
+        stored = bytearray(store.get(name) or b"\0")  # type: ignore[arg-type]
+        stored[len(stored) // 2] ^= 0xFF
+        store.set(name, bytes(stored))
+    return len(names)
+
+
+def restart_gateway(mesh: Mesh, ask: Asker) -> None:
+    """Kill the gateway and wait until the supervisor has started another."""
+
+    def answers() -> bool:
+        try:
+            return ask.http.get("/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    kill(mesh.gateway())
+    eventually(answers, RESTART_SECONDS, "the gateway is ready again")
+
+
+def cache(mesh: Mesh) -> psutil.Process:
+    """Return the process of the embedding cache."""
+    return next(process for process in mesh.descendants() if process.name() in ("valkey-server", "redis-server"))

@@ -1,0 +1,169 @@
+"""A client that leaves, or whose time is up, stops the work in the decoder's replica.
+
+What is watched is the replica's own count of running sequences. A second answer, which was started
+first and so would end first, goes on beside: while it is unfinished, a count that has come down to it
+means that the other was cancelled.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, ContentPart, StreamCompleteRequest
+from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.decoder_pb2 import DecoderServiceDescribeRequest
+from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
+from autoglm.v1.generation_pb2 import ROLE_USER, SamplingParams
+
+from ..asking import CHAT, MODEL, Asker
+from ..mesh import Mesh
+
+# Rewarding repetition makes a model repeat one token until its context is full; some questions lead there.
+QUESTIONS = ("1+1", "Hello", "Write a poem", "写一首诗", "a b c d e f g", "谢谢")
+ENDLESS = {"frequency_penalty": -2.0, "presence_penalty": -2.0, "repetition_penalty": 0.3, "temperature": 0.0}
+PATIENCE = 20.0
+
+
+@pytest.fixture(scope="module")
+def question(mesh: Mesh) -> str:
+    """A question whose answer does not end by itself."""
+    with httpx.Client(base_url=mesh.http_url, timeout=60, trust_env=False) as http:
+        for question in QUESTIONS:
+            choice = Asker(http).post(question, **ENDLESS, max_tokens=500).json()["choices"][0]
+            if choice["finish_reason"] == "length":
+                return question
+    raise AssertionError("every answer ended by itself")
+
+
+class Watch:
+    """The mesh as its tests see it: its decoder's count, and answers that do not end."""
+
+    def __init__(self, mesh: Mesh, http: httpx.AsyncClient, question: str) -> None:
+        self.mesh, self.http, self.question = mesh, http, question
+        self._channel = grpc.aio.insecure_channel(mesh.serve_address)
+        self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.finished = False
+
+    def body(self, **fields: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": self.question}]
+        return {"model": MODEL, "messages": messages, **ENDLESS, **fields}
+
+    def request(self) -> StreamCompleteRequest:
+        message = ChatMessage(role=ROLE_USER, parts=[ContentPart(text=self.question)])
+        sampling = SamplingParams()
+        for name, value in ENDLESS.items():
+            setattr(sampling, name, value)
+        return StreamCompleteRequest(chat=ChatRequest(messages=[message], sampling=sampling))
+
+    async def running(self) -> int:
+        answer = await self._decoder.Describe(
+            DecoderServiceDescribeRequest(), metadata=(("application", "decoder"),), timeout=10
+        )
+        return int(answer.num_requests_running + answer.num_requests_waiting)
+
+    async def until_running(self, count: int) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while await self.running() != count:  # noqa: ASYNC110  (another process's state: nothing to wait on)
+                await asyncio.sleep(0.02)
+
+    async def keep_reading(self) -> None:
+        """Read an answer that nobody cancels."""
+        async with self.http.stream("POST", CHAT, json=self.body(stream=True)) as response:
+            async for _ in response.aiter_lines():
+                pass
+        self.finished = True
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        """Run the other answer beside the block."""
+        await self.until_running(0)
+        other = asyncio.create_task(self.keep_reading())
+        await self.until_running(1)
+        yield
+        assert not self.finished, "the answer beside ended by itself: nothing was shown"
+        other.cancel()
+        with suppress(asyncio.CancelledError):
+            await other
+        await self.until_running(0)
+        await self._channel.close(grace=None)
+
+
+async def leave_stream(watch: Watch) -> None:
+    async with watch.http.stream("POST", CHAT, json=watch.body(stream=True)) as response:
+        await anext(response.aiter_lines())
+        await watch.until_running(2)
+
+
+async def leave_while_waiting(watch: Watch) -> None:
+    asked = asyncio.create_task(watch.http.post(CHAT, json=watch.body()))
+    await watch.until_running(2)
+    asked.cancel()
+    with suppress(asyncio.CancelledError):
+        await asked
+
+
+async def leave_several_at_once(watch: Watch) -> None:
+    several = [asyncio.create_task(watch.http.post(CHAT, json=watch.body())) for _ in range(3)]
+    await watch.until_running(4)
+    for asked in several:
+        asked.cancel()
+    await asyncio.gather(*several, return_exceptions=True)
+
+
+async def time_is_up(watch: Watch) -> None:
+    response = await watch.http.post(CHAT, json=watch.body(), headers={"x-request-timeout": "1"})
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "deadline_exceeded"
+
+
+async def time_is_up_in_a_stream(watch: Watch) -> None:
+    headers = {"x-request-timeout": "1"}
+    async with watch.http.stream("POST", CHAT, json=watch.body(stream=True), headers=headers) as response:
+        assert response.status_code == 200
+        lines = [line async for line in response.aiter_lines() if line]
+    assert lines[-2] == "event: error"
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+
+
+async def cancel_grpc(watch: Watch) -> None:
+    async with grpc.aio.insecure_channel(watch.mesh.grpc_address) as channel:
+        stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+        stream = stub.StreamComplete(watch.request())
+        await stream.read()
+        await watch.until_running(2)
+        stream.cancel()
+
+
+async def grpc_deadline(watch: Watch) -> None:
+    async with grpc.aio.insecure_channel(watch.mesh.grpc_address) as channel:
+        stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async for _ in stub.StreamComplete(watch.request(), timeout=1):
+                pass
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+WAYS = [
+    leave_stream,
+    leave_while_waiting,
+    leave_several_at_once,
+    time_is_up,
+    time_is_up_in_a_stream,
+    cancel_grpc,
+    grpc_deadline,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+async def test_the_replica_stops_working(mesh: Mesh, question: str, way: Callable[[Watch], Awaitable[None]]) -> None:
+    async with httpx.AsyncClient(base_url=mesh.http_url, timeout=60, trust_env=False) as http:
+        watch = Watch(mesh, http, question)
+        async with watch.beside():
+            await way(watch)
+            await watch.until_running(1)

@@ -1,0 +1,78 @@
+"""True answers to text, screens and speech, from the default bundle, on cases that training never saw.
+
+Each case is drawn with a fixed seed and decoded greedily. The shares required are just below
+what this bundle reaches: they guard what works, the model card tells what does not.
+"""
+
+import base64
+
+import grpc
+import numpy as np
+import pytest
+from jiwer import cer
+
+from autoglm.speech.model import normalize
+from autoglm.training.data.catalog import LANGUAGES
+from autoglm.training.data.screens import ScreenKind
+from autoglm.training.data.speech import Espeak
+from autoglm.training.data.talk import TOPICS
+from autoglm.training.data.wording import sentences
+from autoglm.v1.chat_pb2 import Media
+from autoglm.v1.transcription_pb2 import TranscribeRequest
+from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
+
+from ..asking import Asker
+from ..cases import screen_cases, spoken
+
+# Intent, kind of screen, and the share that must be right of what is asked in writing and in speech.
+TASKS: list[tuple[str, ScreenKind, float, float]] = [
+    ("open", "settings", 0.3, 0.6),
+    ("which_app", "home", 0.3, 0.3),
+    ("exists", "home", 0.4, 0.4),
+    ("back", "app", 0.3, 0.3),
+]
+
+
+@pytest.mark.parametrize("question", ["你是谁?", "Who are you?"])
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_it_introduces_itself(ask: Asker, question: str, thinking: bool | None) -> None:
+    assert "AutoGLM-Phone" in ask(question, **({} if thinking is None else {"enable_thinking": thinking}))
+
+
+def test_talk_that_needs_no_media(ask: Asker) -> None:
+    rng = np.random.default_rng(1)
+    topics = [topic for by_language in TOPICS.values() for topic in by_language.values()]
+    right = [ask(topic.wording("heldout", rng), enable_thinking=False) == topic.answer for topic in topics]
+    assert np.mean(right) >= 0.7
+
+
+@pytest.mark.parametrize(("intent", "kind", "written", "spoken"), TASKS)
+def test_questions_and_instructions_about_a_screen(
+    ask: Asker, intent: str, kind: ScreenKind, written: float, spoken: float
+) -> None:
+    cases = screen_cases(intent, kind, 12, seed=2)
+    assert np.mean([case.right(ask(case.image, case.words)) for case in cases]) >= written
+    assert np.mean([case.right(ask(case.image, case.audio)) for case in cases]) >= spoken
+
+
+def test_a_transcript_holds_what_was_said(channel: grpc.Channel) -> None:
+    rng, every = np.random.default_rng(4), sentences("heldout")
+    Espeak.fresh()
+    stub = TranscriptionServiceStub(channel)  # type: ignore[no-untyped-call]
+    errors = []
+    for number in range(8):
+        language = LANGUAGES[number % 2]
+        said = str(rng.choice([text for of, text in every if of == language]))
+        audio = base64.b64decode(spoken(said, language, rng)["input_audio"]["data"])
+        heard = stub.Transcribe(TranscribeRequest(audio=Media(data=audio)), timeout=30).text
+        errors.append(cer(normalize(said), normalize(heard)))
+    assert np.mean(errors) < 0.35
+
+
+def test_a_request_with_a_thought_and_one_without(ask: Asker) -> None:
+    case = screen_cases("open", "settings", 2, seed=5)[1]
+    with_thought = ask(case.image, case.words, enable_thinking=True)
+    without = ask(case.image, case.words, enable_thinking=False)
+    assert with_thought.startswith("<think>")
+    assert "</think><answer>" in with_thought
+    assert without.startswith("<answer>")

@@ -1,0 +1,150 @@
+"""What a start prints, what a stop leaves, and the one line that a start that cannot be ends with."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from autoglm.common.bundle import chosen_bundle, write_manifest
+
+from ..mesh import Mesh, command, free_ports, start_mesh
+
+LOG_LINES = (
+    "Loading model ",
+    "Devices: ",
+    "INT8 quantization of the vision encoder",
+    "Model loaded successfully in ",
+    "Starting FastAPI server at http://127.0.0.1:{port}",
+    "OpenAI-compatible endpoint enabled at /v1/chat/completions",
+    "Ready in ",
+)
+
+
+def workplaces() -> set[Path]:
+    """Return the temporary folders of running meshes."""
+    return set(Path(tempfile.gettempdir()).glob("autoglm-*"))
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process still runs."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    """Run `autoglm serve`, which must fail, and return the single line that it says."""
+    done = subprocess.run(
+        command("serve", *arguments), capture_output=True, text=True, env=os.environ | environment, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_the_start_tells_what_it_does_in_order(mesh: Mesh) -> None:
+    text = "\n".join(mesh.lines())
+    places = [text.find(line.format(port=mesh.http_port)) for line in LOG_LINES]
+    assert -1 not in places, text
+    assert places == sorted(places), text
+
+
+def test_a_second_mesh_that_only_reads_runs_beside_the_first_and_leaves_nothing(mesh: Mesh, tmp_path: Path) -> None:
+    bundle = tmp_path / "text"
+    for part in ("fusion", "decoder"):
+        shutil.copytree(chosen_bundle() / part, bundle / part)
+    write_manifest(bundle, "text-only", "gcma")
+    before = workplaces()
+    second = start_mesh(tmp_path / "serve.log", AUTOGLM_BUNDLE=str(bundle))
+    second.wait()
+    cards = httpx.get(f"{second.http_url}/v1/models", trust_env=False).json()["data"]
+    assert cards[0]["id"] == "text-only"
+    assert cards[0]["modalities"] == ["text"]
+    descendants = second.descendants()
+    assert len(descendants) > 5
+    assert second.stop(signal.SIGINT) == 0
+    assert not [process for process in descendants if is_alive(process)]
+    assert workplaces() == before
+    assert mesh.process.poll() is None
+
+
+def test_replicas_listen_on_loopback_alone(mesh: Mesh) -> None:
+    for name in ("vision", "speech", "decoder"):
+        replica = mesh.replica(name)
+        listening = {c.laddr for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        serving = [address for address in listening if 20_000 <= address.port < 32_768]
+        assert len(serving) == 2
+        assert {address.ip.removeprefix("::ffff:") for address in serving} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("line", ["Embedding cache", "Loading model", "Starting services"])
+def test_a_stop_half_way_leaves_nothing(tmp_path: Path, line: str) -> None:
+    before = workplaces()
+    starting = start_mesh(tmp_path / "serve.log")
+    limit = time.monotonic() + 60
+    while not any(line in said for said in starting.lines()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(0.5)
+    descendants = starting.descendants()
+    started = time.monotonic()
+    assert starting.stop() == 0
+    assert time.monotonic() - started < 20
+    assert not [process for process in descendants if is_alive(process)]
+    assert workplaces() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "variable"), [("--http-port", "AUTOGLM_HTTP_PORT"), ("--grpc-port", "AUTOGLM_GRPC_PORT")]
+)
+def test_a_taken_port_is_named(option: str, variable: str) -> None:
+    ports = dict(zip(("--http-port", "--grpc-port"), free_ports(2), strict=True))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports[option] = taken.getsockname()[1]
+        arguments = [str(word) for pair in ports.items() for word in pair]
+        line = refused("--host", "127.0.0.1", *arguments)
+    assert f"port {ports[option]} is taken" in line
+    assert option in line
+    assert variable in line
+
+
+@pytest.mark.parametrize("file", ["vision/model.safetensors", "speech/config.json", "decoder/tokenizer.json"])
+def test_a_missing_file_of_the_bundle_is_named(tmp_path: Path, file: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(chosen_bundle(), bundle)
+    (bundle / file).unlink()
+    assert file in refused("--bundle", str(bundle))
+
+
+def test_a_bundle_without_a_decoder_is_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(chosen_bundle(), bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["parts"]["decoder"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    assert "no decoder part" in refused("--bundle", str(bundle))
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert str(tmp_path) in refused("--bundle", str(tmp_path))
+
+
+def test_doctor_finds_nothing_wrong() -> None:
+    http_port, grpc_port = free_ports(2)
+    done = subprocess.run(
+        command("doctor", "--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The mesh can start" in done.stdout

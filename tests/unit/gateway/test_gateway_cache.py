@@ -1,0 +1,326 @@
+"""The embedding cache: its three sources, once per key, and never the reason that a request fails."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import DeadlineExceeded, UnsupportedMedia
+from autoglm.common.tensors import seal
+from autoglm.gateway.cache import EmbeddingCache, Key, LocalTier, tenant_hash
+from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.settings import Settings
+from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
+from autoglm.v1.generation_pb2 import CACHE_OUTCOME_LOCAL, CACHE_OUTCOME_MISS, CACHE_OUTCOME_SHARED
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
+
+from .conftest import Client, FakeMesh, Serve
+from .samples import audio_part, image_part, png, wav
+
+
+def key_of(name: str) -> Key:
+    return Key("tenant", MODALITY_IMAGE, "r1", ELEMENT_TYPE_BFLOAT16, hashlib.sha256(name.encode()).digest())
+
+
+def embedding_of(key: Key, tokens: int = 10) -> Embedding:
+    return Embedding(
+        modality=key.modality,
+        encoder_revision=key.revision,
+        tokens=seal(bytes(tokens * 2), (tokens, 1), key.element_type),
+        media_sha256=key.sha256,
+    )
+
+
+def outcomes(body: Any) -> list[str]:
+    return [stage["cache"] for stage in body["autoglm"]["stages"]["media"]]
+
+
+async def ask(client: Client, *parts: Any, **fields: Any) -> list[str]:
+    response = await client.chat(list(parts), **fields)
+    assert response.status_code == 200, response.text
+    return outcomes(response.json())
+
+
+def test_a_key_names_everything_that_matters() -> None:
+    digest = hashlib.sha256(b"a").hexdigest()
+    assert str(key_of("a")) == f"ag1:tenant:image:r1:bf16:{digest}"
+
+
+def test_tenants_cannot_be_guessed() -> None:
+    assert tenant_hash("s", "k1") != tenant_hash("s", "k2") != tenant_hash("other", "k2")
+    assert tenant_hash("s", None) == tenant_hash("s", None)
+    assert "k1" not in tenant_hash("s", "k1")
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    keys = [key_of(name) for name in "abc"]
+    size = embedding_of(keys[0]).ByteSize()
+    tier = LocalTier(2 * size)
+    for key in keys[:2]:
+        tier.put(key, embedding_of(key))
+    assert tier.get(keys[0]) is not None
+    tier.put(keys[2], embedding_of(keys[2]))
+    assert [tier.get(key) is not None for key in keys] == [True, False, True]
+    assert tier.bytes == 2 * size
+
+
+def test_what_is_larger_than_the_tier_is_not_kept() -> None:
+    tier = LocalTier(100)
+    tier.put(key_of("a"), embedding_of(key_of("a"), 1000))
+    assert (tier.get(key_of("a")), tier.bytes) == (None, 0)
+
+
+class Encoder:
+    """An encoder that waits to be let go."""
+
+    def __init__(self, key: Key) -> None:
+        self.key, self.calls, self.cancelled = key, 0, 0
+        self.entered, self.hold = asyncio.Event(), asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self) -> Embedding:
+        self.calls += 1
+        self.entered.set()
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return embedding_of(self.key)
+
+
+@pytest.fixture
+def cache() -> EmbeddingCache:
+    return EmbeddingCache(Settings(), Metrics())
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what happens after an answer, or on the next poll."""
+    for _ in range(500):
+        if await condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
+async def settle(*tasks: asyncio.Task[Any]) -> None:
+    """Let every task run until it waits."""
+    for _ in range(5 * (len(tasks) + 1)):
+        await asyncio.sleep(0)
+
+
+async def test_many_who_ask_for_the_same_share_one_encode(cache: EmbeddingCache) -> None:
+    encode = Encoder(key_of("a"))
+    tasks = [asyncio.create_task(cache.get(encode.key, encode, Deadline())) for _ in range(5)]
+    await settle(*tasks)
+    encode.hold.set()
+    results = await asyncio.gather(*tasks)
+    assert encode.calls == 1
+    assert [outcome for _, outcome in results] == [CACHE_OUTCOME_MISS] + [CACHE_OUTCOME_SHARED] * 4
+    assert (await cache.get(encode.key, encode, Deadline()))[1] == CACHE_OUTCOME_LOCAL
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+async def test_who_leaves_does_not_stop_the_others(cache: EmbeddingCache, leaver: int) -> None:
+    encode = Encoder(key_of("a"))
+    tasks = [asyncio.create_task(cache.get(encode.key, encode, Deadline())) for _ in range(2)]
+    await settle(*tasks)
+    tasks[leaver].cancel()
+    await settle(*tasks)
+    encode.hold.set()
+    assert (await tasks[1 - leaver])[0] == embedding_of(encode.key)
+    assert (encode.calls, encode.cancelled) == (1, 0)
+
+
+async def test_the_last_who_leaves_stops_the_encoder_and_the_next_starts_anew(cache: EmbeddingCache) -> None:
+    encode = Encoder(key_of("a"))
+    tasks = [asyncio.create_task(cache.get(encode.key, encode, Deadline())) for _ in range(2)]
+    await settle(*tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    newcomer = asyncio.create_task(cache.get(encode.key, encode, Deadline()))
+    await settle(newcomer)
+    encode.hold.set()
+    assert (await newcomer)[0] == embedding_of(encode.key)
+    assert (encode.calls, encode.cancelled) == (2, 1)
+
+
+async def test_an_error_is_shared_and_not_kept(cache: EmbeddingCache) -> None:
+    encode = Encoder(key_of("a"))
+    encode.error = UnsupportedMedia("no")
+    tasks = [asyncio.create_task(cache.get(encode.key, encode, Deadline())) for _ in range(3)]
+    await settle(*tasks)
+    encode.hold.set()
+    assert all(isinstance(e, UnsupportedMedia) for e in await asyncio.gather(*tasks, return_exceptions=True))
+    encode.error = None
+    assert (await cache.get(encode.key, encode, Deadline()))[1] == CACHE_OUTCOME_MISS
+    assert encode.calls == 2
+
+
+async def test_one_deadline_is_not_anothers(cache: EmbeddingCache) -> None:
+    first, second = Encoder(key_of("a")), Encoder(key_of("a"))
+    first.error = DeadlineExceeded("too late")
+    hasty = asyncio.create_task(cache.get(first.key, first, Deadline()))
+    patient = asyncio.create_task(cache.get(first.key, second, Deadline()))
+    await settle(hasty, patient)
+    first.hold.set()
+    second.hold.set()
+    with pytest.raises(DeadlineExceeded):
+        await hasty
+    assert (await patient)[1] == CACHE_OUTCOME_MISS
+
+
+async def test_a_waiters_own_deadline_counts(cache: EmbeddingCache) -> None:
+    encode = Encoder(key_of("a"))
+    patient = asyncio.create_task(cache.get(encode.key, encode, Deadline()))
+    await settle(patient)
+    with pytest.raises(DeadlineExceeded):
+        await cache.get(encode.key, encode, Deadline.after(0.01))
+    encode.hold.set()
+    assert (await patient)[1] == CACHE_OUTCOME_MISS
+
+
+async def test_the_second_request_hits_the_memory(client: Client, mesh: FakeMesh) -> None:
+    parts = [image_part(png()), audio_part(wav())]
+    assert await ask(client, *parts) == ["miss", "miss"]
+    assert await ask(client, *parts) == ["local", "local"]
+    assert len(mesh.vision.encode.requests) == len(mesh.speech.encode.requests) == 1
+    first, second = mesh.decoder.generate.requests
+    assert first.messages == second.messages
+
+
+async def test_the_same_image_twice_in_one_request_is_encoded_once(client: Client, mesh: FakeMesh) -> None:
+    assert sorted(await ask(client, image_part(png()), image_part(png()))) == ["miss", "shared"]
+    assert len(mesh.vision.encode.requests) == 1
+
+
+async def test_another_encoder_revision_is_another_entry(client: Client, mesh: FakeMesh) -> None:
+    assert await ask(client, image_part(png())) == ["miss"]
+    mesh.vision.revision = "r2"
+
+    async def noticed() -> bool:
+        return await ask(client, image_part(png())) == ["miss"]
+
+    await eventually(noticed)
+    revisions = {part.media.encoder_revision for part in mesh.decoder.generate.requests[-1].messages[0].parts}
+    assert revisions == {"r2"}
+
+
+async def test_two_gateways_share_redis(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
+    one, two = await serve(redis_url=valkey), await serve(redis_url=valkey)
+    picture = image_part(png(colour="green"))
+    assert await ask(one, picture) == ["miss"]
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        await stored(store)
+    assert await ask(two, picture) == ["redis"]
+    assert await ask(two, picture) == ["local"]
+    assert len(mesh.vision.encode.requests) == 1
+    assert (await one.http.get("/health/ready")).json()["dependencies"]["redis"] == "up"
+
+
+async def test_tenants_do_not_share(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
+    client = await serve(redis_url=valkey, api_keys="k1,k2")
+    for key in ("k1", "k2"):
+        client.http.headers["authorization"] = f"Bearer {key}"
+        assert await ask(client, image_part(png(colour="yellow"))) == ["miss"]
+
+
+async def stored(store: "redis.asyncio.Redis") -> bytes:
+    """Wait for what a gateway stores after it has answered, and return its key."""
+    keys: list[Any] = []
+
+    async def there() -> bool:
+        keys[:] = await store.keys("ag1:*")
+        return bool(keys)
+
+    await eventually(there)
+    (key,) = keys
+    assert isinstance(key, bytes)
+    return key
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "other", "type"])
+async def test_a_damaged_entry_is_a_miss_and_is_replaced(
+    serve: Serve, mesh: FakeMesh, valkey: str, damage: str
+) -> None:
+    one, two = await serve(redis_url=valkey), await serve(redis_url=valkey, redis_backoff=0.01)
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        assert await ask(one, image_part(png(colour="purple"))) == ["miss"]
+        key = await stored(store)
+        value = await store.get(key)
+        assert isinstance(value, bytes)
+        if damage == "type":
+            await store.delete(key)
+            await store.lpush(key, "x")
+        else:
+            flipped = value.replace(value[12:14], bytes(byte ^ 1 for byte in value[12:14]), 1)
+            other = embedding_of(key_of("other")).SerializeToString()
+            await store.set(key, {"cut": value[:-3], "flip": flipped, "other": other}[damage])
+        assert await ask(two, image_part(png(colour="purple"))) == ["miss"]
+
+        async def replaced() -> bool:
+            return await store.type(key) == b"string" and await store.get(key) == value
+
+        if damage != "type":
+            await eventually(replaced)
+
+
+async def test_without_redis_requests_are_answered_and_the_log_says_it_once(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "autoglm.gateway.cache"):
+        client = await serve(redis_url="redis://:hidden@127.0.0.1:1/0")
+        for colour in ("red", "blue", "green"):
+            assert await ask(client, image_part(png(colour=colour))) == ["miss"]
+    told = [record.message for record in caplog.records]
+    assert len(told) == 1
+    assert "redis does not answer" in told[0]
+    assert "hidden" not in told[0]
+    ready = await client.http.get("/health/ready")
+    assert (ready.status_code, ready.json()["dependencies"]["redis"]) == (200, "down")
+    assert "autoglm_redis_up 0.0" in (await client.http.get("/metrics")).text
+
+
+@contextlib.asynccontextmanager
+async def silent_server() -> AsyncIterator[tuple[str, list[float]]]:
+    """Listen like a Redis that hangs; tells when it was connected to."""
+    connections: list[float] = []
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(time.monotonic())
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", connections
+    server.close()
+
+
+async def test_a_redis_that_hangs_is_left_alone(serve: Serve) -> None:
+    async with silent_server() as (url, connections):
+        client = await serve(redis_url=url, redis_timeout=0.05, redis_backoff=60)
+        for colour in ("red", "blue", "green"):
+            assert await ask(client, image_part(png(colour=colour))) == ["miss"]
+        assert len(connections) == 1
+
+
+async def test_redis_coming_back_is_used_again(serve: Serve, valkey: str) -> None:
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        client = await serve(redis_url=valkey, redis_backoff=0.05, redis_timeout=0.1)
+        await store.client_pause(400)
+        assert await ask(client, image_part(png(colour="orange"))) == ["miss"]
+
+        async def back() -> bool:
+            return bool((await client.http.get("/health/ready")).json()["dependencies"]["redis"] == "up")
+
+        await eventually(back)

@@ -1,0 +1,65 @@
+"""Batches form from what is there, and work that nobody waits for is never started."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from autoglm.common.batching import Batcher
+
+
+class Doubler:
+    """Doubles numbers; holds each call until `gate` is set and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.started.set()
+        self.gate.wait(5)
+        if 13 in items:
+            raise ValueError("unlucky")
+        return [2 * item for item in items]
+
+
+async def test_what_arrives_during_a_pass_forms_the_next_batch() -> None:
+    double = Doubler()
+    batcher = Batcher(double, limit=3, linger=0)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.to_thread(double.started.wait, 5)
+    rest = [asyncio.create_task(batcher.submit(item)) for item in (2, 3, 4, 5)]
+    await asyncio.sleep(0.01)
+    double.gate.set()
+    results = await asyncio.gather(first, *rest)
+    assert [result.value for result in results] == [2, 4, 6, 8, 10]
+    assert double.batches == [[1], [2, 3, 4], [5]]
+    assert [result.size for result in results] == [1, 3, 3, 3, 1]
+    assert results[1].queue >= 0.01
+
+
+async def test_a_cancelled_request_is_dropped_before_compute() -> None:
+    double = Doubler()
+    batcher = Batcher(double, limit=4, linger=0)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.to_thread(double.started.wait, 5)
+    abandoned, kept = asyncio.create_task(batcher.submit(2)), asyncio.create_task(batcher.submit(3))
+    await asyncio.sleep(0)
+    abandoned.cancel()
+    double.gate.set()
+    assert (await kept).value == 6
+    assert (await first).value == 2
+    assert double.batches == [[1], [3]]
+
+
+async def test_a_failed_batch_fails_its_requests_and_no_others() -> None:
+    double = Doubler()
+    double.gate.set()
+    batcher = Batcher(double, limit=1, linger=0)
+    with pytest.raises(ValueError, match="unlucky"):
+        await batcher.submit(13)
+    assert (await batcher.submit(2)).value == 4
+    await batcher.check()

@@ -1,0 +1,74 @@
+"""Initialisation and fusion still learn: the colour of a named icon, from ideal features, in a few steps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.training import tokenizer
+from autoglm.training.data.catalog import APPS, COLOURS
+from autoglm.training.data.screens import Element
+from autoglm.training.data.tasks import Ask, Page, reply
+from autoglm.training.joint import Assistant, Batch, Batcher, JointConfig, attention_loss, cell
+from autoglm.training.samples import Case
+
+ICONS, STEPS = 6, 250
+
+
+class IdealScreens:
+    """Draws the question from pages whose features say plainly what is in each cell."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        generator = torch.Generator().manual_seed(0)
+        self.meaning = {name: torch.randn(320, generator=generator) for name in (*APPS, *COLOURS)}
+
+    def draw(self) -> Case:
+        """Return the question for one icon of a page with several."""
+        cells = self.rng.permutation(49)[:ICONS]
+        names = [list(APPS)[i] for i in self.rng.permutation(len(APPS))[:ICONS]]
+        elements = [self._icon(int(at), name) for at, name in zip(cells, names, strict=True)]
+        tokens = torch.zeros(49, 320)
+        for element in elements:
+            tokens[cell(element.box)] = self.meaning[element.name] + self.meaning[element.colour or ""]
+        ask = Ask("colour", names[0], "en")
+        answer = reply(Page("home", None, tuple(elements)), ask)
+        assert answer is not None
+        message = Message("user", (Media("image", tokens), f"What colour is {ask.filler}?"))
+        return Case("colour", "screen", "en", (message,), None, answer)
+
+    def _icon(self, at: int, name: str) -> Element:
+        left, top = at % 7 * 1000 / 7, at // 7 * 1000 / 7
+        return Element("icon", name, (left, top, left + 140, top + 140), list(COLOURS)[self.rng.integers(len(COLOURS))])
+
+
+def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> None:
+    tokenizer.build(tmp_path)
+    composer = Composer(tmp_path)
+    config = JointConfig(hidden=128, layers=2, context=256)
+    model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, betas=(0.9, 0.95))
+    batches = iter(Batcher(composer, IdealScreens(1), 24))
+    for _ in range(STEPS):
+        batch = next(batches)
+        logits, added = model(batch)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()) + attention_loss(batch, added)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert accuracy(model, batches) >= 0.9
+
+
+@torch.inference_mode()
+def accuracy(model: Assistant, batches: Iterator[Batch]) -> float:
+    """Return the share of fresh answers of which every token is the likeliest."""
+    right: list[bool] = []
+    for _ in range(4):
+        batch = next(batches)
+        logits, _ = model(batch)
+        likeliest, wanted = logits[:, :-1].argmax(-1), batch.labels[:, 1:]
+        right += ((likeliest == wanted) | (wanted == -100)).all(1).tolist()
+    return sum(right) / len(right)
