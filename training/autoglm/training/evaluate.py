@@ -75,8 +75,8 @@ def correct(case: Case, answer: str) -> bool:
 
 
 def _inside(case: Case, x: int, y: int) -> bool:
-    assert case.place is not None
-    left, top, right, bottom = case.place
+    assert case.reply.place is not None
+    left, top, right, bottom = case.reply.place
     return left <= x <= right and top <= y <= bottom
 
 

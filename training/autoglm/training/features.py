@@ -23,11 +23,11 @@ from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, S
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
 from autoglm.training.data.speech import draw_voice, synthesize
 from autoglm.training.data.talk import TOPICS
-from autoglm.training.data.tasks import Ask, Page
-from autoglm.training.data.wording import SLOTS, TEMPLATES, TYPED, templates
+from autoglm.training.data.tasks import ACTIONS, Ask, Page
+from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, polite, templates, typed
 from autoglm.vision.model import VisionModel
 
-TALK = "talk:"
+TALK = "talk"
 SHARD = 500
 KINDS: tuple[ScreenKind, ...] = ("home", "settings", "dialog", "app")
 KIND_SHARES = (0.55, 0.2, 0.1, 0.15)
@@ -47,7 +47,7 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """What is said in a clip: an Ask (or a talk topic, as intent "talk:topic") and its words."""
+    """What is said in a clip: an Ask (or a talk topic, as intent "talk") and its words."""
 
     intent: str
     key: str
@@ -155,16 +155,19 @@ def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:
     language = LANGUAGES[rng.integers(len(LANGUAGES))]
     if rng.random() < TALK_SHARE:
         topic = list(TOPICS)[rng.integers(len(TOPICS))]
-        return ClipInfo(TALK + topic, topic, language, TOPICS[topic][language].wording(split, rng))
+        return ClipInfo(TALK, topic, language, TOPICS[topic][language].wording(split, rng))
     weights = np.array([3.0 if SLOTS.get(intent) == "app" else 1.5 if intent in SLOTS else 0.7 for intent in TEMPLATES])
     weights[list(TEMPLATES).index("open")] = 9.0
     intent = list(TEMPLATES)[rng.choice(len(weights), p=weights / weights.sum())]
     pool = templates(intent, language, split)
-    ask = Ask(intent, draw_key(intent, language, rng), language)
-    return ClipInfo(intent, ask.key, language, pool[rng.integers(len(pool))].format(ask.filler))
+    ask = Ask(intent, draw_key(intent, language, split, rng), language)
+    kind: Kind = "command" if intent in ACTIONS else "question"
+    wording = polite(pool[rng.integers(len(pool))], kind, language, split, rng)
+    return ClipInfo(intent, ask.key, language, wording.format(ask.filler))
 
 
-def draw_key(intent: str, language: Language, rng: np.random.Generator) -> str:
+def draw_key(intent: str, language: Language, split: Split, rng: np.random.Generator) -> str:
+    """Draw what may fill the slot of `intent`: a catalog key, a text to type, or nothing."""
     slot = SLOTS.get(intent)
-    keys = {"app": list(APPS), "setting": list(SETTINGS), "text": list(TYPED[language])}.get(slot or "", [""])
+    keys = {"app": list(APPS), "setting": list(SETTINGS), "text": list(typed(language, split))}.get(slot or "", [""])
     return keys[rng.integers(len(keys))]

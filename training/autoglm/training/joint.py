@@ -23,20 +23,22 @@ from autoglm.training import tokenizer
 from autoglm.training.features import Shelf
 from autoglm.training.init import initialise
 from autoglm.training.loop import Loop, LoopConfig
-from autoglm.training.samples import Case, Sampler
+from autoglm.training.samples import SHARES, SILENT_SHARES, Case, Sampler
 
 GRID = 7
-EMBEDDING_STD = 2.5  # large beside what an untrained layer adds: a token is still itself after the first layers
-POSITION_STD = 0.25
+MORE_TURNS = (0.3, 0.25, 0.25, 0.2)
+EMBEDDING_STD = 1.0
+POSITION_STD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class JointConfig:
     """Sizes of the decoder and of the run."""
 
-    steps: int = 1600
+    steps: int = 2700
     batch: int = 48
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 1.5e-3
+    speech_from: int = 800  # what is seen and written is learned before what is heard
     attention_weight: float = 0.3
     hidden: int = 256
     layers: int = 4
@@ -62,6 +64,9 @@ class Assistant(nn.Module):
         with torch.no_grad():
             fusion.context.weight.mul_(0.3)
             nn.init.normal_(decoder.model.embed_tokens.weight, std=EMBEDDING_STD)
+            for layer in decoder.model.layers:  # a layer that has learned nothing adds nothing
+                layer.self_attn.o_proj.weight.zero_()
+                layer.mlp.down_proj.weight.zero_()
         for table in (fusion.image_row, fusion.image_column, fusion.audio_time):
             nn.init.normal_(table.weight, std=POSITION_STD)
         for vector in (fusion.text_kind, *fusion.media_kind.values()):
@@ -69,10 +74,11 @@ class Assistant(nn.Module):
         return cls(fusion, decoder)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
-        """Return logits [B, T, vocabulary] and what the fusion added."""
+        """Return logits [N, vocabulary] for the N tokens that are learned, and what the fusion added."""
         embeddings = self.decoder.model.embed_tokens(batch.token_ids)
         fused, added = fuse_batch(self.fusion, embeddings, batch.fusion)
-        return self.decoder(inputs_embeds=fused, use_cache=False).logits, added
+        hidden = self.decoder.model(inputs_embeds=fused, use_cache=False).last_hidden_state
+        return self.decoder.lm_head(hidden[:, :-1][batch.learned]), added
 
 
 def glm_config(config: JointConfig, vocabulary: int) -> GlmConfig:
@@ -103,6 +109,16 @@ class Batch:
     fusion: FusionBatch
     prompts: Sequence[Prompt]
     cases: Sequence[Case]
+
+    @property
+    def learned(self) -> Tensor:
+        """Return [B, T − 1]: whether the next token is learned."""
+        return self.labels[:, 1:] != -100
+
+    @property
+    def targets(self) -> Tensor:
+        """Return [N], the tokens that are learned."""
+        return self.labels[:, 1:][self.learned]
 
 
 class Source(Protocol):
@@ -141,32 +157,38 @@ class Batcher:
         for row, (_, prompt, answer) in enumerate(rows):
             start = len(prompt.token_ids)
             ids[row, : start + len(answer)] = torch.tensor(prompt.token_ids + answer)
+            for past in answers(prompt)[:-1]:  # earlier answers, with the token that ends them
+                labels[row, past.start : past.stop + 1] = ids[row, past.start : past.stop + 1]
             labels[row, start : start + len(answer)] = torch.tensor(answer)
         prompts = [prompt for _, prompt, _ in rows]
         return Batch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
 
 
+def answers(prompt: Prompt) -> list[slice]:
+    """Return where each answer of a conversation stands; the last one starts at the prompt's end (or at its echo)."""
+    past = [slice(run.start, run.stop) for run in prompt.runs if not run.enriched]
+    end = len(prompt.token_ids)
+    return past if past and past[-1].stop == end else [*past, slice(end, end)]
+
+
 def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
-    """Return the mean −log attention on the right cell, over the cases that have one."""
+    """Return the mean −log attention on the right cell, over the turns that have one.
+
+    Of a turn's tokens only the one that looks best counts.
+    """
     if added is None or "image" not in added.enriched.attention:
         return torch.zeros(())
     attention = added.enriched.attention["image"]  # [B, heads, R, S]
     looks = attention[:, : attention.shape[1] // 2].float().mean(1)
     losses = []
     for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
-        if case.place is not None:
-            asks = _askers(prompt, looks.shape[1], added.rows[row])
-            losses.append(-looks[row, asks, cell(case.place)].max().clamp(min=1e-6).log())
+        start = 0
+        for turn, answer in zip(case.turns, answers(prompt), strict=True):
+            if turn.reply.place is not None:
+                asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
+                losses.append(-looks[row, asks, cell(turn.reply.place)].max().clamp(min=1e-6).log())
+            start = answer.stop
     return torch.stack(losses).mean() if losses else torch.zeros(())
-
-
-def _askers(prompt: Prompt, size: int, rows: Tensor) -> Tensor:
-    """Return [size], true for the rows that are the question: its text, or the speech."""
-    asks = torch.zeros(size, dtype=torch.bool)
-    for run in prompt.runs:
-        if run.asked or (run.media is not None and run.media.kind == "audio"):
-            asks |= (rows >= run.start) & (rows < run.stop)
-    return asks
 
 
 def cell(place: tuple[float, float, float, float]) -> int:
@@ -181,15 +203,16 @@ def run(config: JointConfig, workdir: Path) -> None:
     tokenizer.build(workdir / "decoder")
     composer = Composer(workdir / "decoder")
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
-    sampler = Sampler(Shelf.open(workdir / "features", "train"), config.seed)
+    sampler = Sampler(Shelf.open(workdir / "features", "train"), config.seed, MORE_TURNS)
     loop = Loop(model, LoopConfig("joint", config.steps, config.learning_rate, config.seed), workdir)
     sampler.rng = loop.rng  # resumed with the run
     batches = iter(Batcher(composer, sampler, config.batch))
 
     def step() -> tuple[Tensor, dict[str, float]]:
+        sampler.shares = SHARES if loop.step >= config.speech_from else SILENT_SHARES
         batch = next(batches)
         logits, enriched = model(batch)
-        answer = cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch.labels[:, 1:].flatten())
+        answer = cross_entropy(logits.float(), batch.targets)
         look = attention_loss(batch, enriched)
         return answer + config.attention_weight * look, {"answer": answer.item(), "look": look.item()}
 

@@ -1,7 +1,6 @@
 """The training loop that every stage of fusion and decoder shares: AdamW, warm-up and cosine,
 bf16 autocast, a progress bar, and a checkpoint every two minutes from which a cut run goes on."""
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ class LoopConfig:
     learning_rate: float
     seed: int
     warmup: int = 100
+    cooldown: float = 0.4
     weight_decay: float = 0.02
     clip: float = 1.0
 
@@ -92,8 +92,6 @@ def _groups(model: nn.Module, config: LoopConfig) -> list[dict[str, object]]:
 
 
 def _schedule(step: int, config: LoopConfig) -> float:
-    """Linear warm-up, then a cosine to a twentieth."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
+    """Warm up, stay, and go down in a straight line over the last `cooldown` of the steps."""
+    down = (config.steps - step) / (config.cooldown * config.steps)
+    return min(1.0, (step + 1) / config.warmup, down)

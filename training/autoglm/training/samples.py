@@ -1,42 +1,65 @@
 """Draws conversations with their true answers from a shelf of encoded screens and clips."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from autoglm.fusion.compose import Media, Message
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Name
-from autoglm.training.data.talk import SYSTEM_PROMPTS, TOPICS, draw_sum
-from autoglm.training.data.tasks import ACTIONS, Ask, Page, Place, Reply, reply
-from autoglm.training.data.wording import SLOTS, TEMPLATES, templates
-from autoglm.training.features import TALK, ClipInfo, Shelf, draw_key
+from autoglm.training.data.prompts import system_prompt
+from autoglm.training.data.talk import TOPICS, draw_sum
+from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply
+from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, dictate, full_width, polite, templates
+from autoglm.training.features import TALK, Shelf, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
+T = TypeVar("T")
+Subject = tuple[str, tuple[str | Media, ...], Reply]
 SHARES: dict[Source, float] = {"text": 0.14, "screen": 0.46, "screen+speech": 0.26, "speech": 0.14}
-INTENT_WEIGHTS = {"open": 8.0, "colour": 3.0, "where": 3.0, "exists": 2.0, "switch_state": 2.0, "count": 1.5}
-DICTATE: dict[Language, tuple[str, ...]] = {
-    "zh": ("转写这段语音。", "听写", "这段语音说了什么?", "请把语音转成文字。"),
-    "en": ("Transcribe this recording.", "Transcribe", "What is said here?", "Write down what you hear."),
-}
+SILENT_SHARES: dict[Source, float] = {"text": 0.2, "screen": 0.8}
+INTENT_WEIGHTS = dict.fromkeys(TEMPLATES, 1.0) | {
+    "open": 8.0, "colour": 3.0, "where": 3.0, "exists": 2.0, "switch_state": 2.0, "count": 1.5,
+}  # fmt: skip
+TALK_WEIGHTS = {
+    "sum": 1.0, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
+}  # fmt: skip
+SYSTEM_SHARE, DISTRACTION_SHARE = 0.3, 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user sends, and the reply that it deserves."""
+
+    message: Message
+    reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversation, the answer it deserves, and for screen cases the box that decides it."""
+    """A conversation: the last turn is the question, the turns before it were answered rightly."""
 
     task: str
     source: Source
     language: Language
-    messages: tuple[Message, ...]
-    thinking: bool | None
-    reply: Reply
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    thinking: bool | None = None
 
     @property
-    def place(self) -> Place | None:
-        """Return the box that the answer is about."""
-        return self.reply.place
+    def messages(self) -> tuple[Message, ...]:
+        """Return what a client would send."""
+        messages = [Message("system", (self.system,))] if self.system else []
+        for turn in self.turns:
+            messages += [turn.message, Message("assistant", (turn.reply.text(None),))]
+        return tuple(messages[:-1])
+
+    @property
+    def reply(self) -> Reply:
+        """Return the reply to the question."""
+        return self.turns[-1].reply
 
     @property
     def text(self) -> str:
@@ -47,132 +70,113 @@ class Case:
 class Sampler:
     """Draws cases; everything follows from `seed`."""
 
-    def __init__(self, shelf: Shelf, seed: int) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, seed: int, more_turns: tuple[float, ...] = (1.0,)) -> None:
+        """`more_turns` holds the probabilities of 0, 1, 2 … turns before the question.
+
+        Several questions on one screen cost training little more than one: the screen's tokens are shared.
+        """
+        self.shelf, self.more_turns, self.shares = shelf, more_turns, SHARES
         self.rng = np.random.default_rng(seed)
-        self.by_intent: dict[str, list[int]] = defaultdict(list)
+        self.by_ask: dict[tuple[str, str, Language], list[int]] = defaultdict(list)
         for number, info in enumerate(shelf.clip_infos):
-            self.by_intent[info.intent].append(number)
-            self.by_intent[f"{info.intent}/{info.key}"].append(number)
+            self.by_ask[info.intent, info.key, info.language].append(number)
 
     def draw(self, source: Source | None = None) -> Case:
         """Draw one case, from `source` or from all in their shares."""
-        sources = list(SHARES)
-        drawn: Source = source or sources[self.rng.choice(len(sources), p=list(SHARES.values()))]
-        case = {"text": self._talk, "screen": self._screen, "speech": self._speech}.get(drawn, self._spoken)()
-        case = replace(case, thinking=(None, None, None, True, False)[self.rng.integers(5)])
-        return self._with_history(self._with_system(case))
+        drawn = self._one_of(self.shares) if source is None else source
+        language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
+        on_screen = "screen" in drawn
+        page = self._number(self.shelf.pages) if on_screen or self._chance(DISTRACTION_SHARE) else None
+        before = int(self.rng.choice(len(self.more_turns), p=self.more_turns))
+        others = {s: share for s, share in self.shares.items() if page is not None or "screen" not in s}
+        sources = [*(self._one_of(others) for _ in range(before)), drawn]
+        subjects = [self._subject(each, language, page) for each in sources]
+        turns = [Turn(Message("user", parts), answer) for _, parts, answer in subjects]
+        if page is not None:
+            image = Media("image", self.shelf.screens[page])
+            turns[0] = replace(turns[0], message=Message("user", (image, *turns[0].message.parts)))
+        task = subjects[-1][0] + ("+distraction" if page is not None and not on_screen else "")
+        system = system_prompt(language, self.shelf.split, self.rng) if self._chance(SYSTEM_SHARE) else None
+        thinking = (None, None, None, True, False)[self.rng.integers(5)]
+        return Case(task, drawn, language, tuple(turns), system, thinking)
 
     def _chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def _language(self) -> Language:
-        return LANGUAGES[self.rng.integers(len(LANGUAGES))]
+    def _number(self, items: Sequence[object]) -> int:
+        return int(self.rng.integers(len(items)))
 
-    def _image(self, number: int) -> Media:
-        return Media("image", self.shelf.screens[number])
+    def _one_of(self, weights: Mapping[T, float]) -> T:
+        values = np.array(list(weights.values()))
+        return list(weights)[self.rng.choice(len(values), p=values / values.sum())]
 
-    def _audio(self, number: int) -> Media:
-        return Media("audio", self.shelf.clips[number])
+    def _subject(self, source: Source, language: Language, page: int | None) -> Subject:
+        if source == "text":
+            return self._talk(language)
+        if source == "speech":
+            return self._speech(language)
+        assert page is not None
+        return self._screen(language, self.shelf.pages[page], spoken=source == "screen+speech")
 
-    def _draw_talk(self, language: Language) -> tuple[str, str, Reply]:
-        """Return topic, wording and reply of something that needs no media."""
-        if self._chance(0.25):
+    def _talk(self, language: Language) -> Subject:
+        """Something that needs no media."""
+        task = self._one_of(TALK_WEIGHTS)
+        if task == "sum":
             question, answer = draw_sum(language, self.shelf.split, self.rng)
             thought = "用户要我算数。" if language == "zh" else "The user wants a sum."
-            return "sum", question, Reply(thought, answer)
-        name = list(TOPICS)[self.rng.choice(len(TOPICS), p=(0.34, 0.18, 0.12, 0.1, 0.08, 0.18))]
-        topic = TOPICS[name][language]
-        return name, topic.wording(self.shelf.split, self.rng), Reply(topic.thought, topic.answer)
+            return task, (self._vary(question, language),), Reply(thought, answer)
+        topic = TOPICS[task][language]
+        words = topic.wording(self.shelf.split, self.rng)
+        if words.endswith("?") and task in ("identity", "abilities", "cannot"):
+            words = polite(words, "question", language, self.shelf.split, self.rng)
+        return task, (self._vary(words, language),), Reply(topic.thought, topic.answer)
 
-    def _talk(self) -> Case:
-        """A question that needs no media, sometimes beside a picture that has nothing to do with it."""
-        language = self._language()
-        task, question, answer = self._draw_talk(language)
-        parts: tuple[str | Media, ...] = (self._vary(question, language),)
-        if self._chance(0.35):
-            parts = (self._image(int(self.rng.integers(len(self.shelf.screens)))), *parts)
-            task += "+distraction"
-        return Case(task, "text", language, (Message("user", parts),), None, answer)
-
-    def _screen(self) -> Case:
-        """A written question or instruction about a screen."""
-        number, page, ask, answer = self._ask_screen()
-        pool = templates(ask.intent, ask.language, self.shelf.split)
-        words = self._vary(pool[self.rng.integers(len(pool))].format(ask.filler), ask.language)
+    def _screen(self, language: Language, page: Page, spoken: bool) -> Subject:
+        """A question or instruction about a screen."""
+        while True:
+            ask = self._draw_ask(page, language)
+            answer = reply(page, ask)
+            clips = self.by_ask[ask.intent, ask.key, language]
+            if answer is not None and (clips or not spoken):
+                break
+        if spoken:
+            return ask.intent, (Media("audio", self.shelf.clips[clips[self._number(clips)]]),), answer
+        pool = templates(ask.intent, language, self.shelf.split)
+        kind: Kind = "command" if ask.intent in ACTIONS else "question"
+        wording = polite(pool[self._number(pool)], kind, language, self.shelf.split, self.rng)
+        words = self._vary(wording.format(ask.filler), language)
         if ask.intent in ACTIONS and self._chance(0.2):
             words += f'\n\n** Screen Info **\n\n{{"current_app": "{_app_name(page)}"}}'
-        message = Message("user", (self._image(number), words))
-        return Case(ask.intent, "screen", ask.language, (message,), None, answer)
+        return ask.intent, (words,), answer
 
-    def _ask_screen(self) -> tuple[int, Page, Ask, Reply]:
-        while True:
-            number = int(self.rng.integers(len(self.shelf.pages)))
-            page = self.shelf.pages[number]
-            ask = self._draw_ask(page)
-            answer = reply(page, ask)
-            if answer is not None:
-                return number, page, ask, answer
-
-    def _draw_ask(self, page: Page) -> Ask:
+    def _draw_ask(self, page: Page, language: Language) -> Ask:
         """Draw an ask that mostly concerns something on the page."""
-        weights = np.array([INTENT_WEIGHTS.get(intent, 1.0) for intent in TEMPLATES])
-        intent = list(TEMPLATES)[self.rng.choice(len(weights), p=weights / weights.sum())]
-        language = self._language()
+        intent = self._one_of(INTENT_WEIGHTS)
         names: dict[str, Name] = {"app": APPS, "setting": SETTINGS}.get(SLOTS.get(intent, ""), {})
         present = [element.name for element in page.elements if element.name in names]
-        share = 0.5 if intent == "exists" else 0.85
-        if present and self._chance(share):
-            return Ask(intent, present[self.rng.integers(len(present))], language)
-        return Ask(intent, draw_key(intent, language, self.rng), language)
+        if present and self._chance(0.5 if intent == "exists" else 0.85):
+            return Ask(intent, present[self._number(present)], language)
+        return Ask(intent, draw_key(intent, language, self.shelf.split, self.rng), language)
 
-    def _spoken(self) -> Case:
-        """A screen with a spoken question or instruction."""
-        while True:
-            number, _page, ask, answer = self._ask_screen()
-            clips = self.by_intent.get(f"{ask.intent}/{ask.key}", [])
-            clips = [clip for clip in clips if self.shelf.clip_infos[clip].language == ask.language]
-            if clips:
-                message = Message("user", (self._image(number), self._audio(clips[self.rng.integers(len(clips))])))
-                return Case(ask.intent, "screen+speech", ask.language, (message,), None, answer)
-
-    def _speech(self) -> Case:
+    def _speech(self, language: Language) -> Subject:
         """Dictation, or a spoken question that needs no screen."""
-        number = int(self.rng.integers(len(self.shelf.clips)))
-        info = self.shelf.clip_infos[number]
-        if info.intent.startswith(TALK) and self._chance(0.6):
-            topic = TOPICS[info.key][info.language]
-            message = Message("user", (self._audio(number),))
-            return Case(info.key, "speech", info.language, (message,), None, Reply(topic.thought, topic.answer))
-        return self._dictation(number, info)
-
-    def _dictation(self, number: int, info: ClipInfo) -> Case:
-        orders = DICTATE[self._language()]
-        message = Message("user", (self._audio(number), orders[self.rng.integers(len(orders))]))
-        thought = "用户要我听写。" if info.language == "zh" else "The user wants a transcript."
-        return Case("dictation", "speech", info.language, (message,), None, Reply(thought, info.text))
+        number = self._number(self.shelf.clips)
+        while self.shelf.clip_infos[number].language != language:
+            number = self._number(self.shelf.clips)
+        info, audio = self.shelf.clip_infos[number], Media("audio", self.shelf.clips[number])
+        if info.intent == TALK and self._chance(0.6):
+            topic = TOPICS[info.key][language]
+            return info.key, (audio,), Reply(topic.thought, topic.answer)
+        orders = dictate(language, self.shelf.split)
+        thought = "用户要我听写。" if language == "zh" else "The user wants a transcript."
+        return "dictation", (audio, orders[self._number(orders)]), Reply(thought, info.text)
 
     def _vary(self, words: str, language: Language) -> str:
         """Return `words` as a hurried typist might write them."""
         if language == "en" and self._chance(0.2):
             words = words.lower()
-        return words.rstrip("?.!") if self._chance(0.2) else words
-
-    def _with_system(self, case: Case) -> Case:
-        if self._chance(0.65):
-            return case
-        prompts = SYSTEM_PROMPTS[case.language]
-        prompt = prompts[self.rng.integers(len(prompts))]
-        return replace(case, messages=(Message("system", (prompt,)), *case.messages))
-
-    def _with_history(self, case: Case) -> Case:
-        """Put an earlier exchange before the question, now and then."""
-        if not self._chance(0.12):
-            return case
-        _, question, answer = self._draw_talk(case.language)
-        past = (Message("user", (question,)), Message("assistant", (answer.text(case.thinking),)))
-        at = next(i for i, message in enumerate(case.messages) if message.role == "user")
-        return replace(case, messages=(*case.messages[:at], *past, *case.messages[at:]))
+        words = words.rstrip("?.!") if self._chance(0.2) else words
+        return full_width(words) if language == "zh" and self._chance(0.5) else words
 
 
 def _app_name(page: Page) -> str:

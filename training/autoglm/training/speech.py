@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from string import ascii_lowercase
 from time import monotonic
 
 import jiwer
@@ -209,7 +210,8 @@ class Trainer:
         self.config, self.shard = config, shard
         self.checkpoint = workdir / "speech-checkpoint.pt"
         texts = [text for split in SPLITS for every in Script.of(split).sentences.values() for text in every]
-        self.model = build_model(Vocabulary.of([*texts, *(word for lang in LANGUAGES for word in words(lang))]))
+        every = [*texts, *(word for lang in LANGUAGES for word in words(lang)), ascii_lowercase]
+        self.model = build_model(Vocabulary.of(every))
         self.sounds = ("<blank>", *sorted(set("".join(shard.sounds))))
         self.phoneme_head = nn.Linear(self.model.network.config.d_model, len(self.sounds))
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.98), weight_decay=0.01)

@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from autoglm.training.data.catalog import APPS, COLOURS, REGIONS, SETTINGS, Name
-from autoglm.training.data.talk import SYSTEM_PROMPTS, TOPICS
-from autoglm.training.data.wording import TEMPLATES, TYPED
+from autoglm.training.data.catalog import APPS, COLOURS, LANGUAGES, REGIONS, SETTINGS, Name
+from autoglm.training.data.prompts import FORMATS, HEADS, PROMPTS, RULES, TITLES, date_line
+from autoglm.training.data.talk import SUMS, TOPICS
+from autoglm.training.data.wording import AFTER, BEFORE, DICTATE, TEMPLATES, TYPED, full_width
 
 END = "<|endoftext|>"
 STOPS = (END, "<|user|>", "<|observation|>")
@@ -22,7 +24,7 @@ SPECIAL = (
     "<|begin_of_audio|>", "<|end_of_audio|>", "<|audio|>",
 )  # fmt: skip
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
-VOCABULARY = 2048
+VOCABULARY = 3072
 CHAT_TEMPLATE = """[gMASK]<sop>
 {%- for message in messages %}
 <|{{ message.role }}|>
@@ -72,13 +74,21 @@ def _names() -> list[str]:
 def _corpus() -> Iterator[str]:
     """Yield the fixed sentences of every task; names are tokens of their own and need no merges."""
     for by_language in TEMPLATES.values():
-        for templates in by_language.values():
-            yield from (template.format("") for template in templates)
+        for language, templates in by_language.items():
+            for template in templates:
+                words = template.format("")
+                yield words
+                if language == "zh":
+                    yield full_width(words)
     for topics in TOPICS.values():
         for topic in topics.values():
             yield from (*topic.wordings, topic.thought, topic.answer)
-    for texts in (*TYPED.values(), *SYSTEM_PROMPTS.values()):
-        yield from texts
+    polite = (table for kinds in (BEFORE, AFTER) for table in kinds.values())
+    for table in (SUMS, TYPED, DICTATE, PROMPTS, HEADS, FORMATS, RULES, TITLES, *polite):
+        for texts in table.values():
+            yield from texts
+    rng = np.random.default_rng(0)
+    yield from (date_line(language, rng) for language in LANGUAGES for _ in range(20))
     yield from _REPLIES
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve, resample_poly
 
 from autoglm.training.data.catalog import APPS, COLOURS, LANGUAGES, REGIONS, SETTINGS, Language, Split
+from autoglm.training.data.talk import TOPICS
 from autoglm.training.data.wording import TEMPLATES, TYPED, sentences, templates
 
 SAMPLE_RATE = 16_000
@@ -240,9 +241,10 @@ class Script:
     def of(cls, split: Split) -> Self:
         """Return the script of the sentence templates of `split`."""
         every = sentences(split)
+        talk = {language: _talk(language, split) for language in LANGUAGES}
         return cls(
-            {language: tuple(text for of, text in every if of == language) for language in LANGUAGES},
-            {language: (*words(language), *_fragments(language, split)) for language in LANGUAGES},
+            {language: (*(text for of, text in every if of == language), *talk[language]) for language in LANGUAGES},
+            {language: (*words(language), *_fragments(language, split), *talk[language]) for language in LANGUAGES},
         )
 
     def draw(self, language: Language, rng: np.random.Generator, sentences_only: bool) -> str:
@@ -254,6 +256,11 @@ class Script:
             pieces = rng.choice(self.pieces[language], int(rng.integers(2, 5)))
             return ("" if language == "zh" else " ").join(pieces)
         return str(rng.choice(words(language)))
+
+
+def _talk(language: Language, split: Split) -> tuple[str, ...]:
+    """Return what is said to the assistant in `split` when no screen is meant."""
+    return tuple(text for by_language in TOPICS.values() for text in by_language[language].pool(split))
 
 
 def _fragments(language: Language, split: Split) -> list[str]:
