@@ -35,10 +35,10 @@ POSITION_STD = 0.5
 class JointConfig:
     """Sizes of the decoder and of the run."""
 
-    steps: int = 2700
+    steps: int = 2400
     batch: int = 48
     learning_rate: float = 1.5e-3
-    speech_from: int = 800  # what is seen and written is learned before what is heard
+    speech_from: int = 500  # what is seen and written is learned before what is heard
     attention_weight: float = 0.3
     hidden: int = 256
     layers: int = 4

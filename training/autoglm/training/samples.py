@@ -26,7 +26,7 @@ INTENT_WEIGHTS = dict.fromkeys(TEMPLATES, 1.0) | {
 TALK_WEIGHTS = {
     "sum": 1.0, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
 }  # fmt: skip
-SYSTEM_SHARE, DISTRACTION_SHARE = 0.3, 0.3
+SYSTEM_SHARE, DISTRACTION_SHARE = 0.2, 0.3
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from autoglm.training.data.wording import part
 
 HELD_OUT_PROMPTS, HELD_OUT_HEADS, HELD_OUT_FORMATS, HELD_OUT_RULES = 2, 1, 1, 5
 MOST_RULES = 18
+LONG_SHARE = 0.08
 FIRST_DAY, DAYS = date(2024, 1, 1), 1461
 WEEKDAYS = "一二三四五六日"
 
@@ -239,11 +240,18 @@ def system_prompt(language: Language, split: Split, rng: np.random.Generator) ->
 
 
 def agent_prompt(language: Language, split: Split, rng: np.random.Generator) -> str:
-    """Draw a phone agent's prompt: head, output format, and up to MOST_RULES rules, mostly few; perhaps the date."""
+    """Draw a phone agent's prompt: head, output format, and rules; perhaps the date.
+
+    Mostly the rules are few; a share LONG_SHARE of the prompts has many, in both languages, up to 3 000 characters.
+    """
     head = _one(part(HEADS[language], HELD_OUT_HEADS, split), rng)
     lines = [head + _one(part(FORMATS[language], HELD_OUT_FORMATS, split), rng)]
-    every = RULES[language][:-HELD_OUT_RULES] if split == "train" else RULES[language]
-    if number := min(int(rng.geometric(0.2)) - 1, MOST_RULES):
+    end = -HELD_OUT_RULES if split == "train" else None
+    every, number = RULES[language][:end], min(int(rng.geometric(0.2)) - 1, MOST_RULES)
+    if rng.random() < LONG_SHARE:
+        every = (*RULES["zh"][:end], *RULES["en"][:end])
+        number = int(rng.integers(MOST_RULES, len(every) + 1))
+    if number:
         mark = MARKS[rng.integers(len(MARKS))]
         drawn = [every[i] for i in rng.permutation(len(every))[:number]]
         lines += [_one(TITLES[language], rng), *(mark.format(n) + rule for n, rule in enumerate(drawn, 1))]
