@@ -13,9 +13,9 @@ from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
 from autoglm.training.joint import Assistant, Batch, Batcher, JointConfig, attention_loss, cell
-from autoglm.training.samples import Case
+from autoglm.training.samples import Case, Turn
 
-ICONS, STEPS = 6, 250
+ICONS, STEPS, TOKENS = 6, 250, 2300
 
 
 class IdealScreens:
@@ -38,7 +38,7 @@ class IdealScreens:
         answer = reply(Page("home", None, tuple(elements)), ask)
         assert answer is not None
         message = Message("user", (Media("image", tokens), f"What colour is {ask.filler}?"))
-        return Case("colour", "screen", "en", (message,), None, answer)
+        return Case("colour", "screen", "en", (Turn(message, answer),))
 
     def _icon(self, at: int, name: str) -> Element:
         left, top = at % 7 * 1000 / 7, at // 7 * 1000 / 7
@@ -51,11 +51,11 @@ def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> Non
     config = JointConfig(hidden=128, layers=2, context=256)
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, betas=(0.9, 0.95))
-    batches = iter(Batcher(composer, IdealScreens(1), 24))
+    batches = iter(Batcher(composer, IdealScreens(1), TOKENS))
     for _ in range(STEPS):
         batch = next(batches)
         logits, added = model(batch)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()) + attention_loss(batch, added)
+        loss = cross_entropy(logits, batch.targets) + attention_loss(batch, added)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -69,6 +69,6 @@ def accuracy(model: Assistant, batches: Iterator[Batch]) -> float:
     for _ in range(4):
         batch = next(batches)
         logits, _ = model(batch)
-        likeliest, wanted = logits[:, :-1].argmax(-1), batch.labels[:, 1:]
-        right += ((likeliest == wanted) | (wanted == -100)).all(1).tolist()
+        hits = logits.argmax(-1) == batch.targets
+        right += [bool(answer.all()) for answer in hits.split(batch.learned.sum(1).tolist())]
     return sum(right) / len(right)

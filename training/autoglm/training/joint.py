@@ -26,6 +26,7 @@ from autoglm.training.loop import Loop, LoopConfig
 from autoglm.training.samples import SHARES, SILENT_SHARES, Case, Sampler
 
 GRID = 7
+POOL = 384  # cases that are sorted by length before they are cut into batches
 MORE_TURNS = (0.3, 0.25, 0.25, 0.2)
 EMBEDDING_STD = 1.0
 POSITION_STD = 0.5
@@ -35,8 +36,9 @@ POSITION_STD = 0.5
 class JointConfig:
     """Sizes of the decoder and of the run."""
 
-    steps: int = 2400
-    batch: int = 48
+    steps: int = 2800
+    batch_tokens: int = 8192
+    batch_targets: int = 2048  # learned tokens of an ordinary batch
     learning_rate: float = 1.5e-3
     speech_from: int = 500  # what is seen and written is learned before what is heard
     attention_weight: float = 0.3
@@ -130,28 +132,38 @@ class Source(Protocol):
         """Draw one."""
 
 
-class Batcher:
-    """Turns cases into batches of about equal length."""
+Row = tuple[Case, Prompt, list[int]]
 
-    def __init__(self, composer: Composer, sampler: Source, size: int) -> None:
-        self.composer, self.sampler, self.size = composer, sampler, size
+
+def _length(row: Row) -> int:
+    return len(row[1].token_ids) + len(row[2])
+
+
+class Batcher:
+    """Turns cases into batches of like length, each of at most `tokens` tokens, padding included."""
+
+    def __init__(self, composer: Composer, sampler: Source, tokens: int) -> None:
+        self.composer, self.sampler, self.tokens = composer, sampler, tokens
         self.stop = composer.tokenizer.encode("<|user|>").ids
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            drawn = [self._row(self.sampler.draw()) for _ in range(4 * self.size)]
-            drawn.sort(key=lambda row: len(row[1].token_ids))
-            batches = [drawn[start : start + self.size] for start in range(0, len(drawn), self.size)]
+            drawn = sorted((self._row(self.sampler.draw()) for _ in range(POOL)), key=_length)
+            batches: list[list[Row]] = [[]]
+            for row in drawn:
+                if (len(batches[-1]) + 1) * _length(row) > self.tokens:
+                    batches.append([])
+                batches[-1].append(row)
             for number in self.sampler.rng.permutation(len(batches)):
                 yield self._batch(batches[number])
 
-    def _row(self, case: Case) -> tuple[Case, Prompt, list[int]]:
+    def _row(self, case: Case) -> Row:
         prompt = self.composer.compose(case.messages, case.thinking)
         answer = case.text.removeprefix(prompt.echo)
         return case, prompt, [*self.composer.tokenizer.encode(answer, add_special_tokens=False).ids, *self.stop]
 
-    def _batch(self, rows: Sequence[tuple[Case, Prompt, list[int]]]) -> Batch:
-        length = max(len(prompt.token_ids) + len(answer) for _, prompt, answer in rows)
+    def _batch(self, rows: Sequence[Row]) -> Batch:
+        length = max(map(_length, rows))
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), -100)
         for row, (_, prompt, answer) in enumerate(rows):
@@ -206,7 +218,7 @@ def run(config: JointConfig, workdir: Path) -> None:
     sampler = Sampler(Shelf.open(workdir / "features", "train"), config.seed, MORE_TURNS)
     loop = Loop(model, LoopConfig("joint", config.steps, config.learning_rate, config.seed), workdir)
     sampler.rng = loop.rng  # resumed with the run
-    batches = iter(Batcher(composer, sampler, config.batch))
+    batches = iter(Batcher(composer, sampler, config.batch_tokens))
 
     def step() -> tuple[Tensor, dict[str, float]]:
         sampler.shares = SHARES if loop.step >= config.speech_from else SILENT_SHARES
@@ -214,7 +226,8 @@ def run(config: JointConfig, workdir: Path) -> None:
         logits, enriched = model(batch)
         answer = cross_entropy(logits.float(), batch.targets)
         look = attention_loss(batch, enriched)
-        return answer + config.attention_weight * look, {"answer": answer.item(), "look": look.item()}
+        weight = len(batch.targets) / config.batch_targets  # a token counts the same in every batch
+        return weight * (answer + config.attention_weight * look), {"answer": answer.item(), "look": look.item()}
 
     loop.run(step)
     save(model, composer, workdir)
