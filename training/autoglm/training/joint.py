@@ -28,19 +28,21 @@ from autoglm.training.samples import SHARES, SILENT_SHARES, Case, Sampler
 GRID = 7
 POOL = 384  # cases that are sorted by length before they are cut into batches
 MORE_TURNS = (0.3, 0.25, 0.25, 0.2)
-EMBEDDING_STD = 1.0
-POSITION_STD = 0.5
+EMBEDDING_STD = 2.5  # large beside what an untrained layer adds: a token is still itself after the first layers
+POSITION_STD = 0.25
+CONTEXT_TAP = 0.3  # the same for every place: at first a query reads the bag of the last words
 
 
 @dataclass(frozen=True, slots=True)
 class JointConfig:
     """Sizes of the decoder and of the run."""
 
-    steps: int = 2800
+    steps: int = 2000
     batch_tokens: int = 8192
     batch_targets: int = 2048  # learned tokens of an ordinary batch
-    learning_rate: float = 1.5e-3
-    speech_from: int = 500  # what is seen and written is learned before what is heard
+    learning_rate: float = 1.2e-3
+    matrix_rate: float = 5e-3
+    speech_from: int = 350  # what is seen and written is learned before what is heard
     attention_weight: float = 0.3
     hidden: int = 256
     layers: int = 4
@@ -64,11 +66,8 @@ class Assistant(nn.Module):
         initialise(decoder)
         initialise(fusion)
         with torch.no_grad():
-            fusion.context.weight.mul_(0.3)
+            fusion.context.weight.fill_(CONTEXT_TAP)
             nn.init.normal_(decoder.model.embed_tokens.weight, std=EMBEDDING_STD)
-            for layer in decoder.model.layers:  # a layer that has learned nothing adds nothing
-                layer.self_attn.o_proj.weight.zero_()
-                layer.mlp.down_proj.weight.zero_()
         for table in (fusion.image_row, fusion.image_column, fusion.audio_time):
             nn.init.normal_(table.weight, std=POSITION_STD)
         for vector in (fusion.text_kind, *fusion.media_kind.values()):
@@ -186,7 +185,8 @@ def answers(prompt: Prompt) -> list[slice]:
 def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
     """Return the mean −log attention on the right cell, over the turns that have one.
 
-    Of a turn's tokens only the one that looks best counts.
+    Two tokens of a turn count: the one that looks best (the name, mostly), and the last before the answer, where
+    the decoder finds what was seen without a search.
     """
     if added is None or "image" not in added.enriched.attention:
         return torch.zeros(())
@@ -198,7 +198,8 @@ def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
         for turn, answer in zip(case.turns, answers(prompt), strict=True):
             if turn.reply.place is not None:
                 asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
-                losses.append(-looks[row, asks, cell(turn.reply.place)].max().clamp(min=1e-6).log())
+                sees = looks[row, asks, cell(turn.reply.place)].clamp(min=1e-6)
+                losses += [-sees.max().log(), -sees[-1].log()]
             start = answer.stop
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
@@ -216,7 +217,9 @@ def run(config: JointConfig, workdir: Path) -> None:
     composer = Composer(workdir / "decoder")
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
     sampler = Sampler(Shelf.open(workdir / "features", "train"), config.seed, MORE_TURNS)
-    loop = Loop(model, LoopConfig("joint", config.steps, config.learning_rate, config.seed), workdir)
+    loop = Loop(
+        model, LoopConfig("joint", config.steps, config.learning_rate, config.matrix_rate, config.seed), workdir
+    )
     sampler.rng = loop.rng  # resumed with the run
     batches = iter(Batcher(composer, sampler, config.batch_tokens))
 

@@ -1,5 +1,6 @@
-"""The training loop that every stage of fusion and decoder shares: AdamW, warm-up and cosine,
-bf16 autocast, a progress bar, and a checkpoint every two minutes from which a cut run goes on."""
+"""The training loop of fusion and decoder: Muon on the matrices between layers, AdamW on the rest, warm-up
+and a straight way down, bf16 autocast, a progress bar, and a checkpoint every two minutes from which a cut
+run goes on."""
 
 import os
 import time
@@ -17,11 +18,12 @@ CHECKPOINT_SECONDS = 120
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """Name of the run (its checkpoint is `name`.pt in the workdir), length, peak rate and seed."""
+    """Name of the run (its checkpoint is `name`.pt in the workdir), length, peak rates and seed."""
 
     name: str
     steps: int
     learning_rate: float
+    matrix_rate: float
     seed: int
     warmup: int = 100
     cooldown: float = 0.4
@@ -36,7 +38,7 @@ class Loop:
         self.model, self.config = model, config
         self.rng = np.random.default_rng(config.seed)
         self.path = workdir / f"{config.name}.pt"
-        self.optimizer = torch.optim.AdamW(_groups(model, config), lr=config.learning_rate, betas=(0.9, 0.95))
+        self.optimizers = _optimizers(model, config)
         self.step = 0
         if self.path.exists():
             self._restore()
@@ -57,20 +59,24 @@ class Loop:
         self._save()
 
     def _one(self, step: Callable[[], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
-        rate = self.config.learning_rate * _schedule(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = _schedule(self.step, self.config)
+        for optimizer, rate in zip(self.optimizers, (self.config.matrix_rate, self.config.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
         with torch.autocast("cpu", torch.bfloat16):
             loss, figures = step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         return figures
 
     def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step,
                  "rng": self.rng.bit_generator.state}  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -79,16 +85,28 @@ class Loop:
     def _restore(self) -> None:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.rng.bit_generator.state = state["rng"]
         self.step = state["step"]
 
 
-def _groups(model: nn.Module, config: LoopConfig) -> list[dict[str, object]]:
-    """Decay matrices only; norms, biases and vectors are left alone."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _optimizers(model: nn.Module, config: LoopConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Return Muon for what maps activations to activations and AdamW for tables, the head, norms and vectors.
+
+    Only what Muon takes decays. Muon's steps are scaled to the size of AdamW's (`match_rms_adamw`).
+    """
+    matrices = [
+        layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "lm_head" not in name
+    ]
+    taken = {id(weight) for weight in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    return (
+        torch.optim.Muon(
+            matrices, config.matrix_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    )
 
 
 def _schedule(step: int, config: LoopConfig) -> float:

@@ -29,7 +29,7 @@ class FusionConfig:
     heads: int = 8
     image_grid: tuple[int, int] = (7, 7)
     max_audio_tokens: int = 384
-    context: int = 8
+    context: int = 32
 
 
 class GCMA(nn.Module):
