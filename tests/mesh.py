@@ -1,6 +1,7 @@
 """A mesh of real parts: `autoglm serve` on free ports, and what can be seen of it from outside."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +46,14 @@ class Mesh:
     def descendants(self) -> list[psutil.Process]:
         """Every process below `autoglm serve`."""
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def running(self, part: str) -> psutil.Process | None:
+        """Return the first process below whose command line has `part` in it, if any has."""
+        for process in self.descendants():
+            with suppress(psutil.NoSuchProcess):
+                if part in " ".join(process.cmdline()):
+                    return process
+        return None
 
     def replica(self, application: str) -> psutil.Process:
         """The process of an application's replica."""
@@ -93,6 +103,13 @@ def free_ports(count: int) -> list[int]:
 def command(*arguments: str) -> Sequence[str]:
     """Return the command line of `autoglm`."""
     return (sys.executable, "-m", "autoglm.cli.main", *arguments)
+
+
+def text_bundle(folder: Path) -> Path:
+    """Copy what the chosen bundle needs to read and write text; its manifest is for the caller to write."""
+    for part in ("fusion", "decoder"):
+        shutil.copytree(chosen_bundle() / part, folder / part)
+    return folder
 
 
 def start_mesh(log: Path, **environment: str) -> Mesh:

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from autoglm.training.data.talk import SYSTEM_PROMPTS
+from autoglm.training.data.prompts import FORMATS, HEADS
 
 from ..asking import MODEL
 from ..cases import screen_cases
@@ -34,7 +34,7 @@ SYSTEM = RULES + "".join(RULE.format(n=n) for n in range(1, 17))
 ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))</answer>", re.DOTALL)
 
 
-SHORT = SYSTEM_PROMPTS["zh"][2]
+SHORT = HEADS["zh"][0] + FORMATS["zh"][0]
 
 
 def ask(client: openai.OpenAI, messages: Any, stream: bool) -> str:

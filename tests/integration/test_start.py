@@ -16,7 +16,8 @@ import pytest
 
 from autoglm.common.bundle import chosen_bundle, write_manifest
 
-from ..mesh import Mesh, command, free_ports, start_mesh
+from ..asking import eventually
+from ..mesh import START_SECONDS, Mesh, command, free_ports, start_mesh, text_bundle
 
 LOG_LINES = (
     "Loading model ",
@@ -58,9 +59,7 @@ def test_the_start_tells_what_it_does_in_order(mesh: Mesh) -> None:
 
 
 def test_a_second_mesh_that_only_reads_runs_beside_the_first_and_leaves_nothing(mesh: Mesh, tmp_path: Path) -> None:
-    bundle = tmp_path / "text"
-    for part in ("fusion", "decoder"):
-        shutil.copytree(chosen_bundle() / part, bundle / part)
+    bundle = text_bundle(tmp_path / "text")
     write_manifest(bundle, "text-only", "gcma")
     before = workplaces()
     second = start_mesh(tmp_path / "serve.log", AUTOGLM_BUNDLE=str(bundle))
@@ -85,21 +84,42 @@ def test_replicas_listen_on_loopback_alone(mesh: Mesh) -> None:
         assert {address.ip.removeprefix("::ffff:") for address in serving} == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("line", ["Embedding cache", "Loading model", "Starting services"])
-def test_a_stop_half_way_leaves_nothing(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("part", ["autoglm.cli.mesh", "raylet/raylet", "ray::ServeReplica:"])
+def test_a_stop_half_way_leaves_nothing(tmp_path: Path, part: str) -> None:
     before = workplaces()
     starting = start_mesh(tmp_path / "serve.log")
-    limit = time.monotonic() + 60
-    while not any(line in said for said in starting.lines()):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    time.sleep(0.5)
+    eventually(lambda: starting.running(part) is not None, START_SECONDS, f"{part} runs")
     descendants = starting.descendants()
     started = time.monotonic()
     assert starting.stop() == 0
     assert time.monotonic() - started < 20
     assert not [process for process in descendants if is_alive(process)]
     assert workplaces() == before
+
+
+def test_bad_luck_is_tried_again_with_other_ports(tmp_path: Path) -> None:
+    bundle = text_bundle(tmp_path / "text")
+    write_manifest(bundle, "text-only", "gcma")
+    starting = start_mesh(tmp_path / "serve.log", AUTOGLM_BUNDLE=str(bundle))
+
+    def driver() -> psutil.Process:
+        eventually(lambda: starting.running("autoglm.cli.mesh") is not None, START_SECONDS, "Ray is started")
+        found = starting.running("autoglm.cli.mesh")
+        assert found is not None
+        return found
+
+    first = driver()
+    first.kill()
+    first.wait(10)
+    _, ingress, *_ = driver().cmdline()[3:]
+    with socket.create_server(("127.0.0.1", int(ingress))):
+        starting.wait()
+    failures = [line for line in starting.lines() if line.endswith("; trying again with other ports")]
+    assert len(failures) == 2
+    assert "Ray does not start" in failures[0]
+    assert f"cannot bind socket (Address already in use) for [127.0.0.1:{ingress}]" in failures[1]
+    assert not starting.serve_address.endswith(f":{ingress}")
+    assert starting.stop() == 0
 
 
 @pytest.mark.parametrize(

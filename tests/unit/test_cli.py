@@ -44,14 +44,33 @@ def test_a_key_that_would_be_passed_over_is_an_error(tmp_path: Path) -> None:
 
 
 def test_ports_of_a_mesh_differ_and_are_free() -> None:
-    ports = place.Ports.find()
-    chosen = {ports.ingress, ports.http, ports.metrics}
-    assert len(chosen) == 3
-    assert all(place.is_free(port) for port in chosen)
+    with place.Ports.reserve() as ports:
+        chosen = {ports.ingress, ports.http, ports.metrics, *ports.agents.values()}
+        assert len(chosen) == 6
+        assert all(place.is_free(port) for port in chosen)
+
+
+RESERVING = """
+import sys
+from autoglm.cli.place import Ports
+with Ports.reserve() as ports:
+    print(ports.ingress, ports.block, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_meshes_that_start_at_once_get_different_ports() -> None:
+    command = [sys.executable, "-c", RESERVING]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    chosen = [process.stdout.readline().split() for process in started if process.stdout]
+    for process in started:
+        process.communicate()
+    ingresses, blocks = zip(*chosen, strict=True)
+    assert len(set(ingresses)) == len(set(blocks)) == 4
 
 
 def test_two_meshes_share_no_token_and_no_port(tmp_path: Path) -> None:
-    first, second = (place.environment(tmp_path, tmp_path, place.Ports(9000, block)) for block in (20_000, 20_110))
+    first, second = (place.environment(tmp_path, tmp_path, place.Ports(9000, block)) for block in (20_000, 20_120))
     for name in first:
         if name.endswith("_PORT") or name == "RAY_AUTH_TOKEN":
             assert first[name] != second[name]

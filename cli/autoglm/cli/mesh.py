@@ -2,7 +2,7 @@
 
 It is a process apart because Ray ends the process that drives it, without ceremony, when its own
 processes die. What happens is told on stdout, one JSON object a line: {"started": true}, then
-{"devices": [...], "int8_vision": true}, or {"error": "..."}.
+{"devices": [...], "int8_vision": true}; or {"error": "..."}, or {"again": "..."} for bad luck.
 """
 
 import json
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ import psutil
 import yaml
 
 from autoglm.cli.place import LOOPBACK, Ports
-from autoglm.cli.processes import StartError
+from autoglm.cli.processes import StartError, TryAgain
 from autoglm.v1 import decoder_pb2, decoder_pb2_grpc, speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
 
 OBJECT_STORE = 128 * 1024**2
@@ -78,19 +79,22 @@ def config_path() -> Path:
     return installed if installed.is_file() else here.parents[3] / "deploy" / "serve.yaml"
 
 
-def start_ray(folder: Path, metrics_port: int) -> None:
+def start_ray(folder: Path, ports: Ports) -> None:
     """Start a local Ray and connect to it; it ends with this process."""
     import ray
+    from ray._private import parameter
     from ray._private.node import Node
 
     # A single machine without a dashboard needs none of these three processes (170 MB).
     for name in ("start_monitor", "start_log_monitor", "start_api_server"):
         setattr(Node, name, _start_nothing)
+    # Ray waits 15 s for its agents to choose ports and then gives up; on a busy machine they take longer to start.
+    parameter.RayParams = partial(parameter.RayParams, **ports.agents)
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
         _temp_dir=str(folder),
-        _metrics_export_port=metrics_port,
+        _metrics_export_port=ports.metrics,
         num_cpus=max(2, os.cpu_count() or 1),
         object_store_memory=OBJECT_STORE,
         include_dashboard=False,
@@ -104,8 +108,25 @@ def _start_nothing(node: Any, **_options: object) -> None:
     node._webui_url = None
 
 
-def deploy(config: ServeConfig, ports: Ports, services: Sequence[str]) -> None:
-    """Run the applications named in `services` with gRPC at `ports.ingress`, and return when all are ready.
+def start_ingress(functions: Sequence[str], ports: Ports) -> None:
+    """Start Serve with gRPC at `ports.ingress`; raises TryAgain when a port is taken or the ingress is too slow."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.start(
+            proxy_location="EveryNode",
+            http_options={"host": LOOPBACK, "port": ports.http},
+            grpc_options={"port": ports.ingress, "grpc_servicer_functions": list(functions)},
+            logging_config={"enable_access_log": False},
+        )
+    except (RuntimeError, TimeoutError, RayError) as error:
+        raise TryAgain(f"the ingress does not start: {_cause(str(error))}") from None
+
+
+def deploy(applications: Sequence[Application], services: Sequence[str]) -> None:
+    """Run the applications named in `services`, and return when all are ready.
 
     Raises:
         StartError: an application cannot start.
@@ -113,20 +134,13 @@ def deploy(config: ServeConfig, ports: Ports, services: Sequence[str]) -> None:
     from ray import serve
     from ray.exceptions import RayError
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     placed = placement(gpus())
     targets = [
         serve.RunTarget(_build(application, placed), name=application.name, route_prefix=application.route_prefix)
-        for application in config.applications
+        for application in applications
         if application.name in services
     ]
     try:
-        serve.start(
-            proxy_location="EveryNode",
-            http_options={"host": LOOPBACK, "port": ports.http},
-            grpc_options={"port": ports.ingress, "grpc_servicer_functions": list(config.servicer_functions)},
-            logging_config={"enable_access_log": False},
-        )
         serve.run_many(targets)
     except (RuntimeError, TimeoutError, RayError) as error:
         raise StartError(f"the services do not start: {_cause(str(error))}") from None
@@ -142,7 +156,7 @@ def _build(application: Application, placed: Mapping[str, str]) -> Any:
 
 def _cause(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    return next((line for line in reversed(lines) if "Error" in line or "cannot bind" in line), lines[-1])
 
 
 def gpus() -> int:
@@ -186,12 +200,14 @@ def main(folder: str, ingress: str, block: str, *services: str) -> int:
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        start_ray(Path(folder), ports.metrics)
+        config = ServeConfig.load(config_path())
+        start_ray(Path(folder), ports)
+        start_ingress(config.servicer_functions, ports)
         tell(events, {"started": True})
-        deploy(ServeConfig.load(config_path()), ports, services)
+        deploy(config.applications, services)
         tell(events, asdict(describe(ports.ingress, services)))
     except StartError as error:
-        tell(events, {"error": str(error)})
+        tell(events, {"again" if isinstance(error, TryAgain) else "error": str(error)})
         return 1
     servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     while all(server.status() != psutil.STATUS_ZOMBIE for server in servers):

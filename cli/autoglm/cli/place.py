@@ -6,13 +6,18 @@ Everything in which two clusters could meet is chosen here: the token, every por
 import os
 import secrets
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoglm.cli.processes import StartError
+
 LOOPBACK = "127.0.0.1"
 INGRESS = 9000
-REPLICAS = 50
-BLOCK = 10 + 2 * REPLICAS
+FIRST, BLOCKS = 20_000, 100
+SINGLE, REPLICAS = 20, 50
+BLOCK = SINGLE + 2 * REPLICAS
 _ELSEWHERE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"}
 
 
@@ -24,32 +29,54 @@ class Ports:
     block: int
 
     @classmethod
-    def find(cls) -> "Ports":
-        """Return ports that are free on loopback; the ingress is `INGRESS` when that is free.
+    @contextmanager
+    def reserve(cls) -> Iterator["Ports"]:
+        """Give ports that are free and that no other mesh gets until the end; the ingress is `INGRESS` if it can be.
 
-        The block lies below the ports that systems hand out by themselves: Ray's processes take such
-        ports by the dozen, also between our look and Serve's use.
+        Whoever listens on a block's first port owns the block, and whoever listens on the port before all blocks owns
+        `INGRESS`: no two meshes can do either at a time. Blocks lie below the ports that systems hand out by
+        themselves: Ray's processes take such ports by the dozen, also between our look and Serve's use. Raises
+        StartError when no block is free.
         """
-        while True:
-            block = 20_000 + secrets.randbelow(100) * BLOCK
-            if all(is_free(port) for port in range(block, block + BLOCK)):
-                return cls(INGRESS if is_free(INGRESS) else block, block)
+        with ExitStack() as guards:
+            for block in range(FIRST, FIRST + BLOCKS * BLOCK, BLOCK):
+                if _own(block, guards) and all(is_free(port) for port in range(block + 1, block + BLOCK)):
+                    break
+            else:
+                raise StartError(f"no {BLOCK} neighbouring ports from {FIRST} on are free: stop what uses them")
+            well_known = _own(FIRST - 1, guards) and is_free(INGRESS)
+            yield cls(INGRESS if well_known else block + 1, block)
 
     @property
     def http(self) -> int:
         """Serve's HTTP ingress, for its own health checks."""
-        return self.block + 1
+        return self.block + 2
 
     @property
     def metrics(self) -> int:
         """The services' metrics, in Prometheus' format."""
-        return self.block + 2
+        return self.block + 3
+
+    @property
+    def agents(self) -> dict[str, int]:
+        """The ports of Ray's agents, as its RayParams call them."""
+        names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+        return {name: self.block + 8 + i for i, name in enumerate(names)}
+
+
+def _own(port: int, guards: ExitStack) -> bool:
+    """Listen on `port` until `guards` close; return whether nobody else does."""
+    try:
+        guards.enter_context(socket.create_server((LOOPBACK, port)))
+    except OSError:
+        return False
+    return True
 
 
 def is_free(port: int) -> bool:
-    """Return whether `port` can be listened on at loopback."""
+    """Return whether `port` can be listened on, at every address: some of Ray's processes do."""
     try:
-        socket.create_server((LOOPBACK, port)).close()
+        socket.create_server(("", port)).close()
     except OSError:
         return False
     return True
@@ -66,7 +93,7 @@ def free_ports(count: int) -> list[int]:
 
 def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
     """Return what Ray and the replicas read from the environment, with HAProxy's files in `folder`."""
-    http_replicas = ports.block + 10
+    http_replicas = ports.block + SINGLE
     grpc_replicas = http_replicas + REPLICAS
     inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     return inherited | {
@@ -97,12 +124,12 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.block + 3),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.block + 4),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.block + 4),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.block + 5),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http_replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http_replicas + REPLICAS - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc_replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc_replicas + REPLICAS - 1),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.block + 5),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.block + 6),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.block + 6),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.block + 7),
     }

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import IO
 
 import psutil
@@ -23,6 +23,10 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 class StartError(Exception):
     """The mesh cannot start or go on; the message says in one line what to do."""
+
+
+class TryAgain(StartError):
+    """This start failed by bad luck, such as a port that was taken meanwhile: the next one may succeed."""
 
 
 class Signals:
@@ -70,11 +74,11 @@ def end(child: subprocess.Popen[bytes], patience: float, hurry: threading.Event)
     child.wait()
 
 
-def end_descendants(patience: float) -> None:
-    """End every descendant: SIGTERM, then SIGKILL after `patience` seconds, until none is left."""
+def end_descendants(patience: float, but: Collection[int] = ()) -> None:
+    """End every descendant `but` some ids: SIGTERM, then SIGKILL after `patience` seconds, until none is left."""
     limit = time.monotonic() + patience
     asked: set[int] = set()
-    while children := psutil.Process().children(recursive=True):
+    while children := [child for child in psutil.Process().children(recursive=True) if child.pid not in but]:
         for child in children:
             if time.monotonic() > limit:
                 _send(child, signal.SIGKILL)

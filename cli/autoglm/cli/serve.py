@@ -19,12 +19,13 @@ import typer
 
 from autoglm.cli import checks, place, processes
 from autoglm.cli.cache import Cache
-from autoglm.cli.processes import Signals, StartError
+from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, PartName, chosen_bundle
 
 DRAIN_SECONDS = 25
 STOP_SECONDS = 2
 GATEWAY_SECONDS = 60
+RAY_STARTS = 3
 
 
 class Stopped(Exception):
@@ -110,20 +111,8 @@ class Supervisor:
         say(f"Embedding cache: {binary}")
 
     def _start_mesh(self, bundle: Bundle, services: tuple[PartName, ...], started: float) -> None:
-        ports = place.Ports.find()
+        events, ports = self._start_ray(bundle, services)
         address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{place.LOOPBACK}:{ports.ingress}"
-        command = [sys.executable, "-m", "autoglm.cli.mesh"]
-        with (self._folder / "ray.log").open("wb") as log:
-            self._mesh = processes.start(
-                [*command, str(self._folder), str(ports.ingress), str(ports.block), *services],
-                environment=place.environment(self._folder, bundle.root, ports),
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        self._stack.callback(processes.end, self._mesh, 0, self._signals.hurry)
-        assert self._mesh.stdout is not None
-        events = self._mesh.stdout
-        self._event(events)
         say(f"Starting services: {', '.join(services)} at {address} (logs in {self._folder})")
         say(f"Service metrics at http://{place.LOOPBACK}:{ports.metrics}/metrics")
         loaded = self._event(events)
@@ -133,12 +122,41 @@ class Supervisor:
             say("INT8 quantization of the vision encoder applied")
         say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
 
+    def _start_ray(self, bundle: Bundle, services: tuple[PartName, ...]) -> tuple[IO[bytes], place.Ports]:
+        """Return the events of a mesh whose Ray and ingress run, and its ports; tries other ports after bad luck."""
+        for _ in range(RAY_STARTS - 1):
+            try:
+                return self._try_ray(bundle, services)
+            except TryAgain as error:
+                say(f"{error}; trying again with other ports")
+                processes.end(self._mesh, 0, self._signals.hurry)
+                cache = self._cache and self._cache.child
+                processes.end_descendants(STOP_SECONDS, but=[cache.pid] if cache else [])
+        return self._try_ray(bundle, services)
+
+    def _try_ray(self, bundle: Bundle, services: tuple[PartName, ...]) -> tuple[IO[bytes], place.Ports]:
+        ports = self._stack.enter_context(place.Ports.reserve())  # kept after a failure: the next try gets others
+        command = [sys.executable, "-m", "autoglm.cli.mesh"]
+        with (self._folder / "ray.log").open("ab") as log:
+            self._mesh = processes.start(
+                [*command, str(self._folder), str(ports.ingress), str(ports.block), *services],
+                environment=place.environment(self._folder, bundle.root, ports),
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._stack.callback(processes.end, self._mesh, 0, self._signals.hurry)
+        assert self._mesh.stdout is not None
+        self._event(self._mesh.stdout)
+        return self._mesh.stdout, ports
+
     def _event(self, events: IO[bytes]) -> dict[str, Any]:
         """Return the next event of the mesh's process; raises StartError when it tells of an error or ends."""
         while not select.select([events], [], [], 0.02)[0]:
             self._pause(0)
         line = events.readline()
-        event = json.loads(line) if line else {"error": f"Ray does not start: {self._last_log_line()}"}
+        event = json.loads(line) if line else {"again": f"Ray does not start: {self._last_log_line()}"}
+        if "again" in event:
+            raise TryAgain(event["again"])
         if "error" in event:
             raise StartError(event["error"])
         return dict(event)

@@ -29,7 +29,8 @@ def texts(seed: int) -> Iterator[Messages]:
     import numpy as np
 
     from autoglm.training.data.catalog import LANGUAGES
-    from autoglm.training.data.talk import SYSTEM_PROMPTS, TOPICS, draw_sum
+    from autoglm.training.data.prompts import FORMATS, HEADS
+    from autoglm.training.data.talk import TOPICS, draw_sum
 
     rng = np.random.default_rng([seed, 0])
     while True:
@@ -38,7 +39,7 @@ def texts(seed: int) -> Iterator[Messages]:
         asked = [topic.wording("heldout", rng) for topic in topics]
         said, answer = draw_sum(language, "heldout", rng)
         yield [
-            {"role": "system", "content": SYSTEM_PROMPTS[language][2]},
+            {"role": "system", "content": HEADS[language][0] + FORMATS[language][0]},
             {"role": "user", "content": said},
             {"role": "assistant", "content": answer},
             {"role": "user", "content": " ".join(asked)},
