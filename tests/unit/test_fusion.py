@@ -101,6 +101,14 @@ def test_a_token_that_sees_nothing_takes_exactly_zero() -> None:
     assert torch.isfinite(taken).all()
 
 
+def test_a_token_stays_itself_whatever_it_takes(model: FusionModel) -> None:
+    torch.manual_seed(6)
+    loud = model.text_out(torch.zeros(5, 32), 1e4 * torch.randn(5, 64))
+    size = loud.square().mean(-1).sqrt()
+    assert (size <= model.config.max_added).all()
+    torch.testing.assert_close(size, torch.full((5,), model.config.max_added))
+
+
 def test_gradients() -> None:
     torch.manual_seed(5)
     module = GCMA(4, 2).double()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autoglm.fusion.compose import Composer, Media, Message
@@ -13,9 +14,10 @@ from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
 from autoglm.training.joint import Assistant, Batch, Batcher, JointConfig, attention_loss, cell
+from autoglm.training.loop import Loop, LoopConfig
 from autoglm.training.samples import Case, Turn
 
-ICONS, STEPS, TOKENS = 6, 250, 2300
+ICONS, STEPS, TOKENS = 6, 200, 2300
 
 
 class IdealScreens:
@@ -50,15 +52,15 @@ def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> Non
     composer = Composer(tmp_path)
     config = JointConfig(hidden=128, layers=2, context=256)
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, betas=(0.9, 0.95))
+    loop = Loop(model, LoopConfig("test", STEPS, config.learning_rate, config.matrix_rate, 1, warmup=50), tmp_path)
     batches = iter(Batcher(composer, IdealScreens(1), TOKENS))
-    for _ in range(STEPS):
+
+    def step() -> tuple[Tensor, dict[str, float]]:
         batch = next(batches)
         logits, added = model(batch)
-        loss = cross_entropy(logits, batch.targets) + attention_loss(batch, added)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        return cross_entropy(logits.float(), batch.targets) + attention_loss(batch, added), {}
+
+    loop.run(step)
     assert accuracy(model, batches) >= 0.9
 
 

@@ -27,7 +27,7 @@ class LoopConfig:
     seed: int
     warmup: int = 100
     cooldown: float = 0.4
-    weight_decay: float = 0.02
+    weight_decay: float = 0.1
     clip: float = 1.0
 
 
@@ -47,7 +47,8 @@ class Loop:
         """Minimise what `step` returns (a loss, and figures for the bar) until all steps are done."""
         self.model.train()
         saved, shown = time.monotonic(), dict[str, float]()
-        with tqdm(total=self.config.steps, initial=self.step, desc=self.config.name, unit="step", mininterval=1) as bar:
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.config.name, unit="step", mininterval=1)
+        try:
             while self.step < self.config.steps:
                 figures = self._one(step)
                 shown = {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in figures.items()}
@@ -56,7 +57,9 @@ class Loop:
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self._save()
                     saved = time.monotonic()
-        self._save()
+        finally:
+            self._save()
+            bar.close()
 
     def _one(self, step: Callable[[], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
         share = _schedule(self.step, self.config)

@@ -19,14 +19,26 @@ Source = Literal["text", "screen", "screen+speech", "speech"]
 T = TypeVar("T")
 Subject = tuple[str, tuple[str | Media, ...], Reply]
 SHARES: dict[Source, float] = {"text": 0.14, "screen": 0.46, "screen+speech": 0.26, "speech": 0.14}
-SILENT_SHARES: dict[Source, float] = {"text": 0.2, "screen": 0.8}
 INTENT_WEIGHTS = dict.fromkeys(TEMPLATES, 1.0) | {
     "open": 8.0, "colour": 3.0, "where": 3.0, "exists": 2.0, "switch_state": 2.0, "count": 1.5,
 }  # fmt: skip
 TALK_WEIGHTS = {
     "sum": 1.0, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
 }  # fmt: skip
-SYSTEM_SHARE, DISTRACTION_SHARE = 0.2, 0.3
+DISTRACTION_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Diet:
+    """What is drawn: the share of each source, the probabilities of 0, 1, 2 … turns before the question (several
+    questions on one screen cost training little more than one), and how often there is a system prompt."""
+
+    shares: Mapping[Source, float]
+    more_turns: tuple[float, ...] = (1.0,)
+    system_share: float = 0.2
+
+
+EXAM = Diet(SHARES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +82,8 @@ class Case:
 class Sampler:
     """Draws cases; everything follows from `seed`."""
 
-    def __init__(self, shelf: Shelf, seed: int, more_turns: tuple[float, ...] = (1.0,)) -> None:
-        """`more_turns` holds the probabilities of 0, 1, 2 … turns before the question.
-
-        Several questions on one screen cost training little more than one: the screen's tokens are shared.
-        """
-        self.shelf, self.more_turns, self.shares = shelf, more_turns, SHARES
+    def __init__(self, shelf: Shelf, seed: int, diet: Diet = EXAM) -> None:
+        self.shelf, self.diet = shelf, diet
         self.rng = np.random.default_rng(seed)
         self.by_ask: dict[tuple[str, str, Language], list[int]] = defaultdict(list)
         for number, info in enumerate(shelf.clip_infos):
@@ -83,12 +91,12 @@ class Sampler:
 
     def draw(self, source: Source | None = None) -> Case:
         """Draw one case, from `source` or from all in their shares."""
-        drawn = self._one_of(self.shares) if source is None else source
+        drawn = self._one_of(self.diet.shares) if source is None else source
         language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
         on_screen = "screen" in drawn
         page = self._number(self.shelf.pages) if on_screen or self._chance(DISTRACTION_SHARE) else None
-        before = int(self.rng.choice(len(self.more_turns), p=self.more_turns))
-        others = {s: share for s, share in self.shares.items() if page is not None or "screen" not in s}
+        before = int(self.rng.choice(len(self.diet.more_turns), p=self.diet.more_turns))
+        others = {s: share for s, share in self.diet.shares.items() if page is not None or "screen" not in s}
         sources = [*(self._one_of(others) for _ in range(before)), drawn]
         subjects = [self._subject(each, language, page) for each in sources]
         turns = [Turn(Message("user", parts), answer) for _, parts, answer in subjects]
@@ -96,7 +104,7 @@ class Sampler:
             image = Media("image", self.shelf.screens[page])
             turns[0] = replace(turns[0], message=Message("user", (image, *turns[0].message.parts)))
         task = subjects[-1][0] + ("+distraction" if page is not None and not on_screen else "")
-        system = system_prompt(language, self.shelf.split, self.rng) if self._chance(SYSTEM_SHARE) else None
+        system = system_prompt(language, self.shelf.split, self.rng) if self._chance(self.diet.system_share) else None
         thinking = (None, None, None, True, False)[self.rng.integers(5)]
         return Case(task, drawn, language, tuple(turns), system, thinking)
 

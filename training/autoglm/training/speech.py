@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
-from autoglm.speech.model import SAMPLE_RATE, SpeechEncoder, SpeechModel, Vocabulary, normalize, pad_mels
+from autoglm.speech.model import SAMPLE_RATE, STACK, SpeechEncoder, SpeechModel, Vocabulary, normalize, pad_mels
+from autoglm.training.align import save_head
 from autoglm.training.data.catalog import LANGUAGES, Language, Split
 from autoglm.training.data.speech import Script, augment, clean_clips, clips, phonemes, words
 
@@ -43,7 +44,7 @@ class SpeechConfig:
     """How the speech part is trained; the defaults take under an hour on one thread."""
 
     clips: int = 20_000
-    steps: int = 2_400
+    steps: int = 5_000
     batch_seconds: float = 24.0
     encoder_rate: float = 3e-4
     head_rate: float = 1.5e-3
@@ -358,6 +359,8 @@ def _finish(config: SpeechConfig, model: SpeechModel, final: Path) -> None:
         for said in SPLITS
         if "heldout" in (voices, said)
     }
+    head = torch.block_diag(*[model.network.ctc.weight.float()] * STACK)  # [STACK · characters, STACK · width]
+    save_head(final.parent, "audio", head, torch.ones(len(head)))
     report = {"config": asdict(config), "metrics": metrics}
     (draft / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(metrics, indent=2))

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import MobileViTConfig, MobileViTModel
 
+from autoglm.training.align import save_head
 from autoglm.training.data.screens import Screen
 from autoglm.training.vision_data import Batch, Pictures, screens_of
 from autoglm.training.vision_eval import evaluate
-from autoglm.training.vision_heads import Student, loss
+from autoglm.training.vision_heads import LOUDNESS, Student, loss
 from autoglm.vision.model import Preprocessing, VisionModel
 
 CHECKPOINT_SECONDS = 120
@@ -61,6 +62,7 @@ def run(config: VisionConfig, workdir: Path) -> None:
     trainer.train()
     heldout = screens_of("heldout", config.seed, config.heldout_screens)
     _report(trainer.student, heldout, workdir / METRICS)
+    save_head(workdir, "image", trainer.student.dense[0].weight, torch.tensor(LOUDNESS))
     _export(trainer.student.encoder, workdir / ARTEFACT)
 
 

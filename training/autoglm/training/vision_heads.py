@@ -13,6 +13,7 @@ from autoglm.training.init import initialise
 from autoglm.training.vision_data import BACKGROUND, IGNORE, MAX_COUNT, NAMES, Batch
 
 DENSE = (len(NAMES) + 1, len(COLOURS), 2, 2)  # name or background, colour, off/on, offset in the cell
+LOUDNESS = (1.0,) * DENSE[0] + (3.0,) * sum(DENSE[1:])  # few say colour, state and place, and many say the name
 PAGE = (len(SCREEN_KINDS), len(APPS) + 1, MAX_COUNT + 1)
 AUX_LAYERS = (2, 3)  # hidden states at strides 8 and 16
 AUX_WEIGHT, BACKGROUND_WEIGHT, OFFSET_WEIGHT = 0.3, 0.5, 0.5

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from autoglm.fusion.compose import Prompt
-from autoglm.fusion.model import MEDIA, Enriched, FusionModel, MediaKind
+from autoglm.fusion.model import MEDIA, SPOKEN, Enriched, FusionModel, MediaKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,11 @@ def fuse_batch(model: FusionModel, embeddings: Tensor, batch: FusionBatch) -> tu
     if not batch.media:
         return embeddings, None
     media = {kind: model.project_media(kind, item.tokens, item.index) for kind, item in batch.media.items()}
-    common = model.project_text(embeddings)
+    context = common = model.project_text(embeddings)
     for kind, tokens in media.items():
         common = _place(common, tokens, batch.media[kind].where)
-    additions = _additions(model, common, media, batch)
+        context = _place(context, tokens if kind in SPOKEN else torch.zeros_like(tokens), batch.media[kind].where)
+    additions = _additions(model, common, context, media, batch)
     delta = _place(torch.zeros_like(common), additions.enriched.delta, additions.rows)
     fused = model.text_out(embeddings, delta * batch.enriched[..., None])
     for kind, tokens in media.items():
@@ -87,14 +88,16 @@ def fuse_batch(model: FusionModel, embeddings: Tensor, batch: FusionBatch) -> tu
     return fused, additions
 
 
-def _additions(model: FusionModel, common: Tensor, media: Mapping[MediaKind, Tensor], batch: FusionBatch) -> Additions:
+def _additions(
+    model: FusionModel, common: Tensor, context: Tensor, media: Mapping[MediaKind, Tensor], batch: FusionBatch
+) -> Additions:
     """Enrich the rows that take from media and see some; the others would take exactly zero."""
     length = common.shape[1]
     seen = {kind: _visible(batch.media[kind].where, length) for kind in media}
     takes = batch.enriched | torch.stack([_own(batch.media[kind].where, length) for kind in media]).any(0)
     wanted = takes & torch.stack([visible.any(-1) for visible in seen.values()]).any(0)
     rows = torch.where(wanted, torch.arange(length), length).sort(dim=1).values[:, : max(1, int(wanted.sum(1).max()))]
-    queries = _take(model.queries(pad(common, (0, 0, model.config.context - 1, 0))), rows)
+    queries = _take(model.queries(common, pad(context, (0, 0, model.config.context - 1, 0))), rows)
     sources = {kind: (media[kind], _take(visible, rows)) for kind, visible in seen.items()}
     return Additions(rows, model.enrich(queries, sources))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.model import FusionModel, MediaKind
+from autoglm.fusion.model import SPOKEN, FusionModel, MediaKind
 
 BLOCK = 16
 
@@ -40,8 +40,8 @@ class _Fuser:
     def __init__(self, model: FusionModel, embeddings: Tensor) -> None:
         self.model, self.plain, self.out = model, embeddings, embeddings.clone()
         weight = model.out.weight
-        # Rows before the first token are zeros: `queries` always has its left context.
-        self.common = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
+        # Rows before the first token are zeros: `queries` always has its left context. So are images' rows.
+        self.context = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
         self.sources: dict[MediaKind, list[Tensor]] = {}
         self.asked: dict[MediaKind, list[Tensor]] = {}
 
@@ -60,26 +60,28 @@ class _Fuser:
 
     def _media(self, run: Run, kind: MediaKind) -> None:
         assert run.media is not None
-        index = torch.arange(run.stop - run.start, device=self.common.device)
-        tokens = self.model.project_media(kind, run.media.tokens.to(self.common)[None], index)
-        self.common[run.start + self.margin : run.stop + self.margin] = tokens[0]
-        rows = self.common[run.start : run.stop + self.margin]
-        delta = self.model.enrich(self.model.queries(rows[None]), self._visible(len(index), but=kind)).delta
+        index = torch.arange(run.stop - run.start, device=self.context.device)
+        tokens = self.model.project_media(kind, run.media.tokens.to(self.context)[None], index)
+        if kind in SPOKEN:
+            self.context[run.start + self.margin : run.stop + self.margin] = tokens[0]
+        queries = self.model.queries(tokens, self.context[None, run.start : run.stop + self.margin])
+        delta = self.model.enrich(queries, self._visible(len(index), but=kind)).delta
         self.out[run.start : run.stop] = self.model.media_out(tokens, delta)[0]
         self.sources.setdefault(kind, []).append(tokens)
 
     def _text(self, run: Run) -> None:
         for start in range(run.start, run.stop, BLOCK):
             rows = min(BLOCK, run.stop - start)
-            plain = pad(self.plain[start : start + rows], (0, 0, 0, BLOCK - rows)).to(self.common.dtype)
+            plain = pad(self.plain[start : start + rows], (0, 0, 0, BLOCK - rows)).to(self.context.dtype)
             projected = self.model.project_text(plain)
-            self.common[start + self.margin : start + self.margin + rows] = projected[:rows]
+            self.context[start + self.margin : start + self.margin + rows] = projected[:rows]
             if run.enriched and self.sources:
                 self._enrich_block(start, rows, plain, projected, run.asked)
 
     def _enrich_block(self, start: int, rows: int, plain: Tensor, projected: Tensor, asked: bool) -> None:
-        window = torch.cat([self.common[start : start + self.margin], projected])
-        enriched = self.model.enrich(self.model.queries(window[None]), self._visible(BLOCK))
+        window = torch.cat([self.context[start : start + self.margin], projected])
+        queries = self.model.queries(projected[None], window[None])
+        enriched = self.model.enrich(queries, self._visible(BLOCK))
         self.out[start : start + rows] = self.model.text_out(plain, enriched.delta[0])[:rows].to(self.out.dtype)
         if asked:
             for kind, gate in enriched.gates.items():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 MediaKind = Literal["image", "audio"]
 MEDIA: tuple[MediaKind, ...] = ("image", "audio")
+SPOKEN: frozenset[MediaKind] = frozenset({"audio"})  # media that say something, as text does: context for queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class FusionConfig:
     image_grid: tuple[int, int] = (7, 7)
     max_audio_tokens: int = 384
     context: int = 32
+    max_added: float = 1.0
 
 
 class GCMA(nn.Module):
@@ -88,8 +90,8 @@ class Enriched:
 class FusionModel(nn.Module):
     """Projects text and media into one space, enriches them across modalities, hands them on.
 
-    A query also reads the `context` tokens that end with it (a causal depthwise convolution), so
-    that a name spread over several text or speech tokens can ask as one. Positions know the
+    A query also reads what was written or said in the `context` tokens that end with it (a causal
+    depthwise convolution), so that a name spread over several tokens can ask as one. Positions know the
     modality: a modality vector, plus row and column for images, plus time for audio; text has its
     order from the decoder. Everything looks back only.
     """
@@ -127,10 +129,12 @@ class FusionModel(nn.Module):
         columns = self.config.image_grid[1]
         return projected.add(self.image_row(index // columns)).add(self.image_column(index % columns))
 
-    def queries(self, tokens: Tensor) -> Tensor:
-        """Return queries [B, T, d] for the last T of `tokens` [B, context - 1 + T, d]."""
-        mixed = self.context(tokens.transpose(1, 2)).transpose(1, 2)
-        normed: Tensor = self.query_norm(tokens[:, self.config.context - 1 :] + mixed)
+    def queries(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Return queries [B, T, d] of `tokens` [B, T, d], each with what was said up to it.
+
+        `context` [B, context - 1 + T, d] holds the same tokens and those before them, with zeros for images.
+        """
+        normed: Tensor = self.query_norm(tokens + self.context(context.transpose(1, 2)).transpose(1, 2))
         return normed
 
     def enrich(self, queries: Tensor, sources: Mapping[MediaKind, tuple[Tensor, Tensor]]) -> Enriched:
@@ -143,8 +147,13 @@ class FusionModel(nn.Module):
         return Enriched(delta, gates, attention)
 
     def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
-        """Add what text tokens took from media to their decoder embeddings; zero adds exactly nothing."""
-        return torch.add(embeddings, self.out(delta))
+        """Add what text tokens took from media to their decoder embeddings; zero adds exactly nothing.
+
+        What is added has a root mean square below `max_added`, so that a token is still itself.
+        """
+        added: Tensor = self.out(delta)
+        size = added.float().square().mean(-1, keepdim=True)
+        return torch.add(embeddings, added * torch.rsqrt(1 + size / self.config.max_added**2).to(added.dtype))
 
     def media_out(self, tokens: Tensor, delta: Tensor) -> Tensor:
         """Return media tokens at the decoder's width [..., text_width]."""

@@ -5,7 +5,7 @@ steps of ten thousandths: one per cent of the screen, finer than any element.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autoglm.training.data.catalog import APPS, COLOURS, SETTINGS, Language, Name, region
@@ -41,12 +41,21 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The thought, the answer (an action's call for instructions), and the box that it points at."""
+    """The thought, the answer (an action's call for instructions), and the box that it points at.
+
+    `clue` is the box that tells what stands at `place`, when `place` itself does not.
+    """
 
     thought: str
     answer: str
     place: Place | None = None
     action: bool = False
+    clue: Place | None = None
+
+    @property
+    def look(self) -> Place | None:
+        """Return the box that shows what the question names."""
+        return self.clue or self.place
 
     def text(self, thinking: bool | None) -> str:
         """Return what the model says; `thinking` is the request's enable_thinking."""
@@ -74,6 +83,12 @@ def _find(page: Page, name: str, kind: str | None = None) -> Element | None:
     return next((e for e in page.elements if e.name == name and kind in (None, e.kind)), None)
 
 
+def _title(page: Page, name: str) -> Place | None:
+    """Return where an opened app, or the row of a switch, is named: all switches look alike."""
+    title = _find(page, name, "title")
+    return title.box if title else None
+
+
 def _spot(element: Element) -> Name:
     return region(*(float(value) for value in point(element)))
 
@@ -98,7 +113,7 @@ def _finish(ask: Ask, zh: str, en: str) -> Reply:
 def _open(page: Page, ask: Ask) -> Reply:
     app = APPS[ask.key]
     if page.kind == "app" and page.app == ask.key:
-        return _finish(ask, f"{app.zh}已打开", f"{app.en} is open")
+        return replace(_finish(ask, f"{app.zh}已打开", f"{app.en} is open"), clue=_title(page, ask.key))
     icon = _find(page, ask.key, "icon")
     return _tap(ask, icon, f"{app.zh}图标", f"The {app.en} icon") if icon else _launch(ask, app)
 
@@ -153,8 +168,10 @@ def _which_app(page: Page, ask: Ask) -> Reply | None:
     thought = _say(ask, "看看屏幕上是哪个页面。", "Look at which page is on the screen.")
     if page.kind == "home":
         return Reply(thought, _say(ask, "现在是主屏幕。", "This is the home screen."))
-    app = APPS[page.app or "settings"]
-    return Reply(thought, _say(ask, f"现在打开的是{app.zh}。", f"{app.en} is open."))
+    open_app = page.app or "settings"
+    app = APPS[open_app]
+    answer = _say(ask, f"现在打开的是{app.zh}。", f"{app.en} is open.")
+    return Reply(thought, answer, clue=_title(page, open_app))
 
 
 def _switch_state(page: Page, ask: Ask) -> Reply | None:
@@ -163,7 +180,8 @@ def _switch_state(page: Page, ask: Ask) -> Reply | None:
         return None
     thought = _say(ask, f"找到了{setting.zh}开关。", f"I found the {setting.en} switch.")
     zh, en = ("是打开的", "is on") if switch.on else ("是关闭的", "is off")
-    return Reply(thought, _say(ask, f"{setting.zh}{zh}。", f"{setting.en} {en}."), switch.box)
+    answer = _say(ask, f"{setting.zh}{zh}。", f"{setting.en} {en}.")
+    return Reply(thought, answer, switch.box, clue=_title(page, ask.key))
 
 
 def _turn(on: bool) -> Callable[[Page, Ask], Reply]:
@@ -173,8 +191,10 @@ def _turn(on: bool) -> Callable[[Page, Ask], Reply]:
             return _launch(ask, APPS["settings"])
         if switch.on == on:
             zh, en = ("已打开", "is on") if on else ("已关闭", "is off")
-            return _finish(ask, f"{setting.zh}{zh}", f"{setting.en} {en}")
-        return _tap(ask, switch, f"{setting.zh}开关", f"The {setting.en} switch")
+            done = _finish(ask, f"{setting.zh}{zh}", f"{setting.en} {en}")
+            return replace(done, clue=_title(page, ask.key))
+        tap = _tap(ask, switch, f"{setting.zh}开关", f"The {setting.en} switch")
+        return replace(tap, clue=_title(page, ask.key))
 
     return turn
 
