@@ -26,10 +26,12 @@ from ..cases import screen_cases, spoken
 
 # Intent, kind of screen, and the share that must be right of what is asked in writing and in speech.
 TASKS: list[tuple[str, ScreenKind, float, float]] = [
-    ("open", "settings", 0.3, 0.6),
-    ("which_app", "home", 0.3, 0.3),
+    ("open", "home", 0.4, 0.2),
+    ("open", "settings", 0.7, 0.6),
+    ("where", "home", 0.5, 0.3),
+    ("which_app", "home", 0.6, 0.5),
     ("exists", "home", 0.4, 0.4),
-    ("back", "app", 0.3, 0.3),
+    ("back", "app", 0.7, 0.5),
 ]
 
 

@@ -38,7 +38,10 @@ def test_clips_repeat_for_a_seed_and_keep_the_splits_apart() -> None:
         assert clip.voice.split("+")[1] in data.VARIANTS["heldout"]
     assert not set(data.VARIANTS["train"]) & set(data.VARIANTS["heldout"])
     said = {clip.text for clip in data.clips("heldout", 12, seed=4, sentences_only=True)}
-    assert said <= {text for _, text in sentences("heldout")}
+    scripts = {split: data.Script.of(split).sentences for split in data.VARIANTS}
+    every = {split: {text for texts in script.values() for text in texts} for split, script in scripts.items()}
+    assert said <= every["heldout"]
+    assert not every["train"] & every["heldout"]
 
 
 @pytest.mark.parametrize("variant", ["f5", "Reed", "klatt"])

@@ -28,7 +28,8 @@ def save_head(workdir: Path, kind: MediaKind, rows: Tensor, weights: Tensor) -> 
 
 def align(model: FusionModel, shelf: Shelf, workdir: Path) -> None:
     """Start the projection of each modality from its head, in place."""
-    for kind, items in (("image", shelf.screens), ("audio", shelf.clips)):
+    shelves: dict[MediaKind, list[Tensor]] = {"image": shelf.screens, "audio": shelf.clips}
+    for kind, items in shelves.items():
         head = load_file(workdir / HEADS[kind])
         features = torch.cat(items[:: max(1, len(items) // ITEMS)]).float()
         _start(model.media_in[kind], head["rows"], head["weights"], features, RANDOM_SHARE[kind])
@@ -38,6 +39,7 @@ def align(model: FusionModel, shelf: Shelf, workdir: Path) -> None:
 def _start(projection: nn.Module, rows: Tensor, weights: Tensor, features: Tensor, random_share: float) -> None:
     """Let `projection` (a norm, then a linear layer to d) spread the standardised readings over all d dimensions."""
     norm, linear = projection.children()
+    assert isinstance(linear, nn.Linear)
     readings = norm(features) @ rows.T
     scale = weights / readings.std(0).clamp(min=1e-6)
     spread = torch.randn(linear.out_features, len(rows)) / math.sqrt(len(rows))

@@ -359,7 +359,9 @@ def _finish(config: SpeechConfig, model: SpeechModel, final: Path) -> None:
         for said in SPLITS
         if "heldout" in (voices, said)
     }
-    head = torch.block_diag(*[model.network.ctc.weight.float()] * STACK)  # [STACK · characters, STACK · width]
+    head = torch.kron(
+        torch.eye(STACK), model.network.ctc.weight.detach().float()
+    )  # each frame by itself
     save_head(final.parent, "audio", head, torch.ones(len(head)))
     report = {"config": asdict(config), "metrics": metrics}
     (draft / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

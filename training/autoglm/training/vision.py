@@ -62,7 +62,7 @@ def run(config: VisionConfig, workdir: Path) -> None:
     trainer.train()
     heldout = screens_of("heldout", config.seed, config.heldout_screens)
     _report(trainer.student, heldout, workdir / METRICS)
-    save_head(workdir, "image", trainer.student.dense[0].weight, torch.tensor(LOUDNESS))
+    save_head(workdir, "image", trainer.student.dense[0].get_parameter("weight"), torch.tensor(LOUDNESS))
     _export(trainer.student.encoder, workdir / ARTEFACT)
 
 

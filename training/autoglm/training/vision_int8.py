@@ -77,7 +77,7 @@ def fit(features: Tensor, labels: Tensor) -> nn.Linear:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return probe.requires_grad_(False)
 
 
@@ -97,7 +97,7 @@ def compare(folder: Path) -> str:
         shares = [(read[0] == labels), (read[1] == labels), (read[0] == read[1])]
         figures = " | ".join(f"{share.float().mean():.4f}" for share in shares)
         lines.append(f"| {question} | {len(labels)} | {figures} |")
-    cosine = cosine_similarity(*features, dim=-1).mean()
+    cosine = cosine_similarity(features[0], features[1], dim=-1).mean()
     return "\n".join([*lines, "", f"Mean cosine of the features: {cosine:.4f}"])
 
 

@@ -32,8 +32,8 @@ ACCENTS: dict[Language, tuple[str, ...]] = {
     "zh": ("sit/cmn-Latn-pinyin",),
     "en": ("gmw/en-US", "gmw/en-US", "gmw/en", "gmw/en-GB-x-rp", "gmw/en-GB-scotland", "gmw/en-US-nyc"),
 }
-# The dictionary has no entry for 哪儿 and would spell it out in English.
-SPOKEN = {"哪儿": "na3儿"}
+# The dictionary has no entry for 哪儿, takes 把儿童 for 把儿 and 童, and would spell both out in English.
+SPOKEN = {"哪儿": "na3儿", "把儿童": "ba3儿童"}
 
 VARIANTS: dict[Split, tuple[str, ...]] = {
     "train": (
