@@ -359,9 +359,7 @@ def _finish(config: SpeechConfig, model: SpeechModel, final: Path) -> None:
         for said in SPLITS
         if "heldout" in (voices, said)
     }
-    head = torch.kron(
-        torch.eye(STACK), model.network.ctc.weight.detach().float()
-    )  # each frame by itself
+    head = torch.kron(torch.eye(STACK), model.network.ctc.weight.detach().float())  # each frame by itself
     save_head(final.parent, "audio", head, torch.ones(len(head)))
     report = {"config": asdict(config), "metrics": metrics}
     (draft / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
