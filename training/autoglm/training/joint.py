@@ -28,8 +28,7 @@ from autoglm.training.samples import SHARES, Case, Diet, Sampler
 
 GRID = 7
 POOL = 384  # cases that are sorted by length before they are cut into batches
-# First the eye alone, in short cases: fusion finds places on the screen and reads them, three times as fast as amid
-# all the rest. Then everything at once.
+# First the eye alone, in short cases, where fusion finds places on the screen sooner. Then everything at once.
 SCREENS = Diet({"screen": 1.0}, system_share=0.0)
 ALL = Diet(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2))
 EMBEDDING_STD = 1.0
