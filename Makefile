@@ -8,10 +8,11 @@ all: check test
 protos:  ## Generate the code of the contract, beside it.
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
 
-check:  ## Style, types, contract.
+check:  ## Style, types, tables, contract.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/readme_tables.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/autoglm-v1.binpb
 

@@ -75,3 +75,23 @@ def test_bench_smoke(mesh: Mesh, tmp_path: Path) -> None:
         assert row["tokens_per_second"]["median"] > 0
         assert row["stages"]["prefill"] > 0
         assert ("miss" in row["cache"]) == (media == "new"), workload
+
+
+def test_the_bundle_is_asked_what_it_can_do(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    done = run("eval", "--limit", "100", "--seed", "5", "--json", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert json.loads(out.read_text()) == report
+    assert {row["source"] for row in report["rows"]} == {"text", "screen", "screen+speech", "speech"}
+    assert sum(row["n"] for row in report["rows"]) == 400
+    right = {(row["source"], row["task"]): row["accuracy"] for row in report["rows"]}
+    assert right["text", "identity"] >= 0.9
+    assert report["figures"]["transcript_cer_zh"] < 0.1
+    assert report["figures"]["gate_auc_image"] > 0.5
+
+
+def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+    done = run("eval", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("autoglm eval: no bundle at")

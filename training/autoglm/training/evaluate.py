@@ -1,40 +1,30 @@
-"""Stage 5: held-out accuracy of the joint model, per source and task.
+"""What a bundle answers on held-out cases that are drawn fresh for any seed, each part as it is served.
 
-Answers are generated greedily from the shelf of held-out features; an answer is right when its text
-is the expected one, a tap when its point lies inside the element's box.
+Screens are drawn and sentences spoken anew, the bundle's encoders read them, and its decoder answers greedily.
 """
 
 import json
-import re
-import threading
+import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
-import torch
-from tqdm import tqdm
-from transformers.models.glm.modeling_glm import GlmForCausalLM
+import numpy as np
+from jiwer import cer, wer
+from scipy.stats import mannwhitneyu
+from torch import Tensor
 
-from autoglm.decoder.engine.engine import Engine
-from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
-from autoglm.fusion.compose import Composer
-from autoglm.fusion.model import FusionModel
-from autoglm.training.features import Shelf
-from autoglm.training.samples import SHARES, Case, Sampler
+from autoglm.fusion.compose import Media, Message
+from autoglm.speech.model import SpeechModel, normalize
+from autoglm.training.answering import Given, ask
+from autoglm.training.data.catalog import LANGUAGES, Language
+from autoglm.training.features import FeaturesConfig, Shelf
+from autoglm.training.samples import EXAM, Case, Sampler
+from autoglm.vision.model import VisionModel
 
-_POINT = re.compile(r"element=\[(\d+),(\d+)\]")
-LIMIT = 96
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateConfig:
-    """How many cases of each source, and their seed."""
-
-    cases: int = 500
-    seed: int = 11
-    slots: int = 32
+REPORT = "evaluation.json"
 
 
 class Row(TypedDict):
@@ -48,79 +38,64 @@ class Row(TypedDict):
     en: float | None
 
 
-def run(config: EvaluateConfig, workdir: Path) -> None:
-    """Write `workdir`/evaluation.json and print its table."""
-    rows = evaluate(config, workdir)
-    (workdir / "evaluation.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print(table(rows))
+class Report(TypedDict):
+    """The rows of the table, and figures that are no accuracies, name → value (FIGURES says what each is)."""
+
+    seed: int
+    limit: int
+    rows: list[Row]
+    figures: dict[str, float]
 
 
-def evaluate(config: EvaluateConfig, workdir: Path) -> list[Row]:
-    """Return accuracies on held-out cases drawn with the config's seed."""
-    sampler = Sampler(Shelf.open(workdir / "features", "heldout"), config.seed)
-    cases = [sampler.draw(source) for source in SHARES for _ in range(config.cases)]
-    right: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for case, answer in zip(cases, answers(workdir, cases, config.slots), strict=True):
-        right[case.source, _task(case)][case.language].append(correct(case, answer))
+FIGURES = {
+    "dictation_cer_zh": "dictation: character error rate, Chinese",
+    "dictation_wer_en": "dictation: word error rate, English",
+    "transcript_cer_zh": "the speech encoder's own transcript: character error rate, Chinese",
+    "transcript_wer_en": "the speech encoder's own transcript: word error rate, English",
+    "tap_distance": "taps: median distance from the element's middle, in thousandths of the screen",
+    "unchanged_beside_a_picture": "text answers that an unrelated picture leaves unchanged",
+    "gate_auc_image": "image gate tells a question about the screen from one beside an unrelated picture (AUC)",
+}
+
+
+def evaluate(folder: Path, seed: int, limit: int) -> Report:
+    """Ask the parts in `folder` `limit` cases from each source, drawn with `seed`.
+
+    The vision encoder runs in INT8, as it is served by default.
+    """
+    vision = VisionModel.from_pretrained(folder / "vision", int8=True)
+    speech = SpeechModel.from_pretrained(folder / "speech")
+    with tempfile.TemporaryDirectory() as scratch:
+        shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
+    sampler = Sampler(shelf, seed, EXAM)
+    cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
+    alone = [case for case in cases if case.source == "text" and case.page is None]
+    beside = [_beside(case, shelf.screens[number % len(shelf.screens)]) for number, case in enumerate(alone)]
+    given = ask(folder, [*cases, *beside])
+    asked, distracted = given[: len(cases)], given[len(cases) :]
+    undisturbed = [answer for answer in asked if answer.case.source == "text" and answer.case.page is None]
+    figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _distraction(asked, undisturbed, distracted)
+    return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
+
+
+def _beside(case: Case, screen: Tensor) -> Case:
+    """Return a case of text alone with a picture that has nothing to do with it."""
+    first = case.turns[0]
+    message = Message("user", (Media("image", screen), *first.message.parts))
+    return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
+
+
+def _rows(asked: Iterable[Given]) -> list[Row]:
+    right: dict[tuple[str, str], dict[Language, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for given in asked:
+        task = f"{given.case.task}: tap" if given.case.taps else given.case.task
+        right[given.case.source, task][given.case.language].append(given.right)
     return [_row(source, task, by_language) for (source, task), by_language in sorted(right.items())]
 
 
-def _task(case: Case) -> str:
-    """Return the row of a case: a tap that is due counts apart from launching, finishing and the rest."""
-    return f"{case.task}: tap" if case.reply.action and case.reply.place is not None else case.task
-
-
-def correct(case: Case, answer: str) -> bool:
-    """Return whether `answer` does what `case` asks for."""
-    if case.reply.action and (expected := _POINT.search(case.text)):
-        point = _POINT.search(answer)
-        return point is not None and expected is not None and _inside(case, int(point[1]), int(point[2]))
-    final = case.text.rsplit("</think>", 1)[-1]
-    return answer.rsplit("</think>", 1)[-1] == final
-
-
-def _inside(case: Case, x: int, y: int) -> bool:
-    assert case.reply.place is not None
-    left, top, right, bottom = case.reply.place
-    return left <= x <= right and top <= y <= bottom
-
-
-def answers(workdir: Path, cases: list[Case], slots: int) -> list[str]:
-    """Return the model's greedy answer to every case, in order."""
-    composer = Composer(workdir / "decoder")
-    decoder = GlmForCausalLM.from_pretrained(workdir / "decoder", dtype=torch.float32).eval()
-    fusion = FusionModel.from_pretrained(workdir / "fusion")
-    runner = Runner(decoder, fusion, slots, 2048, composer.tokenizer.get_vocab_size(), never=())
-    engine = Engine(runner, slots, decoder.generation_config.eos_token_id)
-    sinks = [_Answer() for _ in cases]
-    for case, sink in zip(cases, sinks, strict=True):
-        prompt = composer.compose(case.messages, case.thinking)
-        engine.submit(Sequence.start(prompt, Sampling(temperature=0), LIMIT, sink))
-    for sink in tqdm(sinks, desc="evaluate", unit="case", mininterval=1):
-        sink.done.wait()
-    engine.close()
-    return [composer.tokenizer.decode(sink.tokens) for sink in sinks]
-
-
-class _Answer:
-    """Collects one answer from the engine's thread."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.done = threading.Event()
-
-    def __call__(self, event: Chosen | Finished) -> None:
-        if isinstance(event, Chosen):
-            self.tokens.append(event.token_id)
-            return
-        if isinstance(event.reason, Exception):
-            raise event.reason
-        self.done.set()
-
-
-def _row(source: str, task: str, by_language: dict[str, list[bool]]) -> Row:
+def _row(source: str, task: str, by_language: dict[Language, list[bool]]) -> Row:
     every = [right for rights in by_language.values() for right in rights]
-    zh, en = (_mean(by_language.get(language, [])) for language in ("zh", "en"))
+    zh, en = (_mean(by_language.get(language, [])) for language in LANGUAGES)
     return Row(source=source, task=task, n=len(every), accuracy=_mean(every) or 0.0, zh=zh, en=en)
 
 
@@ -128,10 +103,54 @@ def _mean(rights: list[bool]) -> float | None:
     return round(sum(rights) / len(rights), 3) if rights else None
 
 
-def table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
+def _dictation(asked: Sequence[Given]) -> dict[str, float]:
+    said = [given for given in asked if given.case.task.startswith("dictation")]
+    pairs = [(given.case.language, given.case.reply.answer, given.final) for given in said]
+    return _errors("dictation", pairs)
+
+
+def _transcripts(shelf: Shelf) -> dict[str, float]:
+    return _errors("transcript", [(info.language, info.text, info.heard) for info in shelf.clip_infos])
+
+
+def _errors(name: str, pairs: Sequence[tuple[Language, str, str]]) -> dict[str, float]:
+    """Return error rates over what was said and what was written, without case and punctuation."""
+    zh, en = (
+        [(normalize(said), normalize(written)) for of, said, written in pairs if of == each] for each in LANGUAGES
+    )
+    return {f"{name}_cer_zh": cer(*map(list, zip(*zh, strict=True))),
+            f"{name}_wer_en": wer(*map(list, zip(*en, strict=True)))}  # fmt: skip
+
+
+def _taps(asked: Sequence[Given]) -> dict[str, float]:
+    distances = []
+    for given in asked:
+        if given.case.taps and given.point is not None and (place := given.case.reply.place):
+            middle = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
+            distances.append(np.hypot(given.point[0] - middle[0], given.point[1] - middle[1]))
+    return {"tap_distance": float(np.median(distances))}
+
+
+def _distraction(asked: Sequence[Given], alone: Sequence[Given], beside: Sequence[Given]) -> dict[str, float]:
+    same = [one.text == other.text for one, other in zip(alone, beside, strict=True)]
+    relevant = [g.gates["image"] for g in asked if g.case.source == "screen" and g.case.reply.look is not None]
+    irrelevant = [given.gates["image"] for given in beside]
+    wins = mannwhitneyu(relevant, irrelevant).statistic
+    return {"unchanged_beside_a_picture": sum(same) / len(same),
+            "gate_auc_image": float(wins) / (len(relevant) * len(irrelevant))}  # fmt: skip
+
+
+def table(report: Report) -> str:
+    """Return the report as Markdown tables."""
     lines = ["| From | Task | n | right | zh | en |", "|---|---|---|---|---|---|"]
-    for row in rows:
+    for row in report["rows"]:
         figures = ("–" if value is None else f"{value:.2f}" for value in (row["accuracy"], row["zh"], row["en"]))
         lines.append(f"| {row['source']} | {row['task']} | {row['n']} | {' | '.join(figures)} |")
+    lines += ["", "| Measure | value |", "|---|---|"]
+    lines += [f"| {FIGURES[name]} | {value:.3g} |" for name, value in report["figures"].items()]
     return "\n".join(lines)
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the report as JSON."""
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,16 +1,16 @@
 """Stage 3: draw screens and speak clips, and keep what the trained encoders make of them.
 
-The joint stage reads these features thousands of times, so the encoders run once. A shelf is a
-folder: tensors as safetensors, descriptions as JSON lines; a shard that is there is not made again.
+The joint stage reads these features thousands of times, so the encoders run once. On disk a shelf is
+a folder: tensors as safetensors, descriptions as JSON lines; a shard that is there is not made again.
 """
 
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,23 +36,22 @@ TALK_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class FeaturesConfig:
-    """How many items each split gets."""
+    """How many items are drawn for training."""
 
-    train_screens: int = 7000
-    train_clips: int = 7000
-    heldout_screens: int = 1000
-    heldout_clips: int = 1000
+    screens: int = 7000
+    clips: int = 7000
     seed: int = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """What is said in a clip: an Ask (or a talk topic, as intent "talk") and its words."""
+    """What is said in a clip: an Ask (or a talk topic, as intent "talk"), its words, and what the encoder heard."""
 
     intent: str
     key: str
     language: Language
     text: str
+    heard: str = ""
 
     @property
     def ask(self) -> Ask:
@@ -71,24 +70,26 @@ class Shelf:
     clips: list[Tensor]
 
     @classmethod
-    def open(cls, folder: Path, split: Split) -> "Shelf":
-        """Read what `run` wrote."""
-        pages, screens = _read(folder / split / "screens")
-        infos, clips = _read(folder / split / "clips")
+    def make(cls, split: Split, folder: Path, vision: VisionModel, speech: SpeechModel, config: FeaturesConfig) -> Self:
+        """Draw what `config` asks for, encode it, and keep it in `folder`; what is there already stays."""
+        draw_screens, draw_clips = partial(_screens, vision, split), partial(_clips, speech, split)
+        _shards(folder / "screens", config.screens, config.seed, draw_screens)
+        _shards(folder / "clips", config.clips, config.seed, draw_clips)
+        return cls.open(split, folder)
+
+    @classmethod
+    def open(cls, split: Split, folder: Path) -> Self:
+        """Read what `make` kept in `folder`."""
+        pages, screens = _read(folder / "screens")
+        infos, clips = _read(folder / "clips")
         return cls(split, [_page(row) for row in pages], screens, [ClipInfo(**row) for row in infos], clips)
 
 
 def run(config: FeaturesConfig, workdir: Path) -> None:
-    """Make the shelves of both splits in `workdir`/features from its trained encoders."""
+    """Fill `workdir`/features from its trained encoders."""
     vision = VisionModel.from_pretrained(workdir / "vision")
     speech = SpeechModel.from_pretrained(workdir / "speech")
-    splits: tuple[Split, ...] = ("train", "heldout")
-    for split in splits:
-        folder = workdir / "features" / split
-        screens = config.train_screens if split == "train" else config.heldout_screens
-        clips = config.train_clips if split == "train" else config.heldout_clips
-        _shards(folder / "screens", screens, config.seed, partial(_screens, vision, split))
-        _shards(folder / "clips", clips, config.seed, partial(_clips, speech, split))
+    Shelf.make("train", workdir / "features", vision, speech, config)
 
 
 Made = tuple[list[dict[str, Any]], list[Tensor]]
@@ -97,7 +98,7 @@ Made = tuple[list[dict[str, Any]], list[Tensor]]
 def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.Generator], Made]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, total, SHARD)
-    with tqdm(total=total, desc=f"{folder.parent.name} {folder.name}", unit="item", mininterval=1) as bar:
+    with tqdm(total=total, desc=folder.name, unit="item", mininterval=1) as bar:
         for start in starts:
             path = folder / f"{start:06d}.safetensors"
             if not path.exists():
@@ -143,12 +144,14 @@ def _page(row: dict[str, Any]) -> Page:
 def _clips(model: SpeechModel, split: Split, n: int, rng: np.random.Generator) -> Made:
     infos = [_draw_clip(split, rng) for _ in range(n)]
     infos.sort(key=lambda info: len(info.text))  # alike lengths side by side: less padding
-    tokens: list[Tensor] = []
+    rows, tokens = list[dict[str, Any]](), list[Tensor]()
     for start in range(0, n, 10):
         batch = infos[start : start + 10]
         spoken = [synthesize(i.text, i.language, draw_voice(i.language, split, rng), rng) for i in batch]
-        tokens += [encoded.tokens.float() for encoded in model.encode(spoken)]
-    return [asdict(info) for info in infos], tokens
+        for info, encoded in zip(batch, model.encode(spoken), strict=True):
+            tokens.append(encoded.tokens.float())
+            rows.append(asdict(replace(info, heard=encoded.transcript)))
+    return rows, tokens
 
 
 def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:

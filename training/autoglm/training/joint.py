@@ -40,11 +40,10 @@ CONTEXT_TAP = 0.1  # the same for every place: at first a query reads the bag of
 class JointConfig:
     """Sizes of the decoder and of the run."""
 
-    steps: int = 1800
-    batch_tokens: int = 8192
-    batch_targets: int = 2048  # learned tokens of an ordinary batch
-    screen_steps: int = 900
-    screen_tokens: int = 4096
+    steps: int = 7500
+    batch_tokens: int = 4096
+    batch_targets: int = 1024  # learned tokens of an ordinary batch
+    screen_steps: int = 2000
     learning_rate: float = 3e-3
     matrix_rate: float = 2e-3
     attention_weight: float = 1.0
@@ -223,20 +222,17 @@ def run(config: JointConfig, workdir: Path) -> None:
     tokenizer.build(workdir / "decoder")
     composer = Composer(workdir / "decoder")
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
-    shelf = Shelf.open(workdir / "features", "train")
+    shelf = Shelf.open("train", workdir / "features")
     align(model.fusion, shelf, workdir)
     sampler = Sampler(shelf, config.seed)
     loop = Loop(
         model, LoopConfig("joint", config.steps, config.learning_rate, config.matrix_rate, config.seed), workdir
     )
     sampler.rng = loop.rng  # resumed with the run
-    batcher = Batcher(composer, sampler, config.batch_tokens)
-    batches = iter(batcher)
+    batches = iter(Batcher(composer, sampler, config.batch_tokens))
 
     def step() -> tuple[Tensor, dict[str, float]]:
-        first = loop.step < config.screen_steps
-        sampler.diet = SCREENS if first else ALL
-        batcher.tokens = config.screen_tokens if first else config.batch_tokens
+        sampler.diet = SCREENS if loop.step < config.screen_steps else ALL
         batch = next(batches)
         logits, enriched = model(batch)
         answer = cross_entropy(logits.float(), batch.targets)

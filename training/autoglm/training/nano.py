@@ -11,6 +11,7 @@ from pathlib import Path
 
 from autoglm.common.bundle import DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
 
+EXAM_SEED, EXAM_LIMIT = 11, 1000
 STAGES = ("speech", "vision", "features", "joint", "evaluate", "export")
 
 
@@ -52,7 +53,9 @@ def _runners(out: Path) -> dict[str, Callable[[Path], None]]:
     def evaluate(workdir: Path) -> None:
         from autoglm.training import evaluate
 
-        evaluate.run(evaluate.EvaluateConfig(), workdir)
+        report = evaluate.evaluate(workdir, EXAM_SEED, EXAM_LIMIT)
+        evaluate.write(report, workdir / evaluate.REPORT)
+        print(evaluate.table(report))
 
     return {
         "speech": speech,
@@ -74,6 +77,7 @@ def export(workdir: Path, out: Path) -> Bundle:
     for part in PARTS:
         files = shutil.ignore_patterns("metrics.json")
         shutil.copytree(workdir / part, draft / part, ignore=files)
+    shutil.copy(workdir / "evaluation.json", draft)
     (draft / "README.md").write_text(_card(workdir), encoding="utf-8")
     write_manifest(draft, DEFAULT_BUNDLE, "gcma").verify()
     shutil.rmtree(out, ignore_errors=True)
@@ -82,10 +86,10 @@ def export(workdir: Path, out: Path) -> Bundle:
 
 
 def _card(workdir: Path) -> str:
-    from autoglm.training.evaluate import table
+    from autoglm.training.evaluate import REPORT, table
 
-    rows = json.loads((workdir / "evaluation.json").read_text(encoding="utf-8"))
-    return CARD.replace("{table}", table(rows))
+    report = json.loads((workdir / REPORT).read_text(encoding="utf-8"))
+    return CARD.replace("{table}", table(report))
 
 
 CARD = """---

@@ -10,17 +10,26 @@ import numpy as np
 from autoglm.fusion.compose import Media, Message
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Name
 from autoglm.training.data.prompts import system_prompt
-from autoglm.training.data.talk import TOPICS, draw_sum
+from autoglm.training.data.screens import ScreenKind
+from autoglm.training.data.talk import TOPICS, draw_jumble, draw_sum
 from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply
-from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, dictate, full_width, polite, templates
+from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates
 from autoglm.training.features import TALK, Shelf, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
 T = TypeVar("T")
 Subject = tuple[str, tuple[str | Media, ...], Reply]
-SHARES: dict[Source, float] = {"text": 0.14, "screen": 0.46, "screen+speech": 0.26, "speech": 0.14}
-INTENT_WEIGHTS = dict.fromkeys(TEMPLATES, 1.0) | {
-    "open": 8.0, "colour": 3.0, "where": 3.0, "exists": 2.0, "switch_state": 2.0, "count": 1.5,
+SHARES: dict[Source, float] = {"text": 0.12, "screen": 0.38, "screen+speech": 0.28, "speech": 0.22}
+INTENT_WEIGHTS: dict[ScreenKind, dict[str, float]] = {  # on each kind of page, mostly what it is there for
+    "home": {
+        "open": 6.0, "colour": 5.0, "where": 3.0, "exists": 2.0, "count": 2.0, "which_app": 0.5,
+        "turn_on": 0.4, "turn_off": 0.4, "back": 0.4, "type": 1.0,
+    },
+    "settings": {
+        "switch_state": 4.0, "turn_on": 3.0, "turn_off": 3.0, "which_app": 1.0, "open": 1.5, "back": 0.5, "type": 0.5,
+    },
+    "dialog": {"confirm": 3.0, "cancel": 3.0, "open": 1.0, "back": 0.5, "type": 0.5},
+    "app": {"which_app": 3.0, "open": 3.0, "type": 3.0, "back": 1.0, "turn_on": 0.5, "turn_off": 0.5},
 }  # fmt: skip
 TALK_WEIGHTS = {
     "sum": 1.0, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
@@ -51,12 +60,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversation: the last turn is the question, the turns before it were answered rightly."""
+    """A conversation: the last turn is the question, the turns before it were answered rightly.
+
+    `page` is the number of the screen that stands at its beginning, on the shelf it was drawn from.
+    """
 
     task: str
     source: Source
     language: Language
     turns: tuple[Turn, ...]
+    page: int | None = None
     system: str | None = None
     thinking: bool | None = None
 
@@ -72,6 +85,11 @@ class Case:
     def reply(self) -> Reply:
         """Return the reply to the question."""
         return self.turns[-1].reply
+
+    @property
+    def taps(self) -> bool:
+        """Return whether the answer is a tap (an app that is open, for one, has a clue and no place)."""
+        return self.reply.action and self.reply.place is not None
 
     @property
     def text(self) -> str:
@@ -106,7 +124,7 @@ class Sampler:
         task = subjects[-1][0] + ("+distraction" if page is not None and not on_screen else "")
         system = system_prompt(language, self.shelf.split, self.rng) if self._chance(self.diet.system_share) else None
         thinking = (None, None, None, True, False)[self.rng.integers(5)]
-        return Case(task, drawn, language, tuple(turns), system, thinking)
+        return Case(task, drawn, language, tuple(turns), page, system, thinking)
 
     def _chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
@@ -142,7 +160,7 @@ class Sampler:
     def _screen(self, language: Language, page: Page, spoken: bool) -> Subject:
         """A question or instruction about a screen."""
         while True:
-            ask = self._draw_ask(page, language)
+            ask = self._draw_ask(page, language, spoken)
             answer = reply(page, ask)
             clips = self.by_ask[ask.intent, ask.key, language]
             if answer is not None and (clips or not spoken):
@@ -152,18 +170,23 @@ class Sampler:
         pool = templates(ask.intent, language, self.shelf.split)
         kind: Kind = "command" if ask.intent in ACTIONS else "question"
         wording = polite(pool[self._number(pool)], kind, language, self.shelf.split, self.rng)
-        words = self._vary(wording.format(ask.filler), language)
+        if ask.intent == "type":
+            words = self._vary(wording, language).format(ask.filler)  # what is to be typed stays as it is
+        else:
+            words = self._vary(wording.format(ask.filler), language)
         if ask.intent in ACTIONS and self._chance(0.2):
             words += f'\n\n** Screen Info **\n\n{{"current_app": "{_app_name(page)}"}}'
         return ask.intent, (words,), answer
 
-    def _draw_ask(self, page: Page, language: Language) -> Ask:
+    def _draw_ask(self, page: Page, language: Language, spoken: bool) -> Ask:
         """Draw an ask that mostly concerns something on the page."""
-        intent = self._one_of(INTENT_WEIGHTS)
+        intent = self._one_of(INTENT_WEIGHTS[page.kind])
         names: dict[str, Name] = {"app": APPS, "setting": SETTINGS}.get(SLOTS.get(intent, ""), {})
         present = [element.name for element in page.elements if element.name in names]
         if present and self._chance(0.5 if intent == "exists" else 0.85):
             return Ask(intent, present[self._number(present)], language)
+        if intent == "type" and not spoken and self.shelf.split == "train":
+            return Ask(intent, draw_jumble(language, self.rng), language)  # to be copied, not known by heart
         return Ask(intent, draw_key(intent, language, self.shelf.split, self.rng), language)
 
     def _speech(self, language: Language) -> Subject:

@@ -4,13 +4,15 @@ Each topic has wordings (the last ones of each language are held out), one answe
 for answers with `<think>`, the thought that leads to it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from autoglm.training.data.catalog import Language, Split
-from autoglm.training.data.wording import part
+from autoglm.training.data.wording import TEMPLATES, TYPED, part
 
 HELD_OUT_SUMS = 2
 
@@ -250,3 +252,22 @@ def draw_sum(language: Language, split: Split, rng: np.random.Generator) -> tupl
     gap = " " if rng.random() < 0.5 else ""
     wordings = part(SUMS[language], HELD_OUT_SUMS, split)
     return wordings[rng.integers(len(wordings))].format(f"{a}{gap}{sign}{gap}{b}"), f"{a}{sign}{b}={result}"
+
+
+@cache
+def _words(language: Language) -> tuple[str, ...]:
+    """Return every word (in Chinese, every character) that people say or type."""
+    tables = (
+        *(by[language] for by in (*TEMPLATES.values(), TYPED)),
+        *(by[language].wordings for by in TOPICS.values()),
+    )
+    texts = [text for table in tables for text in table]
+    found = re.findall(r"[\u4e00-\u9fff]" if language == "zh" else r"[A-Za-z']+", " ".join(texts))
+    return tuple(sorted(set(found)))
+
+
+def draw_jumble(language: Language, rng: np.random.Generator) -> str:
+    """Draw one to five English words, or up to eight Chinese characters, in an order that means nothing."""
+    words = _words(language)
+    chosen = rng.integers(len(words), size=rng.integers(1, 9 if language == "zh" else 6))
+    return ("" if language == "zh" else " ").join(words[i] for i in chosen)

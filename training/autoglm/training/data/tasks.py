@@ -36,7 +36,7 @@ class Ask:
     def filler(self) -> str:
         """Return the words that stand in the slot."""
         name = APPS.get(self.key) or SETTINGS.get(self.key)
-        return name[self.language] if name else self.key
+        return name[self.language] if name and self.intent != "type" else self.key
 
 
 @dataclass(frozen=True, slots=True)

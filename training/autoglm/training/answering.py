@@ -1,0 +1,102 @@
+"""Asks a bundle's decoder many held-out cases at once, and judges what it says.
+
+An answer is right when its text is the expected one, a tap when its point lies inside the element's box.
+"""
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers.models.glm.modeling_glm import GlmForCausalLM
+
+from autoglm.decoder.engine.engine import Engine
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
+from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.model import FusionModel, MediaKind
+from autoglm.training.samples import Case
+
+MAX_TOKENS, CONTEXT, SLOTS = 96, 2048, 32
+_POINT = re.compile(r"element=\[(\d+),(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the model said, and its mean gate over the question's text for each modality that it saw."""
+
+    case: Case
+    text: str
+    gates: dict[MediaKind, float]
+
+    @property
+    def final(self) -> str:
+        """Return the answer behind the thought."""
+        return _final(self.text)
+
+    @property
+    def right(self) -> bool:
+        """Return whether the answer does what the case asks for."""
+        place, point = self.case.reply.place, self.point
+        if not self.case.taps or place is None:
+            return self.final == _final(self.case.text)
+        return point is not None and place[0] <= point[0] <= place[2] and place[1] <= point[1] <= place[3]
+
+    @property
+    def point(self) -> tuple[int, int] | None:
+        """Return where the answer taps."""
+        match = _POINT.search(self.text)
+        return (int(match[1]), int(match[2])) if match else None
+
+
+def _final(text: str) -> str:
+    return text.rsplit("</think>", 1)[-1]
+
+
+def ask(folder: Path, cases: Sequence[Case]) -> list[Given]:
+    """Return the greedy answer of the decoder and fusion in `folder` to every case, in order."""
+    composer = Composer(folder / "decoder")
+    decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32).eval()
+    fusion = FusionModel.from_pretrained(folder / "fusion")
+    runner = Runner(decoder, fusion, SLOTS, CONTEXT, composer.tokenizer.get_vocab_size(), never=())
+    engine = Engine(runner, SLOTS, decoder.generation_config.eos_token_id)
+    sinks = [_Answer() for _ in cases]
+    requests = [
+        Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)
+        for case, sink in zip(cases, sinks, strict=True)
+    ]
+    for request in requests:
+        engine.submit(request)
+    for sink in tqdm(sinks, desc="answers", unit="case", mininterval=1):
+        sink.wait()
+    engine.close()
+    return [
+        Given(case, composer.tokenizer.decode(sink.tokens), request.gates)
+        for case, sink, request in zip(cases, sinks, requests, strict=True)
+    ]
+
+
+class _Answer:
+    """Collects one answer from the engine's thread."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._end: str | Exception = ""
+        self._done = threading.Event()
+
+    def __call__(self, event: Chosen | Finished) -> None:
+        if isinstance(event, Chosen):
+            self.tokens.append(event.token_id)
+        else:
+            self._end = event.reason
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait for the end; raises what ended the request, if anything did."""
+        self._done.wait()
+        if isinstance(self._end, Exception):
+            raise self._end
