@@ -57,8 +57,8 @@ def session(client: openai.OpenAI, system: str, stream: bool, steps: int) -> lis
     """Return the answer to each step; every step has a new screenshot."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
     answers: list[str] = []
-    for case in screen_cases("open", "settings", steps, seed=31):
-        text = {"type": "text", "text": f'{case.words}\n\n** Screen Info **\n\n{{"current_app": "Settings"}}'}
+    for case in screen_cases("open", "home", steps, seed=31):
+        text = {"type": "text", "text": f'{case.words}\n\n** Screen Info **\n\n{{"current_app": "System Home"}}'}
         messages.append({"role": "user", "content": [case.image, text]})
         answers.append(ask(client, messages, stream))
         # Old screenshots leave the history; the text stays.

@@ -111,7 +111,7 @@ real input with no download; it is not a product.
 
 `autoglm train nano` makes it on two CPU cores from data that it generates itself: drawn screens and espeak-ng voices.
 Vision sees 48 000 pictures (20 minutes on one core), speech hears 33 hours (23 minutes on the other), fusion and
-decoder read 11 million tokens (23 minutes on both). The seeds are fixed, the number of threads is not: running the
+decoder read 28 million tokens (80 minutes on both). The seeds are fixed, the number of threads is not: running the
 command again gives a bundle of this kind, not the same bytes.
 
 ## On held-out cases
