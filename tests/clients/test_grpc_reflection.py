@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_answer_through_both_doors(ask: Asker, serv
 
 
 def test_different_seeds_give_different_answers(ask: Asker) -> None:
-    assert len({ask("你是谁?", temperature=2, seed=seed, max_tokens=40) for seed in range(4)}) > 1
+    assert len({ask("Type nearest station", temperature=2, seed=seed, max_tokens=40) for seed in range(4)}) > 1
 
 
 def test_models_are_listed(server: Reflected) -> None:

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
+from autoglm.decoder.engine.cache import SlotCache
 from autoglm.decoder.engine.engine import Engine, Stats
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose
@@ -99,6 +100,16 @@ def test_equals_transformers_token_for_token(engine: Engine, assistant: Assistan
         tokens, end = collect(events)
         assert tokens == theirs(assistant, prompt, n)
         assert end.reason == "length"
+
+
+def test_a_fresh_cache_holds_no_garbage() -> None:
+    """What stands behind a short sequence in a batch is masked, but a masked NaN is a NaN all the same."""
+    shape, dtypes = (SLOTS, 2, CONTEXT, 64), (torch.float32, torch.bfloat16)
+    for dtype in dtypes:
+        left = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(8)]
+        del left
+        cache = SlotCache(4, shape, dtype, torch.device("cpu"))
+        assert all(store.dtype == dtype and not store.any() for store in (*cache.keys, *cache.values))
 
 
 def test_a_seed_gives_one_answer_whatever_runs_beside(engine: Engine, composer: Composer) -> None:

@@ -4,6 +4,9 @@ Running sequences always fill slots 0 … n−1, so that a batch is a slice and 
 leaves, the last takes its slot.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +20,8 @@ class SlotCache:
     """
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
         self._slots = slice(0, 0)
         self._positions = torch.empty(0, dtype=torch.long)
         self._visible = 0
@@ -47,3 +50,11 @@ class SlotCache:
         """Copy the first `length` positions of one slot to another."""
         for store in (*self.keys, *self.values):
             store[target, :, :length] = store[source, :, :length]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros: what stands behind a short sequence is masked, and a masked NaN would be a NaN all the same."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # NumPy's zeros come from calloc, page by page as they are used; torch's would touch every page now.
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
