@@ -1,5 +1,6 @@
 """GCMA against its formula in NumPy, and the fusion's promises: plain text, prefixes, batch = single."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -109,6 +110,18 @@ def test_a_token_stays_itself_whatever_it_takes(model: FusionModel) -> None:
     torch.testing.assert_close(size, torch.full((5,), model.config.max_added))
 
 
+def test_a_masked_source_is_as_good_as_absent() -> None:
+    torch.manual_seed(7)
+    module = GCMA(16, 4)
+    q_in, s_in = torch.randn(1, 2, 16), torch.randn(1, 5, 16)
+    visible = torch.tensor([[[True, False, True, False, False], [True] * 5]])
+    ours = module(q_in, s_in, visible)[0][0].detach().numpy()
+    rows = [
+        literal_gcma(module, q_in[0, [i]].double().numpy(), s_in[0, visible[0, i]].double().numpy()) for i in (0, 1)
+    ]
+    np.testing.assert_allclose(ours, np.concatenate(rows), atol=1e-5)
+
+
 def test_gradients() -> None:
     torch.manual_seed(5)
     module = GCMA(4, 2).double()
@@ -175,6 +188,26 @@ def test_batch_equals_single(composer: Composer, model: FusionModel, embed: nn.E
     for row, prompt in enumerate(prompts):
         single = fuse(model, embed, prompt).embeddings
         torch.testing.assert_close(batch[row, : len(single)], single, atol=1e-5, rtol=1e-5)
+
+
+def test_gates_come_per_modality(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
+    picture = Message("user", (image(), "What colour is it?"))
+    assert fuse(model, embed, composer.compose([picture])).gates.keys() == {"image"}
+    gates = fuse(model, embed, composer.compose(CONVERSATION)).gates
+    assert gates.keys() == {"image", "audio"}
+    assert all(0 < gate < 1 for gate in gates.values())
+
+
+def test_bf16_stays_near_float32(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
+    prompt = composer.compose(CONVERSATION)
+    exact = fuse(model, embed, prompt)
+    small, table = copy.deepcopy(model).bfloat16(), copy.deepcopy(embed).bfloat16()
+    rounded = fuse(small, table, prompt)
+    assert rounded.embeddings.dtype == torch.bfloat16
+    off = (rounded.embeddings.float() - exact.embeddings).square().mean() / exact.embeddings.square().mean()
+    assert off.sqrt() < 0.02
+    for kind, gate in exact.gates.items():
+        assert abs(rounded.gates[kind] - gate) < 0.01
 
 
 def test_assistant_text_is_never_enriched(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
