@@ -1,6 +1,7 @@
 """Initialisation and fusion still learn: the colour of a named icon, from ideal features, in a few steps."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from autoglm.training import tokenizer
 from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
-from autoglm.training.joint import Assistant, Batch, Batcher, JointConfig, attention_loss, cell
+from autoglm.training.joint import Assistant, Batch, Batcher, attention_loss, cell
 from autoglm.training.loop import Loop, LoopConfig
+from autoglm.training.recipe import Recipe
 from autoglm.training.samples import Case, Turn
 
 ICONS, STEPS, TOKENS = 6, 200, 2300
@@ -50,7 +52,7 @@ class IdealScreens:
 def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> None:
     tokenizer.build(tmp_path)
     composer = Composer(tmp_path)
-    config = JointConfig(hidden=128, layers=2, context=256)
+    config = replace(Recipe.read().joint, hidden=128, layers=2, context=256)
     model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
     loop = Loop(model, LoopConfig("test", STEPS, config.learning_rate, config.matrix_rate, 1, warmup=50), tmp_path)
     batches = iter(Batcher(composer, IdealScreens(1), TOKENS))

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import espeakng_loader
@@ -17,7 +18,8 @@ from autoglm.speech.audio import AudioError, decode
 from autoglm.speech.model import SAMPLES_PER_TOKEN, SpeechEncoder, SpeechModel, Vocabulary, normalize
 from autoglm.training.data import speech as data
 from autoglm.training.data.wording import sentences
-from autoglm.training.speech import Shard, SpeechConfig, Trainer, whisper_encoder_weights
+from autoglm.training.recipe import Recipe
+from autoglm.training.speech import Shard, Trainer, whisper_encoder_weights
 
 # --- voices ---
 
@@ -135,7 +137,7 @@ def test_the_published_encoder_maps_onto_transformers() -> None:
 def test_training_goes_on_exactly_where_it_was_stopped(tmp_path: Path) -> None:
     Shard.write(tmp_path / "clips.npy", 4, seed=0)
     shard = Shard.load(tmp_path / "clips.npy")
-    config = SpeechConfig(steps=4, warmup=1)
+    config = replace(Recipe.read().speech, steps=4, warmup=1)
     straight = Trainer(config, shard, tmp_path)
     straight.learn([0, 1])
     straight.save()

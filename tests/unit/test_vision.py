@@ -18,7 +18,8 @@ from autoglm.training.data.icons import GLYPHS, glyph
 from autoglm.training.data.screens import BANDS, PHONES, SCREEN_KINDS, TRAIN_SHARE, draw_screen, layout_unit
 from autoglm.training.data.sheets import draw_sheet
 from autoglm.training.init import initialise
-from autoglm.training.vision import VisionConfig, encoder_config, run
+from autoglm.training.recipe import Recipe
+from autoglm.training.vision import encoder_config, run
 from autoglm.training.vision_data import Pictures, collate, screens_of
 from autoglm.training.vision_eval import evaluate
 from autoglm.training.vision_heads import Student, loss
@@ -298,6 +299,6 @@ def test_heads_learn_and_report() -> None:
 
 def test_a_finished_stage_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "vision").mkdir()
-    run(VisionConfig(), tmp_path)
+    run(Recipe.read().vision, tmp_path)
     assert "done already" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["vision"]

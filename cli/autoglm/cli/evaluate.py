@@ -33,7 +33,7 @@ def evaluate(
         print(f"autoglm eval: {error.name} is missing; install autoglm-mesh[train]", file=sys.stderr)
         raise typer.Exit(1) from None
     try:
-        report = exam.evaluate(opened.root, seed, limit)
+        report = exam.evaluate(opened.root, exam.ExamConfig(seed, limit))
     except KeyboardInterrupt:
         print("autoglm eval: stopped; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -25,6 +25,14 @@ from autoglm.training.samples import EXAM, Case, Sampler
 from autoglm.vision.model import VisionModel
 
 REPORT = "evaluation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ExamConfig:
+    """How many cases are drawn from each source, and with which seed."""
+
+    seed: int
+    limit: int
 
 
 class Row(TypedDict):
@@ -58,11 +66,12 @@ FIGURES = {
 }
 
 
-def evaluate(folder: Path, seed: int, limit: int) -> Report:
-    """Ask the parts in `folder` `limit` cases from each source, drawn with `seed`.
+def evaluate(folder: Path, config: ExamConfig) -> Report:
+    """Ask the parts in `folder` the cases of `config`.
 
     The vision encoder runs in INT8, as it is served by default.
     """
+    seed, limit = config.seed, config.limit
     vision = VisionModel.from_pretrained(folder / "vision", int8=True)
     speech = SpeechModel.from_pretrained(folder / "speech")
     with tempfile.TemporaryDirectory() as scratch:

@@ -36,11 +36,11 @@ TALK_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class FeaturesConfig:
-    """How many items are drawn for training."""
+    """How many items are drawn, and with which seed."""
 
-    screens: int = 7000
-    clips: int = 7000
-    seed: int = 3
+    screens: int
+    clips: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)

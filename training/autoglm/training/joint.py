@@ -38,19 +38,19 @@ CONTEXT_TAP = 0.1  # the same for every place: at first a query reads the bag of
 
 @dataclass(frozen=True, slots=True)
 class JointConfig:
-    """Sizes of the decoder and of the run."""
+    """Sizes of the decoder and of the run; recipes/nano.yaml explains each field."""
 
-    steps: int = 7500
-    batch_tokens: int = 4096
-    batch_targets: int = 1024  # learned tokens of an ordinary batch
-    screen_steps: int = 2000
-    learning_rate: float = 3e-3
-    matrix_rate: float = 2e-3
-    attention_weight: float = 1.0
-    hidden: int = 256
-    layers: int = 4
-    context: int = 8192
-    seed: int = 4
+    seed: int
+    steps: int
+    screen_steps: int
+    batch_tokens: int
+    batch_targets: int
+    learning_rate: float
+    matrix_rate: float
+    attention_weight: float
+    hidden: int
+    layers: int
+    context: int
 
 
 class Assistant(nn.Module):

@@ -1,6 +1,6 @@
 """The training loop of fusion and decoder: Muon on the matrices between layers, AdamW on the rest, warm-up
-and a straight way down, bf16 autocast, a progress bar, and a checkpoint every two minutes from which a cut
-run goes on."""
+and a straight way down, bf16 autocast, a progress bar, TensorBoard logs, and a checkpoint every two minutes from
+which a cut run goes on."""
 
 import os
 import time
@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 CHECKPOINT_SECONDS = 120
+LOG_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Loop:
     """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it."""
 
     def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.workdir = model, config, workdir
         self.rng = np.random.default_rng(config.seed)
         self.path = workdir / f"{config.name}.pt"
         self.optimizers = _optimizers(model, config)
@@ -48,17 +50,22 @@ class Loop:
         self.model.train()
         saved, shown = time.monotonic(), dict[str, float]()
         bar = tqdm(total=self.config.steps, initial=self.step, desc=self.config.name, unit="step", mininterval=1)
+        log = SummaryWriter(self.workdir / "logs" / self.config.name, purge_step=self.step)
         try:
             while self.step < self.config.steps:
                 figures = self._one(step)
                 shown = {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in figures.items()}
                 bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
                 bar.update()
+                if self.step % LOG_STEPS == 0:
+                    for name, value in shown.items():
+                        log.add_scalar(name, value, self.step)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self._save()
                     saved = time.monotonic()
         finally:
             self._save()
+            log.close()
             bar.close()
 
     def _one(self, step: Callable[[], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:

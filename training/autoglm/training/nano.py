@@ -10,60 +10,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoglm.common.bundle import DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
+from autoglm.training import evaluate, features, joint, speech, vision
+from autoglm.training.recipe import Recipe
 
-EXAM_SEED, EXAM_LIMIT = 11, 1000
 STAGES = ("speech", "vision", "features", "joint", "evaluate", "export")
 
 
-def main(workdir: Path, stage: str | None = None, out: Path | None = None) -> None:
+def main(workdir: Path, stage: str | None = None, out: Path | None = None, recipe: Path | None = None) -> None:
     """Run every stage, or `stage` alone, in `workdir`; the bundle goes to `out` (default: the packaged place).
 
-    Raises SystemExit for a stage that does not exist.
+    Raises SystemExit for a stage that does not exist, RecipeError for a recipe that cannot be read.
     """
     if stage is not None and stage not in STAGES:
         raise SystemExit(f"no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    runners = _runners(Recipe.read(recipe), workdir, out or default_bundle())
     workdir.mkdir(parents=True, exist_ok=True)
     for name in STAGES if stage is None else (stage,):
-        _runners(out or default_bundle())[name](workdir)
+        runners[name]()
 
 
-def _runners(out: Path) -> dict[str, Callable[[Path], None]]:
-    """Return what each stage does; what a stage needs is imported only when it runs."""
+def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[], None]]:
+    """Return what each stage does."""
 
-    def speech(workdir: Path) -> None:
-        from autoglm.training import speech
-
-        speech.run(speech.SpeechConfig(), workdir)
-
-    def vision(workdir: Path) -> None:
-        from autoglm.training import vision
-
-        vision.run(vision.VisionConfig(), workdir)
-
-    def features(workdir: Path) -> None:
-        from autoglm.training import features
-
-        features.run(features.FeaturesConfig(), workdir)
-
-    def joint(workdir: Path) -> None:
-        from autoglm.training import joint
-
-        joint.run(joint.JointConfig(), workdir)
-
-    def evaluate(workdir: Path) -> None:
-        from autoglm.training import evaluate
-
-        report = evaluate.evaluate(workdir, EXAM_SEED, EXAM_LIMIT)
+    def examine() -> None:
+        report = evaluate.evaluate(workdir, recipe.evaluate)
         evaluate.write(report, workdir / evaluate.REPORT)
         print(evaluate.table(report))
 
     return {
-        "speech": speech,
-        "vision": vision,
-        "features": features,
-        "joint": joint,
-        "evaluate": evaluate,
-        "export": lambda workdir: print(f"exported to {export(workdir, out).root}"),
+        "speech": lambda: speech.run(recipe.speech, workdir),
+        "vision": lambda: vision.run(recipe.vision, workdir),
+        "features": lambda: features.run(recipe.features, workdir),
+        "joint": lambda: joint.run(recipe.joint, workdir),
+        "evaluate": examine,
+        "export": lambda: print(f"exported to {export(workdir, out).root}"),
     }
 
 
@@ -77,7 +57,7 @@ def export(workdir: Path, out: Path) -> Bundle:
     for part in PARTS:
         files = shutil.ignore_patterns("metrics.json")
         shutil.copytree(workdir / part, draft / part, ignore=files)
-    shutil.copy(workdir / "evaluation.json", draft)
+    shutil.copy(workdir / evaluate.REPORT, draft)
     (draft / "README.md").write_text(_card(workdir), encoding="utf-8")
     write_manifest(draft, DEFAULT_BUNDLE, "gcma").verify()
     shutil.rmtree(out, ignore_errors=True)
@@ -86,10 +66,8 @@ def export(workdir: Path, out: Path) -> Bundle:
 
 
 def _card(workdir: Path) -> str:
-    from autoglm.training.evaluate import REPORT, table
-
-    report = json.loads((workdir / REPORT).read_text(encoding="utf-8"))
-    return CARD.replace("{table}", table(report))
+    report = json.loads((workdir / evaluate.REPORT).read_text(encoding="utf-8"))
+    return CARD.replace("{table}", evaluate.table(report))
 
 
 CARD = """---

@@ -41,17 +41,17 @@ LAYER_RATES = (0.3, 0.4, 0.6, 0.8, 1.0)  # the convolutions, then the four layer
 
 @dataclass(frozen=True, slots=True)
 class SpeechConfig:
-    """How the speech part is trained; the defaults take under an hour on one thread."""
+    """How the speech part is trained; recipes/nano.yaml explains each field."""
 
-    clips: int = 20_000
-    steps: int = 5_000
-    batch_seconds: float = 24.0
-    encoder_rate: float = 3e-4
-    head_rate: float = 1.5e-3
-    warmup: int = 200
-    phoneme_weight: float = 0.3
-    held_out: int = 400
-    seed: int = 0
+    seed: int
+    clips: int
+    steps: int
+    batch_seconds: float
+    encoder_rate: float
+    head_rate: float
+    warmup: int
+    phoneme_weight: float
+    held_out: int
 
 
 # --- the published encoder -------------------------------------------------------------------------

@@ -29,16 +29,16 @@ METRICS = "vision-metrics.json"
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """What the stage is run with; the defaults make the nano bundle's encoder."""
+    """What the stage is run with; recipes/nano.yaml explains each field."""
 
-    seed: int = 7
-    steps: int = 2000
-    batch: int = 24
-    sheet_share: float = 0.55
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    warmup: int = 100
-    heldout_screens: int = 800
+    seed: int
+    steps: int
+    batch: int
+    sheet_share: float
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    heldout_screens: int
 
 
 def encoder_config() -> MobileViTConfig:

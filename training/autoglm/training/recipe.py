@@ -1,0 +1,55 @@
+"""A run in one YAML file, a section for each stage; `recipes/nano.yaml` is the committed bundle's."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from autoglm.training.evaluate import ExamConfig
+from autoglm.training.features import FeaturesConfig
+from autoglm.training.joint import JointConfig
+from autoglm.training.speech import SpeechConfig
+from autoglm.training.vision import VisionConfig
+
+NANO = Path(__file__).parent / "recipes" / "nano.yaml"
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be read; the message names the file and what is wrong in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What every stage of a run is given."""
+
+    speech: SpeechConfig
+    vision: VisionConfig
+    features: FeaturesConfig
+    joint: JointConfig
+    evaluate: ExamConfig
+
+    @classmethod
+    def read(cls, path: Path | None = None) -> Self:
+        """Read a recipe (default: nano's); raises RecipeError for unknown, missing or ill-typed keys."""
+        where = path or NANO
+        try:
+            raw = yaml.safe_load(where.read_text(encoding="utf-8"))
+            _same_keys("", raw, cls)
+            for section in fields(cls):
+                _same_keys(f"{section.name}.", raw[section.name], section.type)
+            return TypeAdapter(cls).validate_python(raw)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RecipeError(f"{where}: {error}") from error
+
+
+def _same_keys(prefix: str, given: Any, wanted: Any) -> None:
+    """Raise ValueError unless `given` is a mapping with just the fields of the dataclass `wanted`."""
+    names = {field.name for field in fields(wanted)}
+    keys = set(given) if isinstance(given, dict) else set()
+    if odd := sorted(map(str, keys ^ names)):
+        raise ValueError(f"{prefix}{odd[0]} is {'not a key' if odd[0] in keys else 'missing'}")
