@@ -48,7 +48,9 @@ class SpeechServiceDescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SpeechServiceDescribeResponse(_message.Message):
-    __slots__ = ("encoder",)
+    __slots__ = ("encoder", "transcribes")
     ENCODER_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIBES_FIELD_NUMBER: _ClassVar[int]
     encoder: _embedding_pb2.EncoderInfo
-    def __init__(self, encoder: _Optional[_Union[_embedding_pb2.EncoderInfo, _Mapping]] = ...) -> None: ...
+    transcribes: bool
+    def __init__(self, encoder: _Optional[_Union[_embedding_pb2.EncoderInfo, _Mapping]] = ..., transcribes: bool = ...) -> None: ...

@@ -66,7 +66,8 @@ class SpeechServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Transcribe(self, request, context):
-        """Transcribe returns what was said. Fails as Encode does.
+        """Transcribe returns what was said. Fails as Encode does, and with INVALID_ARGUMENT where the bundle
+        writes no transcripts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

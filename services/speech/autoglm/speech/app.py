@@ -30,8 +30,9 @@ class Speech:
         self._servicer = SpeechServicer.load(parsed)
         give_back()
         self._metrics = EncoderMetrics()
-        info = self._servicer.describe().encoder
-        logger.info("speech encoder %s on %s", info.revision, info.device)
+        said = self._servicer.describe()
+        ability = "with" if said.transcribes else "without"
+        logger.info("speech encoder %s on %s, %s transcripts", said.encoder.revision, said.encoder.device, ability)
 
     async def Encode(
         self, request: speech_pb2.SpeechServiceEncodeRequest, grpc_context: Context

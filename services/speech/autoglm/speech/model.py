@@ -2,7 +2,8 @@
 
 16 kHz samples become log-mel frames (100 a second), encoder states (50 a second) and stacked tokens
 (12.5 a second). The transcript is the greedy reading of the CTC head on the same states, so it costs
-one matrix product. The encoder starts from the published Whisper-tiny.en weights (OpenAI, MIT).
+one matrix product. The encoder starts from the published Whisper-tiny.en weights (OpenAI, MIT). A folder
+of a published Whisper serves too; it has no such head, so it gives tokens and no transcript.
 """
 
 import json
@@ -34,6 +35,14 @@ _UNSPOKEN = re.compile(r"[^a-z0-9\u4e00-\u9fff ]")
 def normalize(text: str) -> str:
     """Return `text` as the CTC head writes it: lower-case, no punctuation, single spaces."""
     return " ".join(_UNSPOKEN.sub("", text.lower()).split())
+
+
+def load_config(folder: str | Path) -> WhisperConfig:
+    """Read `config.json`. `vocab_size` counts the CTC head's characters: 0 for a published Whisper, without head."""
+    config = WhisperConfig.from_pretrained(folder)
+    if SpeechEncoder.__name__ not in (config.architectures or ()):
+        config.vocab_size = 0
+    return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +82,7 @@ class Encoded:
     """One clip as the decoder sees it.
 
     `tokens` has shape [ceil(samples / 1280), 4 · width]: four 50 Hz states side by side per token.
+    `transcript` is empty where the model has no CTC head.
     """
 
     tokens: Tensor
@@ -80,7 +90,7 @@ class Encoded:
 
 
 class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
-    """Whisper's encoder without its fixed 30 s, and the CTC head (`config.vocab_size` characters)."""
+    """Whisper's encoder without its fixed 30 s, and the CTC head (`config.vocab_size` characters; none for 0)."""
 
     config: WhisperConfig
     main_input_name = "mel"
@@ -88,10 +98,11 @@ class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.encoder = WhisperEncoder(config)
-        self.ctc = nn.Linear(config.d_model, config.vocab_size)
+        if config.vocab_size:
+            self.ctc = nn.Linear(config.d_model, config.vocab_size)
         self.post_init()
 
-    def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode a right-padded batch; what a clip becomes does not depend on its neighbours.
 
         Args:
@@ -99,8 +110,8 @@ class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
             lengths: [B] number of true 50 Hz states (frames / 2) of each clip.
 
         Returns:
-            The states [B, F/2, width] and the CTC logits [B, F/2, characters]; rows past a clip's
-            length are meaningless.
+            The states [B, F/2, width] and the CTC logits [B, F/2, characters], None without a head; rows
+            past a clip's length are meaningless.
         """
         hidden = nn.functional.gelu(self.encoder.conv1(mel))
         hidden = nn.functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
@@ -110,7 +121,7 @@ class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
         for layer in self.encoder.layers:
             hidden = layer(hidden, visible)
         states = self.encoder.layer_norm(hidden)
-        return states, self.ctc(states)
+        return states, self.ctc(states) if self.config.vocab_size else None
 
 
 class SpeechModel:
@@ -128,8 +139,10 @@ class SpeechModel:
         Raises:
             OSError: `folder` lacks a file of the part.
         """
-        network = SpeechEncoder.from_pretrained(folder, dtype=dtype).eval()
-        return cls(network, WhisperFeatureExtractor.from_pretrained(folder), Vocabulary.load(Path(folder)))
+        config = load_config(folder)
+        network = SpeechEncoder.from_pretrained(folder, config=config, dtype=dtype).eval()
+        vocabulary = Vocabulary.load(Path(folder)) if config.vocab_size else Vocabulary(())
+        return cls(network, WhisperFeatureExtractor.from_pretrained(folder), vocabulary)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors, preprocessor_config.json and vocab.json into `folder`."""
@@ -141,6 +154,11 @@ class SpeechModel:
     def width(self) -> int:
         """The width of a token."""
         return STACK * int(self.network.config.d_model)
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether there is a CTC head, and so a transcript."""
+        return bool(self.vocabulary.characters)
 
     def mel(self, samples: NDArray[np.float32]) -> Tensor:
         """Return Whisper's log-mel frames [80, F] of one clip [n] at 16 kHz, F a multiple of 8.
@@ -158,7 +176,7 @@ class SpeechModel:
         mel, lengths = pad_mels([self.mel(clip) for clip in samples])
         device = self.network.device
         states, logits = self.network(mel.to(device, self.network.dtype), lengths.to(device))
-        paths = logits.argmax(-1).tolist()
+        paths = [[]] * len(samples) if logits is None else logits.argmax(-1).tolist()
         return [
             Encoded(clip_states[:length].reshape(-1, self.width), self.vocabulary.decode(path[:length]))
             for clip_states, path, length in zip(states, paths, lengths.tolist(), strict=True)

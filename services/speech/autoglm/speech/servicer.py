@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from autoglm.common.batching import Batched, Batcher
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline, seconds_to_duration
-from autoglm.common.errors import RequestTooLarge, UnsupportedMedia
+from autoglm.common.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from autoglm.common.server import Context, fail
 from autoglm.common.torch_tensors import from_torch
 from autoglm.speech.audio import AudioError, AudioTooLong, decode
@@ -106,7 +106,7 @@ class SpeechServicer:
     ) -> speech_pb2.SpeechServiceTranscribeResponse:
         """SpeechService.Transcribe."""
         left = request.timeout if request.HasField("timeout") else None
-        heard = await _answer(context, left, lambda: self._hear(request.audio, metrics))
+        heard = await _answer(context, left, lambda: self._understand(request.audio, metrics))
         if heard is None:
             return speech_pb2.SpeechServiceTranscribeResponse()
         return speech_pb2.SpeechServiceTranscribeResponse(
@@ -115,11 +115,19 @@ class SpeechServicer:
 
     def describe(self) -> speech_pb2.SpeechServiceDescribeResponse:
         """SpeechService.Describe."""
-        return speech_pb2.SpeechServiceDescribeResponse(encoder=self._info)
+        return speech_pb2.SpeechServiceDescribeResponse(encoder=self._info, transcribes=self._model.transcribes)
 
     async def check(self) -> None:
         """Return once the forward thread answers."""
         await self._batcher.check()
+
+    async def _understand(self, audio: bytes, metrics: Metrics) -> _Heard:
+        if not self._model.transcribes:
+            raise InvalidRequest(
+                f"bundle {self._info.bundle} hears but writes no transcripts: its speech part is an encoder without a"
+                " CTC head; send the recording in a chat, or serve a bundle that transcribes"
+            )
+        return await self._hear(audio, metrics)
 
     async def _hear(self, audio: bytes, metrics: Metrics) -> _Heard:
         started = time.monotonic()
