@@ -40,10 +40,11 @@ class Preprocessing:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read `preprocessor_config.json`; a "shortest_edge" size means the default square of 224."""
+        """Read `preprocessor_config.json`; a size that is no square ("shortest_edge", a number) means 224."""
         raw = json.loads((folder / "preprocessor_config.json").read_text())
+        size = raw.get("size")
         return cls(
-            side=raw.get("size", {}).get("height", cls().side),
+            side=size.get("height", cls().side) if isinstance(size, dict) else cls().side,
             resample=raw.get("resample", cls().resample),
             rescale_factor=raw.get("rescale_factor", cls().rescale_factor),
             flip_channels=raw.get("do_flip_channel_order", True),
