@@ -20,6 +20,9 @@ from autoglm.fusion.model import MEDIA, MediaKind
 
 Role = Literal["system", "user", "assistant"]
 PLACEHOLDERS: dict[MediaKind, str] = {"image": "<|image|>", "audio": "<|audio|>"}
+MEDIA_TOKENS = tuple(
+    text for kind in MEDIA for text in (f"<|begin_of_{kind}|>", PLACEHOLDERS[kind], f"<|end_of_{kind}|>")
+)
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -76,7 +79,8 @@ class Composer:
         self._plain.encode_special_tokens = True
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
-        self._placeholder_ids = {kind: _id(self.tokenizer, text) for kind, text in PLACEHOLDERS.items()}
+        ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
+        self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
 
     def compose(self, messages: Sequence[Message], enable_thinking: bool | None = None) -> Prompt:
         """Lay out `messages` with the prompt for the next assistant turn."""

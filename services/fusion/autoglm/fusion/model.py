@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,6 +32,12 @@ class FusionConfig:
     max_audio_tokens: int = 384
     context: int = 32
     max_added: float = 1.0
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `config.json`."""
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls(**{**raw, "image_grid": tuple(raw["image_grid"])})
 
 
 class GCMA(nn.Module):
@@ -169,7 +175,6 @@ class FusionModel(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "FusionModel":
         """Read what `save_pretrained` wrote, ready for inference in `dtype`."""
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model = cls(FusionConfig(**{**raw, "image_grid": tuple(raw["image_grid"])}))
+        model = cls(FusionConfig.load(folder))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(dtype).eval()
