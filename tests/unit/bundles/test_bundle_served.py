@@ -1,0 +1,125 @@
+"""An assembled bundle in the classes that serve it, against transformers' own on the published folders."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassification, WhisperForConditionalGeneration
+
+from autoglm.common.bundle import Bundle
+from autoglm.decoder.engine.sequence import Sampling, Sequence
+from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.settings import DecoderSettings
+from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.fuse import fuse
+from autoglm.speech.model import SpeechModel
+from autoglm.speech.servicer import SpeechServicer
+from autoglm.speech.settings import SpeechSettings
+from autoglm.training.bundles.preset import Sources
+from autoglm.v1 import speech_pb2
+from autoglm.vision.model import VisionModel
+
+from .samples import AUDIO, IMAGE, NAME
+
+TALK = [Message("system", ("你是手机助手。",)), Message("user", ("Open the camera, please.",))]
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Bundle) -> DecoderModel:
+    return DecoderModel.load(bundle, DecoderSettings.model_validate({"device": "cpu", "max_num_seqs": 2}))
+
+
+def test_what_serves_images_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
+    ours = VisionModel.from_pretrained(bundle.root / "vision")
+    published = MobileViTForImageClassification.from_pretrained(sources.vision).mobilevit.eval()
+    pixels = torch.rand(2, 3, 224, 224)
+    expected = published(pixels).last_hidden_state.flatten(2).transpose(1, 2)
+    assert expected.shape == (2, 49, IMAGE)
+    torch.testing.assert_close(ours.encode(pixels), expected.detach())
+    assert ours.preprocessing.flip_channels  # the published weights read blue first
+
+
+def test_what_serves_speech_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
+    ours = SpeechModel.from_pretrained(bundle.root / "speech")
+    published = WhisperForConditionalGeneration.from_pretrained(sources.speech).model.encoder.eval()
+    samples = np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
+    (heard,) = ours.encode([samples])
+    expected = published(ours.mel(samples)[None]).last_hidden_state[0].reshape(375, AUDIO)
+    torch.testing.assert_close(heard.tokens, expected.detach(), rtol=1e-4, atol=1e-4)
+    assert (heard.transcript, ours.transcribes) == ("", False)
+
+
+def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Sources) -> None:
+    plain = GlmForCausalLM.from_pretrained(sources.decoder).eval()
+    rows = [{"role": message.role, "content": message.parts[0]} for message in TALK]
+    ids = AutoTokenizer.from_pretrained(sources.decoder).apply_chat_template(
+        rows, add_generation_prompt=True, return_dict=False
+    )
+    prompt = decoder.composer.compose(TALK)
+    assert prompt.token_ids == ids
+    ours = decoder.runner.prefill(Sequence.start(prompt, Sampling(), 8, lambda event: None), slot=0)[0]
+    said = torch.isfinite(ours)  # special tokens and padding are never said
+    theirs = plain(torch.tensor([ids])).logits[0, -1].detach()
+    assert said.sum() >= 256
+    torch.testing.assert_close(ours[said], theirs[said], rtol=1e-5, atol=1e-5)
+
+
+def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(decoder: DecoderModel) -> None:
+    torch.manual_seed(3)
+    media = (Media("image", torch.randn(49, IMAGE)), Media("audio", 3 * torch.randn(20, AUDIO)))
+    prompt = decoder.composer.compose([TALK[0], Message("user", (*media, "Open the camera, please."))])
+    embed = decoder.runner.decoder.model.embed_tokens
+    plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(decoder.runner.fusion, embed, prompt)
+    words = torch.ones(len(prompt.token_ids), dtype=torch.bool)
+    for run in prompt.runs:
+        words[run.start : run.stop] = run.media is None
+    change = (fused.embeddings - plain)[words].norm() / plain[words].norm()
+    assert 0 < change < 2**-9  # half a step of bfloat16
+    loudness = fused.embeddings[~words].square().mean().sqrt() / plain.square().mean().sqrt()
+    assert 0.7 < loudness < 1.4
+    assert all(0 < gate < 1e-3 for gate in fused.gates.values())
+
+
+@dataclass
+class Answered:
+    """A context that keeps what was set on it."""
+
+    details: str = ""
+    trailing: tuple[tuple[str, str | bytes], ...] = ()
+
+    def set_code(self, code: object) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, str | bytes]]) -> None:
+        self.trailing = tuple(metadata)
+
+
+class Unmeasured:
+    """Metrics that nobody reads."""
+
+    def encoded(self, preprocess: float, batched: object) -> None: ...
+
+
+async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bundle: Bundle) -> None:
+    settings = {"bundle": str(bundle.root), "device": "cpu", "max_batch": 1}
+    servicer = SpeechServicer.load(SpeechSettings.model_validate(settings))
+    assert not servicer.describe().transcribes
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16_000, np.float32), 16_000, format="WAV")
+    heard, refused = Answered(), Answered()
+    request = speech_pb2.SpeechServiceEncodeRequest(audio=file.getvalue())
+    encoded = await servicer.encode(request, heard, Unmeasured())
+    assert (list(encoded.embedding.tokens.shape), encoded.transcript, heard.details) == ([13, AUDIO], "", "")
+    asked = speech_pb2.SpeechServiceTranscribeRequest(audio=file.getvalue())
+    said = await servicer.transcribe(asked, refused, Unmeasured())
+    assert said.text == ""
+    assert f"bundle {NAME} hears but writes no transcripts" in refused.details
+    (status,) = (value for _, value in refused.trailing)
+    assert isinstance(status, bytes)
+    assert b"INVALID_REQUEST_ERROR" in status
