@@ -12,7 +12,7 @@ from autoglm.fusion.model import GCMA, FusionConfig, FusionModel
 from autoglm.training.bundles.sources import weight_files
 from autoglm.training.init import initialise
 
-# σ(−8) = .0003: what a word takes from media is below half a step of bfloat16, and the gate still has a slope.
+# σ(−8) = .0003: what a word takes from media is below half a step of bfloat16, and the gate has a slope to learn by.
 GATE_BIAS = -8.0
 POSITION_STD = 0.7  # as in joint.py, whose figures say why
 CONTEXT_TAP = 0.1
