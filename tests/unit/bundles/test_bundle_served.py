@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassif
 from autoglm.common.bundle import Bundle
 from autoglm.decoder.engine.sequence import Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Media, Message
 from autoglm.fusion.fuse import fuse
@@ -21,6 +22,8 @@ from autoglm.speech.settings import SpeechSettings
 from autoglm.training.bundles.preset import Sources
 from autoglm.v1 import speech_pb2
 from autoglm.vision.model import VisionModel
+from autoglm.vision.servicer import VisionServicer
+from autoglm.vision.settings import VisionSettings
 
 from .samples import AUDIO, IMAGE, NAME
 
@@ -50,6 +53,16 @@ def test_what_serves_speech_is_the_published_encoder(bundle: Bundle, sources: So
     expected = published(ours.mel(samples)[None]).last_hidden_state[0].reshape(375, AUDIO)
     torch.testing.assert_close(heard.tokens, expected.detach(), rtol=1e-4, atol=1e-4)
     assert (heard.transcript, ours.transcribes) == ("", False)
+
+
+def test_vision_and_decoder_start_and_say_what_they_are(bundle: Bundle) -> None:
+    """As their applications load them: 8-bit vision, and a decoder that has answered a prompt with each medium."""
+    at = {"bundle": str(bundle.root), "device": "cpu"}
+    vision = VisionServicer.load(VisionSettings.model_validate(at | {"max_batch": 1})).describe().encoder
+    assert (vision.width, vision.int8, vision.bundle) == (IMAGE, True, NAME)
+    servicer = DecoderServicer.load(DecoderSettings.model_validate(at | {"max_num_seqs": 2}))
+    servicer.engine.close()
+    assert len(servicer.describe().modalities) == 3
 
 
 def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Sources) -> None:
