@@ -25,6 +25,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "autoglm.v1"
+RETRY_SECONDS = 2.0  # until a part that is down may be back
 
 
 class MeshError(Exception):
@@ -90,17 +91,16 @@ class RateLimited(MeshError):
 
 
 class ModalityUnavailable(MeshError):
-    """The part that understands this modality is absent or down."""
+    """The part that understands this modality is down, or absent: then there is no `retry_after`."""
 
     code, http_status, grpc_code = "modality_unavailable", 503, code_pb2.UNAVAILABLE
-    default_retry_after = 2.0
 
 
 class UpstreamUnavailable(MeshError):
     """A service of the mesh does not answer."""
 
     code, http_status, grpc_code = "upstream_unavailable", 503, code_pb2.UNAVAILABLE
-    default_retry_after = 2.0
+    default_retry_after = RETRY_SECONDS
 
 
 class DeadlineExceeded(MeshError):

@@ -13,26 +13,26 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
-from autoglm.common.errors import MeshError, ModalityUnavailable, UpstreamUnavailable, to_status
+from autoglm.common.errors import RETRY_SECONDS, MeshError, ModalityUnavailable, UpstreamUnavailable, to_status
 from autoglm.v1 import decoder_pb2_grpc, speech_pb2_grpc, vision_pb2_grpc
 
 
 def add_vision(servicer: Any, server: Any) -> None:
     """Register VisionService."""
-    absent = ModalityUnavailable("the vision service is starting or restarting; try again soon")
-    _add("autoglm.v1.VisionService", vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer, server, absent)
+    down = _encoder_down("vision")
+    _add("autoglm.v1.VisionService", vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer, server, down)
 
 
 def add_speech(servicer: Any, server: Any) -> None:
     """Register SpeechService."""
-    absent = ModalityUnavailable("the speech service is starting or restarting; try again soon")
-    _add("autoglm.v1.SpeechService", speech_pb2_grpc.add_SpeechServiceServicer_to_server, servicer, server, absent)
+    down = _encoder_down("speech")
+    _add("autoglm.v1.SpeechService", speech_pb2_grpc.add_SpeechServiceServicer_to_server, servicer, server, down)
 
 
 def add_decoder(servicer: Any, server: Any) -> None:
     """Register DecoderService."""
-    absent = UpstreamUnavailable("the decoder is starting or restarting; try again soon")
-    _add("autoglm.v1.DecoderService", decoder_pb2_grpc.add_DecoderServiceServicer_to_server, servicer, server, absent)
+    down = UpstreamUnavailable("the decoder is starting or restarting; try again soon")
+    _add("autoglm.v1.DecoderService", decoder_pb2_grpc.add_DecoderServiceServicer_to_server, servicer, server, down)
 
 
 def stay_local() -> None:
@@ -58,10 +58,15 @@ class Refusing:
         await context.abort(self._status.code, self._status.details, self._status.trailing_metadata)
 
 
-def _add(name: str, register: Callable[[Any, Any], None], servicer: Any, server: Any, absent: MeshError) -> None:
+def _encoder_down(name: str) -> MeshError:
+    message = f"the {name} service is starting or restarting; try again soon"
+    return ModalityUnavailable(message, retry_after=RETRY_SECONDS)
+
+
+def _add(name: str, register: Callable[[Any, Any], None], servicer: Any, server: Any, down: MeshError) -> None:
     if _is_fallback_proxy(server):
         server.add_passthrough_service(name)
-        servicer = Refusing(absent)
+        servicer = Refusing(down)
     register(servicer, server)
 
 

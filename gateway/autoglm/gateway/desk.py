@@ -106,6 +106,7 @@ class Desk:
 
     async def transcribe(self, audio: MediaPart, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said in a recording; raises MeshError naming its field where it is to blame."""
+        await self.state.require(audio.modality)
         (media,) = await fetch([audio], self.limits)
         try:
             return await self._mesh.transcribe(media, call)

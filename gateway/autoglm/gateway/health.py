@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import grpc
 from grpc_health.v1 import health, health_pb2
 
 from autoglm.common.deadlines import Deadline
@@ -13,10 +14,10 @@ from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailab
 from autoglm.gateway.cache import RedisTier
 from autoglm.gateway.conversation import MODALITY_NAMES, Call
 from autoglm.gateway.settings import Settings
-from autoglm.gateway.upstream import Mesh, unavailable
+from autoglm.gateway.upstream import APPLICATIONS, Mesh, absent, unavailable
 from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse
 from autoglm.v1.embedding_pb2 import EncoderInfo
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
+from autoglm.v1.modality_pb2 import MODALITY_TEXT, Modality
 
 logger = logging.getLogger("autoglm.gateway.health")
 
@@ -25,15 +26,33 @@ PATIENCE = 3  # polls in a row that a busy service may leave unanswered before i
 T = TypeVar("T")
 
 
+class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
+    """grpc.health.v1, where a name of SERVICE_UNKNOWN is as one that was never set."""
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+        """Tell a status; ends with NOT_FOUND for an unknown name."""
+        answer: health_pb2.HealthCheckResponse = await super().Check(request, context)
+        if answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return answer
+
+
 class Watched(Generic[T]):
-    """One service: what it last said of itself, and whether it is up."""
+    """One service: whether Serve has it at all, what it last said of itself, and whether it is up."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.deployed = True
         self.info: T | None = None
         self.up = False
         self._misses = 0
         self._logged: bool | None = None
+
+    def found(self, deployed: bool) -> None:
+        """Take in whether Serve has this application, be it up or down."""
+        if self.deployed != deployed:
+            self.deployed, self.up, self._logged = deployed, False, None
+            logger.info("%s is %s Serve's applications", self.name, "among" if deployed else "not among")
 
     async def ask(self, answer: Awaitable[T]) -> None:
         """Take in what the service says; a full or slow one stays up for a while."""
@@ -58,12 +77,11 @@ class MeshState:
     """The last word of each service. `run` keeps it true; a request waits for no poll but the first."""
 
     def __init__(self, mesh: Mesh, redis: RedisTier | None, settings: Settings) -> None:
-        self.grpc_health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.grpc_health = Health()
         self._mesh, self._redis, self._settings = mesh, redis, settings
         self._decoder = Watched[DecoderServiceDescribeResponse]("decoder")
         self._encoders: dict[Modality, Watched[EncoderInfo]] = {
-            MODALITY_IMAGE: Watched("vision"),
-            MODALITY_AUDIO: Watched("speech"),
+            modality: Watched(name) for modality, name in APPLICATIONS.items()
         }
         self._polled = asyncio.Event()
         self._wake = asyncio.Event()
@@ -79,9 +97,10 @@ class MeshState:
                     await self._wake.wait()
 
     async def poll(self) -> None:
-        """Ask every service how it is, once."""
-        call = Call("poll", Deadline.after(self._settings.poll_timeout))
-        encoders = [service.ask(self._mesh.describe_encoder(m, call)) for m, service in self._encoders.items()]
+        """Ask Serve which services there are, and every one of them how it is, once."""
+        await self._find()
+        call = self._call()
+        encoders = [service.ask(self._mesh.describe_encoder(m, call)) for m, service in self._deployed.items()]
         pings = [] if self._redis is None else [self._redis.ping()]
         await asyncio.gather(self._decoder.ask(self._mesh.describe_decoder(call)), *encoders, *pings)
         await self._tell_health()
@@ -98,8 +117,15 @@ class MeshState:
             raise unavailable("decoder")
         return self._decoder.info
 
+    async def require(self, modality: Modality) -> None:
+        """Raise ModalityUnavailable, for good, when the mesh runs without the modality's encoder."""
+        await self._polled.wait()
+        if modality not in self._deployed:
+            raise absent(modality)
+
     async def encoder(self, modality: Modality) -> EncoderInfo:
-        """Return what an encoder last said; raises ModalityUnavailable while it is down or of no use."""
+        """Return what an encoder last said; raises ModalityUnavailable while it is absent, down or of no use."""
+        await self.require(modality)
         decoder, service = await self.decoder(), self._encoders[modality]
         if modality not in decoder.modalities:
             raise ModalityUnavailable(f"bundle {decoder.bundle} does not understand {MODALITY_NAMES[modality]} input")
@@ -119,8 +145,8 @@ class MeshState:
         return self._decoder.up
 
     def report(self) -> dict[str, str]:
-        """Return `up`, `down` or, for a Redis that is not used, `off`, for each dependency."""
-        encoders = {service.name: service.status for service in self._encoders.values()}
+        """Return `up`, `down` or, for a Redis that is not used, `off`, for each dependency that there should be."""
+        encoders = {service.name: service.status for service in self._deployed.values()}
         return (
             {"decoder": self._decoder.status}
             | encoders
@@ -131,9 +157,28 @@ class MeshState:
         """Tell health watchers that this process takes no more work."""
         await self.grpc_health.enter_graceful_shutdown()
 
+    @property
+    def _deployed(self) -> dict[Modality, Watched[EncoderInfo]]:
+        return {modality: service for modality, service in self._encoders.items() if service.deployed}
+
+    async def _find(self) -> None:
+        """Learn which encoders there should be; as long as Serve does not say, what it said last holds."""
+        with contextlib.suppress(MeshError):
+            names = await self._mesh.applications(self._call())
+            if self._decoder.name in names:  # else Serve is starting or stopping
+                for service in self._encoders.values():
+                    service.found(service.name in names)
+
+    def _call(self) -> Call:
+        return Call("poll", Deadline.after(self._settings.poll_timeout))
+
     async def _tell_health(self) -> None:
-        up = self.modalities
-        states = {f"autoglm.v1.{MODALITY_NAMES[m]}": m in up for m in (MODALITY_TEXT, *self._encoders)}
-        for name, serving in ({"": self.ready} | states).items():
-            status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-            await self.grpc_health.set(name, status)
+        up, deployed = self.modalities, (MODALITY_TEXT, *self._deployed)
+        await self.grpc_health.set("", _status(self.ready, True))
+        for m in (MODALITY_TEXT, *self._encoders):
+            await self.grpc_health.set(f"autoglm.v1.{MODALITY_NAMES[m]}", _status(m in up, m in deployed))
+
+
+def _status(up: bool, deployed: bool) -> Any:
+    known = health_pb2.HealthCheckResponse
+    return known.SERVING if up else known.NOT_SERVING if deployed else known.SERVICE_UNKNOWN

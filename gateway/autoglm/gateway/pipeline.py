@@ -106,7 +106,9 @@ class Pipeline:
                 yield _step(index, response, summary)
 
     async def embed(self, conversation: Conversation, call: Call) -> Embedded:
-        """Verify and embed the media of `conversation`, all parts at once."""
+        """Verify and embed the media of `conversation`, all parts at once, if there is an encoder for each."""
+        for modality in {part.modality for part in conversation.media}:
+            await self._state.encoder(modality)
         started = time.monotonic()
         media = await fetch(conversation.media, self._limits)
         fetched = time.monotonic() - started

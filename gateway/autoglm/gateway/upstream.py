@@ -6,15 +6,18 @@ nearly every other failure means that the service could not be reached.
 """
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Any, cast
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from autoglm.common.errors import (
     DOMAIN,
+    RETRY_SECONDS,
     DeadlineExceeded,
     MeshError,
     ModalityUnavailable,
@@ -44,7 +47,7 @@ from autoglm.v1.vision_pb2 import VisionServiceDescribeRequest, VisionServiceEnc
 from autoglm.v1.vision_pb2_grpc import VisionServiceStub
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-ENCODERS = (MODALITY_IMAGE, MODALITY_AUDIO)
+APPLICATIONS = {MODALITY_IMAGE: "vision", MODALITY_AUDIO: "speech"}
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -63,10 +66,21 @@ class Mesh:
         self._vision = VisionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._speech = SpeechServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # Serve's answer is one `repeated string`, on the wire the same as a FieldMask; its own class would import Ray.
+        self._list = self._channel.unary_unary(
+            "/ray.serve.RayServeAPIService/ListApplications",
+            request_serializer=Empty.SerializeToString,
+            response_deserializer=FieldMask.FromString,
+        )
 
     async def close(self) -> None:
         """Close the channel; calls in progress are cancelled."""
         await self._channel.close(grace=None)
+
+    async def applications(self, call: Call) -> Collection[str]:
+        """Return the names of the applications that Serve's config holds, up or down; raises MeshError."""
+        answer: FieldMask = await _ask(self._list, Empty(), "ingress", call)
+        return answer.paths
 
     async def encode(self, media: Media, call: Call) -> Embedding:
         """Return the embedding of `media`; raises ModalityUnavailable or what the encoder objects to."""
@@ -111,11 +125,20 @@ class Mesh:
 
 
 def unavailable(application: str) -> MeshError:
-    """Return the error for an application that cannot be reached."""
-    names = {"vision": MODALITY_NAMES[MODALITY_IMAGE], "speech": MODALITY_NAMES[MODALITY_AUDIO]}
-    if application in names:
-        return ModalityUnavailable(f"{names[application]} input is not available now: its encoder does not answer")
+    """Return the error for an application that cannot be reached at this moment."""
+    for modality, encoder in APPLICATIONS.items():
+        if application == encoder:
+            message = f"{MODALITY_NAMES[modality]} input is not available now: its encoder does not answer"
+            return ModalityUnavailable(message, retry_after=RETRY_SECONDS)
     return UpstreamUnavailable(f"the {application} does not answer; try again shortly")
+
+
+def absent(modality: Modality) -> MeshError:
+    """Return the error for a modality whose application is not among Serve's: to try again is no use."""
+    name = MODALITY_NAMES[modality]
+    return ModalityUnavailable(
+        f"this server runs without its {APPLICATIONS[modality]} part and takes no {name} input: leave the {name} out"
+    )
 
 
 def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:

