@@ -112,8 +112,8 @@ def text_bundle(folder: Path) -> Path:
     return folder
 
 
-def start_mesh(log: Path, **environment: str) -> Mesh:
-    """Start `autoglm serve` on free ports; it is not ready yet."""
+def start_mesh(log: Path, *arguments: str, **environment: str) -> Mesh:
+    """Start `autoglm serve` with `arguments` on free ports; it is not ready yet."""
     http_port, grpc_port = free_ports(2)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("AUTOGLM_")} | {
         "AUTOGLM_BUNDLE": str(chosen_bundle()),
@@ -124,6 +124,10 @@ def start_mesh(log: Path, **environment: str) -> Mesh:
     }
     with log.open("w") as file:
         process = subprocess.Popen(
-            command("serve"), stdout=file, stderr=subprocess.STDOUT, text=True, env=variables | environment
+            command("serve", *arguments),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=variables | environment,
         )
     return Mesh(process, log, http_port, grpc_port)

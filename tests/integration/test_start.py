@@ -153,14 +153,20 @@ def test_a_bundle_without_a_decoder_is_refused(tmp_path: Path) -> None:
     assert "no decoder part" in refused("--bundle", str(bundle))
 
 
+def test_a_modality_that_is_not_there_gets_the_names_there_are() -> None:
+    assert refused("--modalities", "vision,smell").endswith("no 'smell'; choose from text, vision, speech")
+
+
 def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) in refused("--bundle", str(tmp_path))
 
 
-def test_doctor_finds_nothing_wrong() -> None:
+@pytest.mark.parametrize(("modalities", "parts"), [("", "vision, speech, decoder"), ("vision", "vision, decoder")])
+def test_doctor_finds_nothing_wrong(modalities: str, parts: str) -> None:
     http_port, grpc_port = free_ports(2)
+    ports = ("--http-port", str(http_port), "--grpc-port", str(grpc_port))
     done = subprocess.run(
-        command("doctor", "--host", "127.0.0.1", "--http-port", str(http_port), "--grpc-port", str(grpc_port)),
+        command("doctor", "--host", "127.0.0.1", *ports, "--modalities", modalities),
         capture_output=True,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
@@ -168,3 +174,4 @@ def test_doctor_finds_nothing_wrong() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The mesh can start" in done.stdout
+    assert f": {parts}, every file as published" in done.stdout

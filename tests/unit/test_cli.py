@@ -11,6 +11,7 @@ import pytest
 
 from autoglm.cli import checks, mesh, place, processes
 from autoglm.cli.processes import Signals, StartError
+from autoglm.common.bundle import PARTS, PartName, write_manifest
 
 
 def test_short_memory_says_how_much_is_missing() -> None:
@@ -41,6 +42,50 @@ def test_a_key_that_would_be_passed_over_is_an_error(tmp_path: Path) -> None:
     file.write_text(mesh.config_path().read_text() + "    deployments: []\n")
     with pytest.raises(StartError, match="deployments"):
         mesh.ServeConfig.load(file)
+
+
+def bundle_of(folder: Path, *parts: PartName) -> Path:
+    """Write a bundle whose parts are one small file each."""
+    for part in parts:
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text("{}")
+    write_manifest(folder, "small", "gcma")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("modalities", "services"),
+    [
+        ("", ["vision", "speech", "decoder"]),
+        ("text", ["decoder"]),
+        ("vision", ["vision", "decoder"]),
+        ("speech, text", ["speech", "decoder"]),
+        ("speech,vision", ["vision", "speech", "decoder"]),
+    ],
+)
+def test_only_the_parts_that_are_asked_for_run(tmp_path: Path, modalities: str, services: list[str]) -> None:
+    assert list(checks.open_bundle(bundle_of(tmp_path, *PARTS), modalities)[1]) == services
+
+
+def test_a_bundle_with_fewer_parts_is_served_as_it_is(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, "vision", "fusion", "decoder")
+    assert checks.open_bundle(bundle)[1] == ("vision", "decoder")
+    with pytest.raises(StartError, match=r"--modalities: bundle small has no 'speech'; choose from text, vision$"):
+        checks.open_bundle(bundle, "vision,speech")
+
+
+@pytest.mark.parametrize("modalities", ["audio", "vision,", "vision speech"])
+def test_a_modality_that_nobody_knows_gets_the_names_there_are(tmp_path: Path, modalities: str) -> None:
+    with pytest.raises(StartError, match=r"choose from text, vision, speech$"):
+        checks.open_bundle(bundle_of(tmp_path, *PARTS), modalities)
+
+
+def test_files_of_a_part_that_does_not_run_may_be_missing(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, *PARTS)
+    (bundle / "speech" / "config.json").unlink()
+    checks.open_bundle(bundle, "vision")[0].verify(("vision", "fusion", "decoder"))
+    with pytest.raises(StartError, match=r"lacks speech/config\.json"):
+        checks.open_bundle(bundle)
 
 
 def test_ports_of_a_mesh_differ_and_are_free() -> None:

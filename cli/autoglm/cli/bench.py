@@ -108,9 +108,7 @@ def _model(api: Api) -> str:
     card = api.get("/v1/models")["data"][0]
     missing = {"image", "audio"} - set(card["modalities"])
     if missing:
-        raise Unmeasurable(
-            f"the server takes no {' and no '.join(sorted(missing))} input: serve a bundle with all parts"
-        )
+        raise Unmeasurable(f"the server takes no {' and no '.join(sorted(missing))} input: serve it with all parts")
     return str(card["id"])
 
 

@@ -14,6 +14,7 @@ from autoglm.common.bundle import Bundle, BundleError, PartName
 
 GIB = 1024**3
 NEEDED_MEMORY = 2.5 * GIB
+ENCODERS: tuple[PartName, ...] = ("vision", "speech")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -48,18 +49,31 @@ def available_memory() -> int:
     return free if limit == "max" else min(free, int(limit) - used)
 
 
-def open_bundle(folder: Path) -> tuple[Bundle, tuple[PartName, ...]]:
-    """Return the bundle and the services that it has parts for; raises StartError when a part is not whole."""
+def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[PartName, ...]]:
+    """Return the bundle and the services to run: the decoder and the encoders of `modalities`, names with commas.
+
+    Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
+    for, and when a part that is to run is not whole.
+    """
     try:
         bundle = Bundle.open(folder)
-        for name in bundle.parts:
-            bundle.part(name)
-        for name in ("fusion", "decoder"):
+        services: tuple[PartName, ...] = (*_encoders(bundle, modalities), "decoder")
+        needed: tuple[PartName, ...] = (*services, "fusion")
+        for name in needed:
             bundle.part(name)
     except BundleError as error:
         raise StartError(str(error)) from None
-    services: tuple[PartName, ...] = ("vision", "speech", "decoder")
-    return bundle, tuple(name for name in services if name in bundle.parts)
+    return bundle, services
+
+
+def _encoders(bundle: Bundle, modalities: str) -> tuple[PartName, ...]:
+    held = [name for name in ENCODERS if name in bundle.parts]
+    known = ("text", *held)
+    asked = [name.strip() for name in modalities.split(",")] if modalities else known
+    for name in asked:
+        if name not in known:
+            raise StartError(f"--modalities: bundle {bundle.name} has no {name!r}; choose from {', '.join(known)}")
+    return tuple(name for name in held if name in asked)
 
 
 def cache_binary() -> str | None:

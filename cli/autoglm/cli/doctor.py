@@ -14,6 +14,14 @@ from autoglm.common.bundle import BundleError, chosen_bundle
 
 
 def doctor(
+    modalities: Annotated[
+        str,
+        typer.Option(
+            envvar="AUTOGLM_MODALITIES",
+            help="What to serve: text, vision, speech, joined by commas; text is always there.",
+            show_default="all that the bundle holds",
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")] = "0.0.0.0",
     http_port: Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")] = 50051,
@@ -30,7 +38,7 @@ def doctor(
         "HTTP port": lambda: _port(host, http_port, "--http-port"),
         "gRPC port": lambda: _port(host, grpc_port, "--grpc-port"),
         "Cache": _cache,
-        "Bundle": _bundle,
+        "Bundle": lambda: _bundle(modalities),
     }
     table = Table("", "What", "Found")
     faults = 0
@@ -84,7 +92,7 @@ def _cache() -> str:
     return binary
 
 
-def _bundle() -> str:
-    bundle, services = checks.open_bundle(chosen_bundle())
-    bundle.verify()
+def _bundle(modalities: str) -> str:
+    bundle, services = checks.open_bundle(chosen_bundle(), modalities)
+    bundle.verify((*services, "fusion"))
     return f"{bundle.name}: {', '.join(services)}, every file as published"

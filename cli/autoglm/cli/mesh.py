@@ -1,7 +1,7 @@
 """The child process of `autoglm serve` that owns Ray: starts it, deploys the applications, and waits.
 
 It is a process apart because Ray ends the process that drives it, without ceremony, when its own
-processes die. What happens is told on stdout, one JSON object a line: {"started": true}, then
+processes die. What happens is told on stdout, one JSON object a line: {"services": [...]}, then
 {"devices": [...], "int8_vision": true}; or {"error": "..."}, or {"again": "..."} for bad luck.
 """
 
@@ -125,8 +125,8 @@ def start_ingress(functions: Sequence[str], ports: Ports) -> None:
         raise TryAgain(f"the ingress does not start: {_cause(str(error))}") from None
 
 
-def deploy(applications: Sequence[Application], services: Sequence[str]) -> None:
-    """Run the applications named in `services`, and return when all are ready.
+def deploy(applications: Sequence[Application]) -> None:
+    """Run the applications, and return when all are ready.
 
     Raises:
         StartError: an application cannot start.
@@ -138,7 +138,6 @@ def deploy(applications: Sequence[Application], services: Sequence[str]) -> None
     targets = [
         serve.RunTarget(_build(application, placed), name=application.name, route_prefix=application.route_prefix)
         for application in applications
-        if application.name in services
     ]
     try:
         serve.run_many(targets)
@@ -195,7 +194,10 @@ def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
 
 
 def main(folder: str, ingress: str, block: str, *services: str) -> int:
-    """Run until a signal ends the process, or return 1 when an application cannot start or Ray dies."""
+    """Run `services` as far as the Serve config has them until a signal ends the process.
+
+    Returns 1 when an application cannot start or Ray dies.
+    """
     ports = Ports(int(ingress), int(block))
     events = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -203,9 +205,11 @@ def main(folder: str, ingress: str, block: str, *services: str) -> int:
         config = ServeConfig.load(config_path())
         start_ray(Path(folder), ports)
         start_ingress(config.servicer_functions, ports)
-        tell(events, {"started": True})
-        deploy(config.applications, services)
-        tell(events, asdict(describe(ports.ingress, services)))
+        applications = [application for application in config.applications if application.name in services]
+        names = [application.name for application in applications]
+        tell(events, {"services": names})
+        deploy(applications)
+        tell(events, asdict(describe(ports.ingress, names)))
     except StartError as error:
         tell(events, {"again" if isinstance(error, TryAgain) else "error": str(error)})
         return 1

@@ -21,6 +21,7 @@ Every setting is read once at start. An unknown key or a value out of range is a
 | Variable | Default | What it is |
 |---|---|---|
 | `AUTOGLM_BUNDLE` | the packaged `autoglm-phone-nano` | Folder of the bundle to serve. |
+| `AUTOGLM_MODALITIES` | all that the bundle holds | What `autoglm serve` runs: text, vision, speech, with commas. |
 """
 
 

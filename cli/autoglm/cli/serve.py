@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ class Options:
     """What the command line says."""
 
     bundle: Path
+    modalities: str
     host: str
     http_port: int
     grpc_port: int
@@ -46,6 +47,14 @@ def serve(
     bundle: Annotated[
         Path | None, typer.Option(envvar="AUTOGLM_BUNDLE", help="Folder of the bundle to serve.", show_default="nano")
     ] = None,
+    modalities: Annotated[
+        str,
+        typer.Option(
+            envvar="AUTOGLM_MODALITIES",
+            help="What to serve: text, vision, speech, joined by commas; text is always there.",
+            show_default="all that the bundle holds",
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")] = "0.0.0.0",
     http_port: Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")] = 8000,
     grpc_port: Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")] = 50051,
@@ -56,7 +65,8 @@ def serve(
     code = 0
     try:
         with ExitStack() as stack:
-            Supervisor(Options(bundle or chosen_bundle(), host, http_port, grpc_port), signals, stack).run()
+            options = Options(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
+            Supervisor(options, signals, stack).run()
     except Stopped:
         say("Stopped")
     except StartError as error:
@@ -92,7 +102,7 @@ class Supervisor:
         self._watch(gateway)
 
     def _check(self) -> tuple[Bundle, tuple[PartName, ...]]:
-        bundle, services = checks.open_bundle(self._options.bundle)
+        bundle, services = checks.open_bundle(self._options.bundle, self._options.modalities)
         checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
         checks.check_port(self._options.host, self._options.grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")
         checks.check_memory()
@@ -110,8 +120,8 @@ class Supervisor:
         os.environ["AUTOGLM_REDIS_URL"] = cache.url
         say(f"Embedding cache: {binary}")
 
-    def _start_mesh(self, bundle: Bundle, services: tuple[PartName, ...], started: float) -> None:
-        events, ports = self._start_ray(bundle, services)
+    def _start_mesh(self, bundle: Bundle, services: Sequence[str], started: float) -> None:
+        events, ports, services = self._start_ray(bundle, services)
         address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{place.LOOPBACK}:{ports.ingress}"
         say(f"Starting services: {', '.join(services)} at {address} (logs in {self._folder})")
         say(f"Service metrics at http://{place.LOOPBACK}:{ports.metrics}/metrics")
@@ -122,8 +132,8 @@ class Supervisor:
             say("INT8 quantization of the vision encoder applied")
         say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
 
-    def _start_ray(self, bundle: Bundle, services: tuple[PartName, ...]) -> tuple[IO[bytes], place.Ports]:
-        """Return the events of a mesh whose Ray and ingress run, and its ports; tries other ports after bad luck."""
+    def _start_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], place.Ports, Sequence[str]]:
+        """Return the events of a mesh whose Ray and ingress run, its ports and services; after bad luck tries again."""
         for _ in range(RAY_STARTS - 1):
             try:
                 return self._try_ray(bundle, services)
@@ -134,7 +144,7 @@ class Supervisor:
                 processes.end_descendants(STOP_SECONDS, but=[cache.pid] if cache else [])
         return self._try_ray(bundle, services)
 
-    def _try_ray(self, bundle: Bundle, services: tuple[PartName, ...]) -> tuple[IO[bytes], place.Ports]:
+    def _try_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], place.Ports, Sequence[str]]:
         ports = self._stack.enter_context(place.Ports.reserve())  # kept after a failure: the next try gets others
         command = [sys.executable, "-m", "autoglm.cli.mesh"]
         with (self._folder / "ray.log").open("ab") as log:
@@ -146,8 +156,7 @@ class Supervisor:
             )
         self._stack.callback(processes.end, self._mesh, 0, self._signals.hurry)
         assert self._mesh.stdout is not None
-        self._event(self._mesh.stdout)
-        return self._mesh.stdout, ports
+        return self._mesh.stdout, ports, self._event(self._mesh.stdout)["services"]
 
     def _event(self, events: IO[bytes]) -> dict[str, Any]:
         """Return the next event of the mesh's process; raises StartError when it tells of an error or ends."""
