@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, RateLimited
@@ -26,15 +26,50 @@ PATIENCE = 3  # polls in a row that a busy service may leave unanswered before i
 T = TypeVar("T")
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
-    """grpc.health.v1, where a name of SERVICE_UNKNOWN is as one that was never set."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1. A name that was never set, or set to SERVICE_UNKNOWN, is unknown.
+
+    grpcio-health-checking 1.80 has one too, whose watchers of a name hear nothing more once another of them leaves.
+    """
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, Any] = {}
+        self._changed = asyncio.Condition()
+        self._closed = False
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
         """Tell a status; ends with NOT_FOUND for an unknown name."""
-        answer: health_pb2.HealthCheckResponse = await super().Check(request, context)
-        if answer.status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND)
-        return answer
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        """Tell a status now and whenever it changes; a slow reader may miss what did not last."""
+        told = None
+        while True:
+            async with self._changed:
+                while (status := self._status(request.service)) == told:
+                    await self._changed.wait()
+                told = status
+            await context.write(health_pb2.HealthCheckResponse(status=told))
+
+    async def set(self, name: str, status: Any) -> None:
+        """Set the status of a name, unless this server is closing."""
+        async with self._changed:
+            if not self._closed:
+                self._statuses[name] = status
+                self._changed.notify_all()
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Set every name to NOT_SERVING for good."""
+        async with self._changed:
+            self._closed = True
+            self._statuses = dict.fromkeys(self._statuses, health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._changed.notify_all()
+
+    def _status(self, name: str) -> Any:
+        return self._statuses.get(name, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
 
 
 class Watched(Generic[T]):

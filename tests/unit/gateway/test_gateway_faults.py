@@ -214,6 +214,21 @@ async def test_health_follows_each_service(client: Client, mesh: FakeMesh) -> No
     assert (await client.chat([image_part(png())])).status_code == 200
 
 
+async def test_a_health_watcher_hears_on_when_another_leaves(client: Client, mesh: FakeMesh) -> None:
+    stub, seen = health_pb2_grpc.HealthStub(client.channel), health_pb2.HealthCheckResponse
+    await watch(stub, "autoglm.v1.image", seen.SERVING)
+    stays = stub.Watch(health_pb2.HealthCheckRequest(service="autoglm.v1.image"))
+    assert (await stays.read()).status == seen.SERVING
+    leaves = stub.Watch(health_pb2.HealthCheckRequest(service="autoglm.v1.image"))
+    assert (await leaves.read()).status == seen.SERVING
+    leaves.cancel()
+    assert await leaves.code() == grpc.StatusCode.CANCELLED
+    mesh.vision.describe.code = grpc.StatusCode.UNAVAILABLE
+    answer = await asyncio.wait_for(stays.read(), 5)
+    assert answer.status == seen.NOT_SERVING
+    stays.cancel()
+
+
 async def test_before_any_service_has_spoken(serve: Serve) -> None:
     client = await serve(serve_address="127.0.0.1:1")
     assert (await client.http.get("/health/ready")).status_code == 503
