@@ -7,18 +7,14 @@ import httpx
 import pytest
 
 from .asking import Asker
-from .mesh import Mesh, start_mesh
+from .mesh import Mesh, running_mesh
 
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """The shared mesh, ready; tests that break it wait until it is whole again."""
-    running = start_mesh(tmp_path_factory.mktemp("mesh") / "serve.log")
-    try:
-        running.wait()
+    with running_mesh(tmp_path_factory.mktemp("mesh") / "serve.log") as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="session")

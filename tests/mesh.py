@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,17 @@ def text_bundle(folder: Path) -> Path:
     for part in ("fusion", "decoder"):
         shutil.copytree(chosen_bundle() / part, folder / part)
     return folder
+
+
+@contextmanager
+def running_mesh(log: Path, *arguments: str, **environment: str) -> Iterator[Mesh]:
+    """A mesh of its own, ready, and stopped at the end."""
+    running = start_mesh(log, *arguments, **environment)
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.stop()
 
 
 def start_mesh(log: Path, *arguments: str, **environment: str) -> Mesh:

@@ -23,7 +23,7 @@ from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ..asking import CHAT, MODEL
-from ..mesh import Mesh, start_mesh, text_bundle
+from ..mesh import Mesh, running_mesh, text_bundle
 
 QUESTION = "1+1"
 PATIENCE = 20.0
@@ -36,12 +36,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     generation = bundle / "decoder" / "generation_config.json"
     generation.write_text(json.dumps(json.loads(generation.read_text()) | {"eos_token_id": []}))
     write_manifest(bundle, "endless", "gcma")
-    running = start_mesh(tmp_path_factory.mktemp("mesh") / "serve.log", AUTOGLM_BUNDLE=str(bundle))
-    try:
-        running.wait()
+    with running_mesh(tmp_path_factory.mktemp("mesh") / "serve.log", AUTOGLM_BUNDLE=str(bundle)) as running:
         yield running
-    finally:
-        running.stop()
 
 
 class Watch:

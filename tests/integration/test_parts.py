@@ -20,18 +20,14 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
 from ..asking import Asker
 from ..cases import ScreenCase, screen_cases
-from ..mesh import Mesh, start_mesh
+from ..mesh import Mesh, running_mesh
 
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """In place of the shared mesh."""
-    running = start_mesh(tmp_path_factory.mktemp("deaf") / "serve.log", "--modalities", "vision")
-    try:
-        running.wait()
+    with running_mesh(tmp_path_factory.mktemp("deaf") / "serve.log", "--modalities", "vision") as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="module")

@@ -4,27 +4,20 @@ import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
 import typer
 
 from autoglm.cli import checks
+from autoglm.cli.options import GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import BundleError, chosen_bundle
 
 
 def doctor(
-    modalities: Annotated[
-        str,
-        typer.Option(
-            envvar="AUTOGLM_MODALITIES",
-            help="What to serve: text, vision, speech, joined by commas; text is always there.",
-            show_default="all that the bundle holds",
-        ),
-    ] = "",
-    host: Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")] = "0.0.0.0",
-    http_port: Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")] = 50051,
+    modalities: Modalities = "",
+    host: Host = "0.0.0.0",
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 50051,
 ) -> None:
     """Look at Python, packages, memory, ports, cache and bundle; exit status 1 when something is missing."""
     from rich.console import Console

@@ -19,6 +19,7 @@ import typer
 
 from autoglm.cli import checks, place, processes
 from autoglm.cli.cache import Cache
+from autoglm.cli.options import GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, PartName, chosen_bundle
 
@@ -47,17 +48,10 @@ def serve(
     bundle: Annotated[
         Path | None, typer.Option(envvar="AUTOGLM_BUNDLE", help="Folder of the bundle to serve.", show_default="nano")
     ] = None,
-    modalities: Annotated[
-        str,
-        typer.Option(
-            envvar="AUTOGLM_MODALITIES",
-            help="What to serve: text, vision, speech, joined by commas; text is always there.",
-            show_default="all that the bundle holds",
-        ),
-    ] = "",
-    host: Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")] = "0.0.0.0",
-    http_port: Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")] = 50051,
+    modalities: Modalities = "",
+    host: Host = "0.0.0.0",
+    http_port: HttpPort = 8000,
+    grpc_port: GrpcPort = 50051,
 ) -> None:
     """Start cache, services and gateway; Ctrl-C stops them all."""
     signals = Signals()

@@ -62,7 +62,7 @@ def ask(folder: Path, cases: Sequence[Case]) -> list[Given]:
     composer = Composer(folder / "decoder")
     decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32).eval()
     fusion = FusionModel.from_pretrained(folder / "fusion")
-    runner = Runner(decoder, fusion, SLOTS, CONTEXT, composer.tokenizer.get_vocab_size(), never=())
+    runner = Runner(decoder, fusion, SLOTS, CONTEXT, composer.vocabulary, never=())
     engine = Engine(runner, SLOTS, decoder.generation_config.eos_token_id)
     sinks = [_Answer() for _ in cases]
     requests = [

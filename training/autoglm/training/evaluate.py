@@ -78,13 +78,17 @@ def evaluate(folder: Path, config: ExamConfig) -> Report:
         shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
     sampler = Sampler(shelf, seed, EXAM)
     cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
-    alone = [case for case in cases if case.source == "text" and case.page is None]
+    alone = [case for case in cases if _alone(case)]
     beside = [_beside(case, shelf.screens[number % len(shelf.screens)]) for number, case in enumerate(alone)]
     given = ask(folder, [*cases, *beside])
     asked, distracted = given[: len(cases)], given[len(cases) :]
-    undisturbed = [answer for answer in asked if answer.case.source == "text" and answer.case.page is None]
+    undisturbed = [answer for answer in asked if _alone(answer.case)]
     figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _distraction(asked, undisturbed, distracted)
     return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
+
+
+def _alone(case: Case) -> bool:
+    return case.source == "text" and case.page is None
 
 
 def _beside(case: Case, screen: Tensor) -> Case:

@@ -4,9 +4,14 @@ Hugging Face's default, normal with 0.02, leaves small MobileViT and GLM models 
 falls on the scales of the batch norms too); these rules make the same tasks learnable within minutes.
 """
 
+import torch
 from torch import nn
 
+from autoglm.fusion.model import FusionModel
+
 EMBEDDING_STD = 0.1
+POSITION_STD = 0.7
+CONTEXT_TAP = 0.1  # the same for every place: at first a query reads the bag of the last words
 
 
 def initialise(module: nn.Module) -> None:
@@ -25,3 +30,13 @@ def initialise(module: nn.Module) -> None:
             layer.reset_parameters()
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def initialise_places(model: FusionModel) -> None:
+    """Start what `initialise` leaves of a fusion: positions, modality vectors and the taps of the context."""
+    model.context.weight.fill_(CONTEXT_TAP)
+    for table in (model.image_row, model.image_column, model.audio_time):
+        nn.init.normal_(table.weight, std=POSITION_STD)
+    for vector in (model.text_kind, *model.media_kind.values()):
+        nn.init.normal_(vector, std=POSITION_STD)

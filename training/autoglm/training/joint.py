@@ -22,7 +22,7 @@ from autoglm.fusion.model import FusionConfig, FusionModel
 from autoglm.training import tokenizer
 from autoglm.training.align import align
 from autoglm.training.features import Shelf
-from autoglm.training.init import initialise
+from autoglm.training.init import initialise, initialise_places
 from autoglm.training.loop import Loop, LoopConfig
 from autoglm.training.samples import SHARES, Case, Diet, Sampler
 
@@ -32,8 +32,6 @@ POOL = 384  # cases that are sorted by length before they are cut into batches
 SCREENS = Diet({"screen": 1.0}, system_share=0.0)
 ALL = Diet(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2))
 EMBEDDING_STD = 1.0
-POSITION_STD = 0.7
-CONTEXT_TAP = 0.1  # the same for every place: at first a query reads the bag of the last words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +67,11 @@ class Assistant(nn.Module):
         initialise(decoder)
         initialise(fusion)
         with torch.no_grad():
-            fusion.context.weight.fill_(CONTEXT_TAP)
             nn.init.normal_(decoder.model.embed_tokens.weight, std=EMBEDDING_STD)
             for layer in decoder.model.layers:  # an untrained layer adds nothing: a token is itself to the end
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-        for table in (fusion.image_row, fusion.image_column, fusion.audio_time):
-            nn.init.normal_(table.weight, std=POSITION_STD)
-        for vector in (fusion.text_kind, *fusion.media_kind.values()):
-            nn.init.normal_(vector, std=POSITION_STD)
+        initialise_places(fusion)
         return cls(fusion, decoder)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
@@ -221,7 +215,7 @@ def run(config: JointConfig, workdir: Path) -> None:
     """Train from `workdir`/features and write `workdir`/fusion and `workdir`/decoder."""
     tokenizer.build(workdir / "decoder")
     composer = Composer(workdir / "decoder")
-    model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
+    model = Assistant.fresh(config, composer.vocabulary)
     shelf = Shelf.open("train", workdir / "features")
     align(model.fusion, shelf, workdir)
     sampler = Sampler(shelf, config.seed)

@@ -34,10 +34,9 @@ class DecoderModel:
         fusion = FusionModel.from_pretrained(bundle.part("fusion"), dtype).to(device)
         composer = Composer(folder)
         context = min(decoder.config.max_position_embeddings, settings.max_model_len or 2**31)
-        vocabulary = max(composer.tokenizer.get_vocab().values()) + 1
         stops = _as_list(decoder.generation_config.eos_token_id)
         never = [i for i in _special_ids(composer) if i not in stops]
-        runner = Runner(decoder, fusion, settings.max_num_seqs, context, vocabulary, never)
+        runner = Runner(decoder, fusion, settings.max_num_seqs, context, composer.vocabulary, never)
         return cls(bundle, runner, composer, stops)
 
 

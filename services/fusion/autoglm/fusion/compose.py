@@ -82,6 +82,11 @@ class Composer:
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
         self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
 
+    @property
+    def vocabulary(self) -> int:
+        """Return how many ids the tokenizer reaches, gaps included."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
     def compose(self, messages: Sequence[Message], enable_thinking: bool | None = None) -> Prompt:
         """Lay out `messages` with the prompt for the next assistant turn."""
         slots: list[tuple[Message, str | Media]] = []

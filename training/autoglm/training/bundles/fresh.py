@@ -10,12 +10,10 @@ from torch import nn
 from autoglm.common.bundle import BundleError
 from autoglm.fusion.model import GCMA, FusionConfig, FusionModel
 from autoglm.training.bundles.sources import weight_files
-from autoglm.training.init import initialise
+from autoglm.training.init import initialise, initialise_places
 
 # σ(−8) = .0003: what a word takes from media is below half a step of bfloat16, and the gate has a slope to learn by.
 GATE_BIAS = -8.0
-POSITION_STD = 0.7  # as in joint.py, whose figures say why
-CONTEXT_TAP = 0.1
 EMBEDDING = "model.embed_tokens.weight"
 _ROWS = 4096
 _SEED = 5
@@ -51,11 +49,7 @@ def fresh_fusion(config: FusionConfig) -> FusionModel:
 
 
 def _set(model: FusionModel) -> None:
-    for table in (model.image_row, model.image_column, model.audio_time):
-        nn.init.normal_(table.weight, std=POSITION_STD)
-    for vector in (model.text_kind, *model.media_kind.values()):
-        nn.init.normal_(vector, std=POSITION_STD)
-    model.context.weight.fill_(CONTEXT_TAP)
+    initialise_places(model)
     # Media tokens come to `out` from a norm: `width` elements with a root mean square of 1.
     nn.init.normal_(model.out.weight, std=model.config.max_added / math.sqrt(model.config.width))
     for gcma in model.attend.values():
