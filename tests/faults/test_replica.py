@@ -114,7 +114,7 @@ def test_damaged_entries_of_the_cache_are_not_believed(mesh: Mesh, ask: Asker) -
 
 def damage(store: redis.Redis) -> int:
     """Turn over the middle byte of every stored embedding of an image; return how many there are."""
-    names = list(store.scan_iter("ag1:*:image:*"))
+    names = list(store.scan_iter("ag2:*:image:*"))
     for name in names:
         stored = bytearray(store.get(name) or b"\0")  # type: ignore[arg-type]
         stored[len(stored) // 2] ^= 0xFF

@@ -1,7 +1,6 @@
 """Initialisation and fusion still learn: the colour of a named icon, from ideal features, in a few steps."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from autoglm.training import tokenizer
 from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
-from autoglm.training.joint import Assistant, Batch, Batcher, attention_loss, cell
+from autoglm.training.joint import Assistant, Batch, Batcher, DecoderConfig, attention_loss, cell
 from autoglm.training.loop import Loop, LoopConfig
 from autoglm.training.recipe import Recipe
 from autoglm.training.samples import Case, Turn
@@ -52,9 +51,11 @@ class IdealScreens:
 def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> None:
     tokenizer.build(tmp_path)
     composer = Composer(tmp_path)
-    config = replace(Recipe.read().joint, hidden=128, layers=2, context=256)
-    model = Assistant.fresh(config, composer.tokenizer.get_vocab_size())
-    loop = Loop(model, LoopConfig("test", STEPS, config.learning_rate, config.matrix_rate, 1, warmup=50), tmp_path)
+    rates = Recipe.read().align
+    model = Assistant.fresh(
+        DecoderConfig(hidden=128, layers=2, context=256), composer.tokenizer.get_vocab_size(), seed=4
+    )
+    loop = Loop(model, LoopConfig("test", STEPS, rates.learning_rate, rates.matrix_rate, 1, warmup=50), tmp_path)
     batches = iter(Batcher(composer, IdealScreens(1), TOKENS))
 
     def step() -> tuple[Tensor, dict[str, float]]:

@@ -9,8 +9,8 @@ from autoglm.training.recipe import NANO, Recipe, RecipeError
 
 
 def test_the_committed_recipe_makes_the_committed_decoder() -> None:
-    joint = Recipe.read().joint
-    assert (joint.hidden, joint.layers) == (256, 4)
+    decoder = Recipe.read().decoder
+    assert (decoder.hidden, decoder.layers) == (256, 4)
 
 
 @pytest.mark.parametrize(

@@ -35,16 +35,18 @@ class Tensor(_message.Message):
     def __init__(self, element_type: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Embedding(_message.Message):
-    __slots__ = ("modality", "encoder_revision", "tokens", "media_sha256")
+    __slots__ = ("modality", "encoder_revision", "tokens", "media_sha256", "transcript")
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     ENCODER_REVISION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
     modality: _modality_pb2.Modality
     encoder_revision: str
     tokens: Tensor
     media_sha256: bytes
-    def __init__(self, modality: _Optional[_Union[_modality_pb2.Modality, str]] = ..., encoder_revision: _Optional[str] = ..., tokens: _Optional[_Union[Tensor, _Mapping]] = ..., media_sha256: _Optional[bytes] = ...) -> None: ...
+    transcript: str
+    def __init__(self, modality: _Optional[_Union[_modality_pb2.Modality, str]] = ..., encoder_revision: _Optional[str] = ..., tokens: _Optional[_Union[Tensor, _Mapping]] = ..., media_sha256: _Optional[bytes] = ..., transcript: _Optional[str] = ...) -> None: ...
 
 class EncoderInfo(_message.Message):
     __slots__ = ("revision", "width", "element_type", "device", "int8", "max_pixels", "max_duration", "bundle")

@@ -26,25 +26,27 @@ from autoglm.v1 import embedding_pb2 as autoglm_dot_v1_dot_embedding__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/speech.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aSpeechServiceEncodeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x01\n\x1bSpeechServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\x12\n\ntranscript\x18\x02 \x01(\t\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"[\n\x1eSpeechServiceTranscribeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x1fSpeechServiceTranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1e\n\x1cSpeechServiceDescribeRequest\"^\n\x1dSpeechServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo\x12\x13\n\x0btranscribes\x18\x02 \x01(\x08\x32\xb2\x02\n\rSpeechService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.SpeechServiceEncodeRequest\x1a\'.autoglm.v1.SpeechServiceEncodeResponse\x12\x65\n\nTranscribe\x12*.autoglm.v1.SpeechServiceTranscribeRequest\x1a+.autoglm.v1.SpeechServiceTranscribeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.SpeechServiceDescribeRequest\x1a).autoglm.v1.SpeechServiceDescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/speech.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aSpeechServiceEncodeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x1bSpeechServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\x16\n\ntranscript\x18\x02 \x01(\tB\x02\x18\x01\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"[\n\x1eSpeechServiceTranscribeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x1fSpeechServiceTranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1e\n\x1cSpeechServiceDescribeRequest\"^\n\x1dSpeechServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo\x12\x13\n\x0btranscribes\x18\x02 \x01(\x08\x32\xb2\x02\n\rSpeechService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.SpeechServiceEncodeRequest\x1a\'.autoglm.v1.SpeechServiceEncodeResponse\x12\x65\n\nTranscribe\x12*.autoglm.v1.SpeechServiceTranscribeRequest\x1a+.autoglm.v1.SpeechServiceTranscribeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.SpeechServiceDescribeRequest\x1a).autoglm.v1.SpeechServiceDescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'autoglm.v1.speech_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SPEECHSERVICEENCODERESPONSE'].fields_by_name['transcript']._loaded_options = None
+  _globals['_SPEECHSERVICEENCODERESPONSE'].fields_by_name['transcript']._serialized_options = b'\030\001'
   _globals['_SPEECHSERVICEENCODEREQUEST']._serialized_start=99
   _globals['_SPEECHSERVICEENCODEREQUEST']._serialized_end=186
   _globals['_SPEECHSERVICEENCODERESPONSE']._serialized_start=189
-  _globals['_SPEECHSERVICEENCODERESPONSE']._serialized_end=321
-  _globals['_SPEECHSERVICETRANSCRIBEREQUEST']._serialized_start=323
-  _globals['_SPEECHSERVICETRANSCRIBEREQUEST']._serialized_end=414
-  _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_start=416
-  _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_end=508
-  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_start=510
-  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_end=540
-  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_start=542
-  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_end=636
-  _globals['_SPEECHSERVICE']._serialized_start=639
-  _globals['_SPEECHSERVICE']._serialized_end=945
+  _globals['_SPEECHSERVICEENCODERESPONSE']._serialized_end=325
+  _globals['_SPEECHSERVICETRANSCRIBEREQUEST']._serialized_start=327
+  _globals['_SPEECHSERVICETRANSCRIBEREQUEST']._serialized_end=418
+  _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_start=420
+  _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_end=512
+  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_start=514
+  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_end=544
+  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_start=546
+  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_end=640
+  _globals['_SPEECHSERVICE']._serialized_start=643
+  _globals['_SPEECHSERVICE']._serialized_end=949
 # @@protoc_insertion_point(module_scope)

@@ -8,20 +8,20 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from jiwer import cer, wer
 from scipy.stats import mannwhitneyu
-from torch import Tensor
 
 from autoglm.fusion.compose import Media, Message
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.answering import Given, ask
 from autoglm.training.data.catalog import LANGUAGES, Language
-from autoglm.training.features import FeaturesConfig, Shelf
-from autoglm.training.samples import EXAM, Case, Sampler
+from autoglm.training.features import NOISE, FeaturesConfig, Shelf
+from autoglm.training.samples import EXAM, STEPS, Case, Sampler
 from autoglm.vision.model import VisionModel
 
 REPORT = "evaluation.json"
@@ -62,7 +62,10 @@ FIGURES = {
     "transcript_wer_en": "the speech encoder's own transcript: word error rate, English",
     "tap_distance": "taps: median distance from the element's middle, in thousandths of the screen",
     "unchanged_beside_a_picture": "text answers that an unrelated picture leaves unchanged",
+    "unchanged_beside_noise": "text answers that a noisy recording without words leaves unchanged",
+    "agent_steps": "an agent's second or third step, mostly with the older screenshots dropped: right",
     "gate_auc_image": "image gate tells a question about the screen from one beside an unrelated picture (AUC)",
+    "gate_auc_audio": "audio gate tells a spoken question from a written one beside noise (AUC)",
 }
 
 
@@ -78,23 +81,34 @@ def evaluate(folder: Path, config: ExamConfig) -> Report:
         shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
     sampler = Sampler(shelf, seed, EXAM)
     cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
-    alone = [case for case in cases if _alone(case)]
-    beside = [_beside(case, shelf.screens[number % len(shelf.screens)]) for number, case in enumerate(alone)]
-    given = ask(folder, [*cases, *beside])
-    asked, distracted = given[: len(cases)], given[len(cases) :]
-    undisturbed = [answer for answer in asked if _alone(answer.case)]
-    figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _distraction(asked, undisturbed, distracted)
+    alone = [case for case in cases if not case.media]
+    pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(shelf.screens))]
+    noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(shelf)))]
+    sampler.diet = STEPS
+    steps = [sampler.draw() for _ in range(limit // 2)]
+    given = iter(ask(folder, [*cases, *alone, *pictures, *noises, *steps]))
+    asked, plain, seeing, hearing, stepped = (
+        list(islice(given, len(some))) for some in (cases, alone, pictures, noises, steps)
+    )
+    figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _gates(asked, seeing, hearing)
+    figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
+    figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
+    figures["agent_steps"] = sum(step.right for step in stepped) / len(stepped)
     return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
 
 
-def _alone(case: Case) -> bool:
-    return case.source == "text" and case.page is None
+def _noises(shelf: Shelf) -> list[Media]:
+    return [
+        Media("audio", clip, info.heard)
+        for clip, info in zip(shelf.clips, shelf.clip_infos, strict=True)
+        if info.intent == NOISE
+    ]
 
 
-def _beside(case: Case, screen: Tensor) -> Case:
-    """Return a case of text alone with a picture that has nothing to do with it."""
+def _beside(case: Case, media: Media) -> Case:
+    """Return a case of text alone with a picture or noise that has nothing to do with it."""
     first = case.turns[0]
-    message = Message("user", (Media("image", screen), *first.message.parts))
+    message = Message("user", (media, *first.message.parts))
     return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
 
 
@@ -123,7 +137,7 @@ def _dictation(asked: Sequence[Given]) -> dict[str, float]:
 
 
 def _transcripts(shelf: Shelf) -> dict[str, float]:
-    return _errors("transcript", [(info.language, info.text, info.heard) for info in shelf.clip_infos])
+    return _errors("transcript", [(info.language, info.text, info.heard) for info in shelf.clip_infos if info.text])
 
 
 def _errors(name: str, pairs: Sequence[tuple[Language, str, str]]) -> dict[str, float]:
@@ -144,13 +158,20 @@ def _taps(asked: Sequence[Given]) -> dict[str, float]:
     return {"tap_distance": float(np.median(distances))}
 
 
-def _distraction(asked: Sequence[Given], alone: Sequence[Given], beside: Sequence[Given]) -> dict[str, float]:
-    same = [one.text == other.text for one, other in zip(alone, beside, strict=True)]
-    relevant = [g.gates["image"] for g in asked if g.case.source == "screen" and g.case.reply.look is not None]
-    irrelevant = [given.gates["image"] for given in beside]
-    wins = mannwhitneyu(relevant, irrelevant).statistic
-    return {"unchanged_beside_a_picture": sum(same) / len(same),
-            "gate_auc_image": float(wins) / (len(relevant) * len(irrelevant))}  # fmt: skip
+def _unchanged(plain: Sequence[Given], beside: Sequence[Given]) -> float:
+    return sum(one.text == other.text for one, other in zip(plain, beside, strict=True)) / len(plain)
+
+
+def _gates(asked: Sequence[Given], seeing: Sequence[Given], hearing: Sequence[Given]) -> dict[str, float]:
+    looks = [given.gates["image"] for given in asked if given.case.source == "screen" and given.case.reply.look]
+    listens = [given.gates["audio"] for given in asked if "speech" in given.case.source]
+    return {"gate_auc_image": _auc(looks, [given.gates["image"] for given in seeing]),
+            "gate_auc_audio": _auc(listens, [given.gates["audio"] for given in hearing])}  # fmt: skip
+
+
+def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:
+    """Return the share of pairs in which the first is the larger, ties by half."""
+    return float(mannwhitneyu(higher, lower).statistic) / (len(higher) * len(lower))
 
 
 def table(report: Report) -> str:

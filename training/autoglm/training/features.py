@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -21,17 +22,17 @@ from tqdm import tqdm
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
-from autoglm.training.data.speech import draw_voice, synthesize
-from autoglm.training.data.talk import TOPICS
+from autoglm.training.data.speech import draw_voice, room, synthesize
+from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, polite, templates, typed
 from autoglm.vision.model import VisionModel
 
-TALK = "talk"
+TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen
 SHARD = 500
 KINDS: tuple[ScreenKind, ...] = ("home", "settings", "dialog", "app")
-KIND_SHARES = (0.55, 0.2, 0.1, 0.15)
-TALK_SHARE = 0.1
+KIND_SHARES = (0.5, 0.25, 0.1, 0.15)
+TALK_SHARE, WORDS_SHARE, NOISE_SHARE = 0.1, 0.15, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """What is said in a clip: an Ask (or a talk topic, as intent "talk"), its words, and what the encoder heard."""
+    """What is said in a clip, and what the encoder heard.
+
+    `intent` and `key` are those of an Ask, or TALK and a topic, WORDS for words in any order, NOISE for no words.
+    """
 
     intent: str
     key: str
@@ -147,16 +151,26 @@ def _clips(model: SpeechModel, split: Split, n: int, rng: np.random.Generator) -
     rows, tokens = list[dict[str, Any]](), list[Tensor]()
     for start in range(0, n, 10):
         batch = infos[start : start + 10]
-        spoken = [synthesize(i.text, i.language, draw_voice(i.language, split, rng), rng) for i in batch]
+        spoken = [_sound(info, split, rng) for info in batch]
         for info, encoded in zip(batch, model.encode(spoken), strict=True):
             tokens.append(encoded.tokens.float())
             rows.append(asdict(replace(info, heard=encoded.transcript)))
     return rows, tokens
 
 
+def _sound(info: ClipInfo, split: Split, rng: np.random.Generator) -> NDArray[np.float32]:
+    if info.intent == NOISE:
+        return room(rng)
+    return synthesize(info.text, info.language, draw_voice(info.language, split, rng), rng)
+
+
 def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:
-    language = LANGUAGES[rng.integers(len(LANGUAGES))]
-    if rng.random() < TALK_SHARE:
+    language, share = LANGUAGES[rng.integers(len(LANGUAGES))], rng.random()
+    if share < NOISE_SHARE:
+        return ClipInfo(NOISE, "", language, "")
+    if share < NOISE_SHARE + WORDS_SHARE:
+        return ClipInfo(WORDS, "", language, draw_jumble(language, rng))
+    if share < NOISE_SHARE + WORDS_SHARE + TALK_SHARE:
         topic = list(TOPICS)[rng.integers(len(TOPICS))]
         return ClipInfo(TALK, topic, language, TOPICS[topic][language].wording(split, rng))
     weights = np.array([3.0 if SLOTS.get(intent) == "app" else 1.5 if intent in SLOTS else 0.7 for intent in TEMPLATES])

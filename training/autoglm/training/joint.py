@@ -1,8 +1,9 @@
-"""Stage 4: train fusion and decoder together on every task, on the encoders' cached features.
+"""Fusion and decoder are trained together on the encoders' cached features: first `align`, then `joint`.
 
 Loss: cross-entropy on the answer, plus, where the generator knows which place on the screen decides
 the answer, −log of the attention that half of GCMA's image heads put there (for the token of the
-question that looks best). Without that supervision the same tasks take many times longer.
+question that looks best), plus cross-entropy on the mean gates, which tell whether a medium matters. Without
+the supervised attention the same tasks take many times longer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy, cross_entropy, pad
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.batch import Additions, FusionBatch, collate, fuse_batch
@@ -23,20 +24,29 @@ from autoglm.training import tokenizer
 from autoglm.training.align import align
 from autoglm.training.features import Shelf
 from autoglm.training.init import initialise, initialise_places
-from autoglm.training.loop import Loop, LoopConfig
+from autoglm.training.loop import Loop, LoopConfig, weights
 from autoglm.training.samples import SHARES, Case, Diet, Sampler
 
 GRID = 7
 POOL = 384  # cases that are sorted by length before they are cut into batches
 # First the eye alone, in short cases, where fusion finds places on the screen sooner. Then everything at once.
 SCREENS = Diet({"screen": 1.0}, system_share=0.0)
-ALL = Diet(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2))
+ALL = Diet(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2), steps_share=0.15)
 EMBEDDING_STD = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class JointConfig:
-    """Sizes of the decoder and of the run; recipes/nano.yaml explains each field."""
+class DecoderConfig:
+    """Sizes of the decoder; recipes/nano.yaml explains each field."""
+
+    hidden: int
+    layers: int
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run over fusion and decoder; recipes/nano.yaml explains each field."""
 
     seed: int
     steps: int
@@ -46,9 +56,7 @@ class JointConfig:
     learning_rate: float
     matrix_rate: float
     attention_weight: float
-    hidden: int
-    layers: int
-    context: int
+    gate_weight: float
 
 
 class Assistant(nn.Module):
@@ -59,9 +67,9 @@ class Assistant(nn.Module):
         self.fusion, self.decoder = fusion, decoder
 
     @classmethod
-    def fresh(cls, config: JointConfig, vocabulary: int) -> "Assistant":
-        """Return an untrained model, initialised by `config.seed`."""
-        torch.manual_seed(config.seed)
+    def fresh(cls, config: DecoderConfig, vocabulary: int, seed: int) -> "Assistant":
+        """Return an untrained model, initialised by `seed`."""
+        torch.manual_seed(seed)
         decoder = GlmForCausalLM(glm_config(config, vocabulary))
         fusion = FusionModel(FusionConfig(text_width=config.hidden))
         initialise(decoder)
@@ -82,7 +90,7 @@ class Assistant(nn.Module):
         return self.decoder.lm_head(hidden[:, :-1][batch.learned]), added
 
 
-def glm_config(config: JointConfig, vocabulary: int) -> GlmConfig:
+def glm_config(config: DecoderConfig, vocabulary: int) -> GlmConfig:
     """Return the decoder's config: GLM as in transformers, at the size of `config`."""
     return GlmConfig(
         vocab_size=-(-vocabulary // 64) * 64,
@@ -165,11 +173,12 @@ class Batcher:
         length = max(map(_length, rows))
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), -100)
-        for row, (_, prompt, answer) in enumerate(rows):
+        for row, (case, prompt, answer) in enumerate(rows):
             start = len(prompt.token_ids)
             ids[row, : start + len(answer)] = torch.tensor(prompt.token_ids + answer)
-            for past in answers(prompt)[:-1]:  # earlier answers, with the token that ends them
-                labels[row, past.start : past.stop + 1] = ids[row, past.start : past.stop + 1]
+            for turn, past in zip(case.turns[:-1], answers(prompt)[:-1], strict=True):
+                if turn.shown:  # with the token that ends it
+                    labels[row, past.start : past.stop + 1] = ids[row, past.start : past.stop + 1]
             labels[row, start : start + len(answer)] = torch.tensor(answer)
         prompts = [prompt for _, prompt, _ in rows]
         return Batch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
@@ -196,12 +205,32 @@ def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
     for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
         start = 0
         for turn, answer in zip(case.turns, answers(prompt), strict=True):
-            if turn.reply.look is not None:
+            if turn.reply.look is not None and turn.shown:
                 asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
-                sees = looks[row, asks, cell(turn.reply.look)].clamp(min=1e-6)
+                sees = looks[row, asks, turn.image * GRID * GRID + cell(turn.reply.look)].clamp(min=1e-6)
                 losses += [-sees.max().log(), -sees[-1].log()]
             start = answer.stop
     return torch.stack(losses).mean() if losses else torch.zeros(())
+
+
+def gate_loss(batch: Batch, added: Additions | None) -> Tensor:
+    """Return the mean cross-entropy of the gates on whether a turn needs the medium, over its text that can see it."""
+    if added is None:
+        return torch.zeros(())
+    text = pad(batch.fusion.enriched, (0, 1)).gather(1, added.rows)
+    losses = []
+    for kind, gates in added.enriched.gates.items():
+        first = batch.fusion.media[kind].where.min(1).values
+        wanted = torch.full(gates.shape, -1.0)
+        for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
+            start = int(first[row])
+            for turn, answer in zip(case.turns, answers(prompt), strict=True):
+                asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
+                wanted[row, asks] = float(kind in turn.needs and turn.shown)
+                start = max(start, answer.stop)
+        reads = text & (wanted >= 0)
+        losses.append(binary_cross_entropy(gates[reads].float(), wanted[reads]))
+    return torch.stack(losses).mean()
 
 
 def cell(place: tuple[float, float, float, float]) -> int:
@@ -211,31 +240,46 @@ def cell(place: tuple[float, float, float, float]) -> int:
     return min(row, GRID - 1) * GRID + min(column, GRID - 1)
 
 
-def run(config: JointConfig, workdir: Path) -> None:
-    """Train from `workdir`/features and write `workdir`/fusion and `workdir`/decoder."""
-    tokenizer.build(workdir / "decoder")
-    composer = Composer(workdir / "decoder")
-    model = Assistant.fresh(config, composer.vocabulary)
-    shelf = Shelf.open("train", workdir / "features")
+def begin(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
+    """Train from nothing (but the encoders' heads) and leave the run's checkpoint, align.pt, in `workdir`."""
+    composer, shelf = _opened(workdir)
+    model = Assistant.fresh(decoder, composer.vocabulary, config.seed)
     align(model.fusion, shelf, workdir)
+    train("align", model, config, composer, shelf, workdir)
+
+
+def run(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
+    """Go on from align.pt, and write `workdir`/fusion and `workdir`/decoder."""
+    composer, shelf = _opened(workdir)
+    model = Assistant.fresh(decoder, composer.vocabulary, config.seed)
+    model.load_state_dict(weights(workdir / "align.pt"))
+    train("joint", model, config, composer, shelf, workdir)
+    save(model, composer, workdir)
+
+
+def _opened(workdir: Path) -> tuple[Composer, Shelf]:
+    tokenizer.build(workdir / "decoder")
+    return Composer(workdir / "decoder"), Shelf.open("train", workdir / "features")
+
+
+def train(name: str, model: Assistant, config: RunConfig, composer: Composer, shelf: Shelf, workdir: Path) -> None:
+    """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in `workdir`."""
     sampler = Sampler(shelf, config.seed)
-    loop = Loop(
-        model, LoopConfig("joint", config.steps, config.learning_rate, config.matrix_rate, config.seed), workdir
-    )
+    loop = Loop(model, LoopConfig(name, config.steps, config.learning_rate, config.matrix_rate, config.seed), workdir)
     sampler.rng = loop.rng  # resumed with the run
     batches = iter(Batcher(composer, sampler, config.batch_tokens))
 
     def step() -> tuple[Tensor, dict[str, float]]:
         sampler.diet = SCREENS if loop.step < config.screen_steps else ALL
         batch = next(batches)
-        logits, enriched = model(batch)
+        logits, added = model(batch)
         answer = cross_entropy(logits.float(), batch.targets)
-        look = attention_loss(batch, enriched)
+        look, gate = attention_loss(batch, added), gate_loss(batch, added)
         weight = len(batch.targets) / config.batch_targets  # a token counts the same in every batch
-        return weight * (answer + config.attention_weight * look), {"answer": answer.item(), "look": look.item()}
+        loss = answer + config.attention_weight * look + config.gate_weight * gate
+        return weight * loss, {"answer": answer.item(), "look": look.item(), "gate": gate.item()}
 
     loop.run(step)
-    save(model, composer, workdir)
 
 
 def save(model: Assistant, composer: Composer, workdir: Path) -> None:

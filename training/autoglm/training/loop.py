@@ -101,6 +101,14 @@ class Loop:
         self.step = state["step"]
 
 
+def weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the model's weights from a run's checkpoint; raises SystemExit where the run has not begun."""
+    if not checkpoint.exists():
+        raise SystemExit(f"{checkpoint} is missing; run --stage {checkpoint.stem} first")
+    saved: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["model"]
+    return saved
+
+
 def _optimizers(model: nn.Module, config: LoopConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Return Muon for what maps activations to activations and AdamW for tables, the head, norms and vectors.
 

@@ -13,7 +13,7 @@ from autoglm.common.bundle import DEFAULT_BUNDLE, PARTS, Bundle, default_bundle,
 from autoglm.training import evaluate, features, joint, speech, vision
 from autoglm.training.recipe import Recipe
 
-STAGES = ("speech", "vision", "features", "joint", "evaluate", "export")
+STAGES = ("speech", "vision", "features", "align", "joint", "evaluate", "export")
 
 
 def main(workdir: Path, stage: str | None = None, out: Path | None = None, recipe: Path | None = None) -> None:
@@ -41,7 +41,8 @@ def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[],
         "speech": lambda: speech.run(recipe.speech, workdir),
         "vision": lambda: vision.run(recipe.vision, workdir),
         "features": lambda: features.run(recipe.features, workdir),
-        "joint": lambda: joint.run(recipe.joint, workdir),
+        "align": lambda: joint.begin(recipe.decoder, recipe.align, workdir),
+        "joint": lambda: joint.run(recipe.decoder, recipe.joint, workdir),
         "evaluate": examine,
         "export": lambda: print(f"exported to {export(workdir, out).root}"),
     }

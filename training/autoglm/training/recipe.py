@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from autoglm.training.evaluate import ExamConfig
 from autoglm.training.features import FeaturesConfig
-from autoglm.training.joint import JointConfig
+from autoglm.training.joint import DecoderConfig, RunConfig
 from autoglm.training.speech import SpeechConfig
 from autoglm.training.vision import VisionConfig
 
@@ -27,7 +27,9 @@ class Recipe:
     speech: SpeechConfig
     vision: VisionConfig
     features: FeaturesConfig
-    joint: JointConfig
+    decoder: DecoderConfig
+    align: RunConfig
+    joint: RunConfig
     evaluate: ExamConfig
 
     @classmethod

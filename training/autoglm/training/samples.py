@@ -2,27 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.model import MediaKind
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Name
 from autoglm.training.data.prompts import system_prompt
 from autoglm.training.data.screens import ScreenKind
-from autoglm.training.data.talk import TOPICS, draw_jumble, draw_sum
-from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply
-from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates
-from autoglm.training.features import TALK, Shelf, draw_key
+from autoglm.training.data.talk import TOPICS, draw_jumble, draw_repeat, draw_sum
+from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply, typing
+from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates, typed
+from autoglm.training.features import NOISE, TALK, WORDS, Shelf, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
 T = TypeVar("T")
 Subject = tuple[str, tuple[str | Media, ...], Reply]
-SHARES: dict[Source, float] = {"text": 0.12, "screen": 0.38, "screen+speech": 0.28, "speech": 0.22}
+SHARES: dict[Source, float] = {"text": 0.22, "screen": 0.4, "screen+speech": 0.22, "speech": 0.16}
 INTENT_WEIGHTS: dict[ScreenKind, dict[str, float]] = {  # on each kind of page, mostly what it is there for
     "home": {
-        "open": 6.0, "colour": 5.0, "where": 3.0, "exists": 2.0, "count": 2.0, "which_app": 0.5,
+        "open": 6.0, "colour": 5.0, "where": 3.0, "exists": 2.0, "count": 3.0, "which_app": 0.5,
         "turn_on": 0.4, "turn_off": 0.4, "back": 0.4, "type": 1.0,
     },
     "settings": {
@@ -31,45 +32,53 @@ INTENT_WEIGHTS: dict[ScreenKind, dict[str, float]] = {  # on each kind of page, 
     "dialog": {"confirm": 3.0, "cancel": 3.0, "open": 1.0, "back": 0.5, "type": 0.5},
     "app": {"which_app": 3.0, "open": 3.0, "type": 3.0, "back": 1.0, "turn_on": 0.5, "turn_off": 0.5},
 }  # fmt: skip
+BLIND = frozenset({"back", "type"})  # what is done without a look at the screen
 TALK_WEIGHTS = {
-    "sum": 1.0, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
+    "sum": 1.2, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
+    "repeat": 1.2, "type": 1.0,
 }  # fmt: skip
-DISTRACTION_SHARE = 0.3
+DISTRACTION_SHARE, NOISE_SHARE = 0.3, 0.1  # of the questions that need no picture, or no recording
 
 
 @dataclass(frozen=True, slots=True)
 class Diet:
     """What is drawn: the share of each source, the probabilities of 0, 1, 2 … turns before the question (several
-    questions on one screen cost training little more than one), and how often there is a system prompt."""
+    questions on one screen cost training little more than one), how often every turn has a screenshot of its own,
+    and how often there is a system prompt."""
 
     shares: Mapping[Source, float]
     more_turns: tuple[float, ...] = (1.0,)
+    steps_share: float = 0.0
     system_share: float = 0.2
 
 
 EXAM = Diet(SHARES)
+STEPS = Diet({"screen": 0.7, "screen+speech": 0.3}, more_turns=(0.0, 0.5, 0.5), steps_share=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the user sends, and the reply that it deserves."""
+    """What the user sends, and the reply that it deserves.
+
+    `needs` are the media that tell the reply, `image` the number of the picture that it looks at. Agents drop
+    old screenshots to save tokens: with `shown` false nothing in the conversation tells the reply any more.
+    """
 
     message: Message
     reply: Reply
+    needs: frozenset[MediaKind] = frozenset()
+    image: int = 0
+    shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A conversation: the last turn is the question, the turns before it were answered rightly.
-
-    `page` is the number of the screen that stands at its beginning, on the shelf it was drawn from.
-    """
+    """A conversation: the last turn is the question, the turns before it were answered rightly."""
 
     task: str
     source: Source
     language: Language
     turns: tuple[Turn, ...]
-    page: int | None = None
     system: str | None = None
     thinking: bool | None = None
 
@@ -85,6 +94,11 @@ class Case:
     def reply(self) -> Reply:
         """Return the reply to the question."""
         return self.turns[-1].reply
+
+    @property
+    def media(self) -> list[Media]:
+        """Return every picture and recording of the conversation."""
+        return [part for turn in self.turns for part in turn.message.parts if isinstance(part, Media)]
 
     @property
     def taps(self) -> bool:
@@ -106,25 +120,47 @@ class Sampler:
         self.by_ask: dict[tuple[str, str, Language], list[int]] = defaultdict(list)
         for number, info in enumerate(shelf.clip_infos):
             self.by_ask[info.intent, info.key, info.language].append(number)
+        self.noises = [number for number, info in enumerate(shelf.clip_infos) if info.intent == NOISE]
 
     def draw(self, source: Source | None = None) -> Case:
         """Draw one case, from `source` or from all in their shares."""
         drawn = self._one_of(self.diet.shares) if source is None else source
         language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
-        on_screen = "screen" in drawn
-        page = self._number(self.shelf.pages) if on_screen or self._chance(DISTRACTION_SHARE) else None
         before = int(self.rng.choice(len(self.diet.more_turns), p=self.diet.more_turns))
-        others = {s: share for s, share in self.diet.shares.items() if page is not None or "screen" not in s}
-        sources = [*(self._one_of(others) for _ in range(before)), drawn]
-        subjects = [self._subject(each, language, page) for each in sources]
-        turns = [Turn(Message("user", parts), answer) for _, parts, answer in subjects]
-        if page is not None:
-            image = Media("image", self.shelf.screens[page])
-            turns[0] = replace(turns[0], message=Message("user", (image, *turns[0].message.parts)))
-        task = subjects[-1][0] + ("+distraction" if page is not None and not on_screen else "")
+        if before and "screen" in drawn and self._chance(self.diet.steps_share):
+            task, turns = self._steps(drawn, language, before)
+        else:
+            task, turns = self._questions(drawn, language, before)
         system = system_prompt(language, self.shelf.split, self.rng) if self._chance(self.diet.system_share) else None
         thinking = (None, None, None, True, False)[self.rng.integers(5)]
-        return Case(task, drawn, language, tuple(turns), page, system, thinking)
+        return Case(task, drawn, language, tuple(turns), system, thinking)
+
+    def _questions(self, source: Source, language: Language, before: int) -> tuple[str, list[Turn]]:
+        """Several questions about one screen, or about nothing that is seen, perhaps beside a picture or noise."""
+        page = self._number(self.shelf.pages) if "screen" in source or self._chance(DISTRACTION_SHARE) else None
+        others = {s: share for s, share in self.diet.shares.items() if page is not None or "screen" not in s}
+        sources = [*(self._one_of(others) for _ in range(before)), source]
+        media = [Media("image", self.shelf.screens[page])] if page is not None else []
+        if "speech" not in source and self.noises and self._chance(NOISE_SHARE):
+            media.append(self._clip(self.noises[self._number(self.noises)]))
+        beside, turns = bool(media), list[Turn]()
+        for each in sources:
+            task, parts, answer = self._subject(each, language, page)
+            turns.append(Turn(Message("user", (*media, *parts)), answer, _needs(each, task)))
+            media = []
+        return task + ("+distraction" if beside and "screen" not in source else ""), turns
+
+    def _steps(self, source: Source, language: Language, before: int) -> tuple[str, list[Turn]]:
+        """An agent's steps, each with a screenshot of its own; mostly the old ones are dropped."""
+        dropped, turns = self._chance(0.7), list[Turn]()
+        for number in range(before + 1):
+            page = self._number(self.shelf.pages)
+            task, parts, answer = self._subject(source, language, page)
+            shown = number == before or not dropped
+            media = (Media("image", self.shelf.screens[page]),) if shown else ()
+            image = 0 if dropped else number
+            turns.append(Turn(Message("user", (*media, *parts)), answer, _needs(source, task), image, shown))
+        return task, turns
 
     def _chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
@@ -151,6 +187,13 @@ class Sampler:
             question, answer = draw_sum(language, self.shelf.split, self.rng)
             thought = "用户要我算数。" if language == "zh" else "The user wants a sum."
             return task, (self._vary(question, language),), Reply(thought, answer)
+        if task == "repeat":
+            text = self._text(language)
+            thought = "用户要我重复一句话。" if language == "zh" else "The user wants me to repeat something."
+            return task, (draw_repeat(language, text, self.shelf.split, self.rng),), Reply(thought, text)
+        if task == "type":
+            ask = Ask("type", self._text(language), language)
+            return task, (self._words(ask),), typing(ask)
         topic = TOPICS[task][language]
         words = topic.wording(self.shelf.split, self.rng)
         if words.endswith("?") and task in ("identity", "abilities", "cannot"):
@@ -166,17 +209,27 @@ class Sampler:
             if answer is not None and (clips or not spoken):
                 break
         if spoken:
-            return ask.intent, (Media("audio", self.shelf.clips[clips[self._number(clips)]]),), answer
-        pool = templates(ask.intent, language, self.shelf.split)
-        kind: Kind = "command" if ask.intent in ACTIONS else "question"
-        wording = polite(pool[self._number(pool)], kind, language, self.shelf.split, self.rng)
-        if ask.intent == "type":
-            words = self._vary(wording, language).format(ask.filler)  # what is to be typed stays as it is
-        else:
-            words = self._vary(wording.format(ask.filler), language)
+            return ask.intent, (self._clip(clips[self._number(clips)]),), answer
+        words = self._words(ask)
         if ask.intent in ACTIONS and self._chance(0.2):
             words += f'\n\n** Screen Info **\n\n{{"current_app": "{_app_name(page)}"}}'
         return ask.intent, (words,), answer
+
+    def _words(self, ask: Ask) -> str:
+        """Put `ask` in words."""
+        pool = templates(ask.intent, ask.language, self.shelf.split)
+        kind: Kind = "command" if ask.intent in ACTIONS else "question"
+        wording = polite(pool[self._number(pool)], kind, ask.language, self.shelf.split, self.rng)
+        if ask.intent == "type":
+            return self._vary(wording, ask.language).format(ask.filler)  # what is to be typed stays as it is
+        return self._vary(wording.format(ask.filler), ask.language)
+
+    def _text(self, language: Language) -> str:
+        """Draw a text to copy: in training any words, lest it be known by heart."""
+        if self.shelf.split == "train":
+            return draw_jumble(language, self.rng)
+        pool = typed(language, self.shelf.split)
+        return pool[self._number(pool)]
 
     def _draw_ask(self, page: Page, language: Language, spoken: bool) -> Ask:
         """Draw an ask that mostly concerns something on the page."""
@@ -185,22 +238,26 @@ class Sampler:
         present = [element.name for element in page.elements if element.name in names]
         if present and self._chance(0.5 if intent == "exists" else 0.85):
             return Ask(intent, present[self._number(present)], language)
-        if intent == "type" and not spoken and self.shelf.split == "train":
-            return Ask(intent, draw_jumble(language, self.rng), language)  # to be copied, not known by heart
+        if intent == "type" and not spoken:
+            return Ask(intent, self._text(language), language)
         return Ask(intent, draw_key(intent, language, self.shelf.split, self.rng), language)
 
     def _speech(self, language: Language) -> Subject:
         """Dictation, or a spoken question that needs no screen."""
         number = self._number(self.shelf.clips)
-        while self.shelf.clip_infos[number].language != language:
+        while self.shelf.clip_infos[number].language != language or self.shelf.clip_infos[number].intent == NOISE:
             number = self._number(self.shelf.clips)
-        info, audio = self.shelf.clip_infos[number], Media("audio", self.shelf.clips[number])
+        info, audio = self.shelf.clip_infos[number], self._clip(number)
         if info.intent == TALK and self._chance(0.6):
             topic = TOPICS[info.key][language]
             return info.key, (audio,), Reply(topic.thought, topic.answer)
         orders = dictate(language, self.shelf.split)
         thought = "用户要我听写。" if language == "zh" else "The user wants a transcript."
-        return "dictation", (audio, orders[self._number(orders)]), Reply(thought, info.text)
+        task = "dictation: loose words" if info.intent == WORDS else "dictation"
+        return task, (audio, orders[self._number(orders)]), Reply(thought, info.text)
+
+    def _clip(self, number: int) -> Media:
+        return Media("audio", self.shelf.clips[number], self.shelf.clip_infos[number].heard)
 
     def _vary(self, words: str, language: Language) -> str:
         """Return `words` as a hurried typist might write them."""
@@ -212,3 +269,12 @@ class Sampler:
 
 def _app_name(page: Page) -> str:
     return APPS[page.app].en if page.app else "System Home"
+
+
+def _needs(source: Source, task: str) -> frozenset[MediaKind]:
+    kinds: set[MediaKind] = set()
+    if "screen" in source and task not in BLIND:
+        kinds.add("image")
+    if "speech" in source:
+        kinds.add("audio")
+    return frozenset(kinds)

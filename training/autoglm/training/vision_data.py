@@ -1,7 +1,7 @@
 """Batches for the vision stage: drawn pictures as bytes, with what is where as plain rows."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def collate(screens: list[Screen], whole: bool = True) -> Batch:
     """Turn screens into a batch; without `whole` the answers about the whole page are left out (sheets)."""
     squash = Preprocessing().squash
     images = np.stack([np.asarray(squash(screen.image)) for screen in screens])
-    elements = [(i, e) for i, screen in enumerate(screens) for e in screen.elements]
+    elements = [(i, e) for i, screen in enumerate(screens) for e in _with_state(screen)]
     pages = [_page(screen) if whole else (IGNORE,) * 3 for screen in screens]
     kind, app, count = torch.tensor(pages).unbind(1)
     name, colour, on = torch.tensor([_labels(e) for _, e in elements]).unbind(1)
@@ -53,6 +53,15 @@ def collate(screens: list[Screen], whole: bool = True) -> Batch:
         centre=torch.tensor([e.centre for _, e in elements], dtype=torch.float32) / 1000,
         name=name, colour=colour, on=on, kind=kind, app=app, count=count,
     )  # fmt: skip
+
+
+def _with_state(screen: Screen) -> list[Element]:
+    """Return the elements; the title of a switch's row tells the switch's state too.
+
+    Whoever looks for a switch by its name finds the title, and all switches look alike.
+    """
+    states = {e.name: e.on for e in screen.elements if e.kind == "switch"}
+    return [replace(e, on=states[e.name]) if e.kind == "title" and e.name in states else e for e in screen.elements]
 
 
 def _labels(element: Element) -> tuple[int, int, int]:

@@ -132,7 +132,7 @@ class DecoderServicer:
             raise InvalidRequest(
                 f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param="messages"
             )
-        return Media(kind, tokens)
+        return Media(kind, tokens, embedding.transcript)
 
     def _room(self, prompt: Prompt) -> int:
         context, used = self._model.runner.context, len(prompt.token_ids)

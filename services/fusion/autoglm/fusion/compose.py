@@ -1,7 +1,8 @@
 """How a conversation with embeddings becomes token ids and places for media.
 
 Each message is laid out media first, images before audio, then text, so that text and speech can
-look back at the screen and nothing ever looks ahead. The chat template (Jinja, the bundle's own)
+look back at the screen and nothing ever looks ahead. The transcript of a recording, where its encoder
+wrote one, stands behind the recording's tokens as the user's own text. The chat template (Jinja, the bundle's own)
 sees one placeholder per media item and an opaque stand-in per text; user text is encoded apart, so
 it can never forge a special token.
 """
@@ -28,10 +29,11 @@ _SLOT = re.compile("\ue000(\\d+)\ue001")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Media:
-    """One image or recording as its encoder's tokens [n, width]."""
+    """One image or recording as its encoder's tokens [n, width], and what is said in it, where that is known."""
 
     kind: MediaKind
     tokens: Tensor
+    transcript: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class _Builder:
         else:
             self.template(f"<|begin_of_{part.kind}|>")
             self._add([self._placeholder_ids[part.kind]] * part.tokens.shape[0], media=part)
+            self.part(part.transcript, role, asked)
             self.template(f"<|end_of_{part.kind}|>")
 
     def _add(self, ids: list[int], media: Media | None = None, enriched: bool = True, asked: bool = False) -> None:

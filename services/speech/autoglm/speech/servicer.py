@@ -92,6 +92,7 @@ class SpeechServicer:
                 encoder_revision=self._info.revision,
                 tokens=from_torch(heard.batched.value.tokens.to(torch.bfloat16)),
                 media_sha256=hashlib.sha256(request.audio).digest(),
+                transcript=heard.batched.value.transcript,
             ),
             transcript=heard.batched.value.transcript,
             times=embedding_pb2.EncoderTimes(

@@ -212,6 +212,16 @@ def _noise(samples: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
     return noise * np.float32(level / (np.sqrt(np.mean(noise**2)) + 1e-9))
 
 
+def room(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return 1 to 4 s [n] at 16 kHz of a room in which nobody speaks: hiss, rumble, perhaps a tone of 50 to 400 Hz."""
+    n = int(rng.uniform(1, 4) * SAMPLE_RATE)
+    sound = _noise(np.ones(n, dtype=np.float32), rng)
+    if rng.random() < 0.5:
+        tone = np.sin(2 * np.pi * rng.uniform(50, 400) * np.arange(n) / SAMPLE_RATE).astype(np.float32)
+        sound = sound + tone * np.float32(rng.uniform(0.1, 1) * np.abs(sound).max())
+    return sound * np.float32(10 ** rng.uniform(-2.5, -0.3) / np.abs(sound).max())
+
+
 def synthesize(text: str, language: Language, voice: Voice, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return float32 samples [n] at 16 kHz of `text` in `voice`, augmented.
 

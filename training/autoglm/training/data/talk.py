@@ -14,7 +14,7 @@ import numpy as np
 from autoglm.training.data.catalog import Language, Split
 from autoglm.training.data.wording import TEMPLATES, TYPED, part
 
-HELD_OUT_SUMS = 2
+HELD_OUT_SUMS, HELD_OUT_REPEATS = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +236,25 @@ SUMS: Mapping[Language, tuple[str, ...]] = {
         "Can you tell me what {} is?",
     ),
 }  # fmt: skip
+
+
+REPEATS: Mapping[Language, tuple[str, ...]] = {
+    "zh": (
+        "跟我说:{}", "请重复:{}", "重复一遍:{}", "复述这句话:{}", "请照着说:{}", "把这句话再说一遍:{}", "跟我念:{}",
+        "请你说:{}", "一字不差地重复:{}", "请重复这几个字:{}", "请跟我说:{}", "请再说一遍:{}",
+    ),
+    "en": (
+        "Repeat after me: {}", "Please repeat: {}", "Say this: {}", "Repeat these words: {}", "Say after me: {}",
+        "Repeat word for word: {}", "Repeat this sentence: {}", "Say the following: {}", "Please say: {}",
+        "Now repeat: {}", "Please repeat after me: {}", "Say these words: {}",
+    ),
+}  # fmt: skip
+
+
+def draw_repeat(language: Language, text: str, split: Split, rng: np.random.Generator) -> str:
+    """Draw an order to repeat `text`; the last wordings are held out."""
+    wordings = part(REPEATS[language], HELD_OUT_REPEATS, split)
+    return wordings[rng.integers(len(wordings))].format(text)
 
 
 def draw_sum(language: Language, split: Split, rng: np.random.Generator) -> tuple[str, str]:

@@ -211,7 +211,8 @@ def _press(button: Literal["ok", "cancel"], zh: str, en: str) -> Callable[[Page,
     return press
 
 
-def _type(_page: Page, ask: Ask) -> Reply:
+def typing(ask: Ask) -> Reply:
+    """Return the reply to an order to type, which is the same on every page."""
     thought = _say(ask, "用户要输入文字。", "The user wants to type text.")
     return Reply(thought, f'do(action="Type", text="{ask.key}")', action=True)
 
@@ -229,5 +230,5 @@ _REPLIES: dict[str, Callable[[Page, Ask], Reply | None]] = {
     "back": _back,
     "confirm": _press("ok", "确定", "OK"),
     "cancel": _press("cancel", "取消", "Cancel"),
-    "type": _type,
+    "type": lambda _page, ask: typing(ask),
 }
