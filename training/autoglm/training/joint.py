@@ -119,6 +119,11 @@ class Batch:
     prompts: Sequence[Prompt]
     cases: Sequence[Case]
 
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same with its tensors on `device`."""
+        tensors = self.token_ids.to(device), self.labels.to(device), self.fusion.to(device)
+        return Batch(*tensors, self.prompts, self.cases)
+
     @property
     def learned(self) -> Tensor:
         """Return [B, T − 1]: whether the next token is learned."""
@@ -221,7 +226,7 @@ def gate_loss(batch: Batch, added: Additions | None) -> Tensor:
     losses = []
     for kind, gates in added.enriched.gates.items():
         first = batch.fusion.media[kind].where.min(1).values
-        wanted = torch.full(gates.shape, -1.0)
+        wanted = torch.full_like(gates, -1.0, dtype=torch.float32)
         for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
             start = int(first[row])
             for turn, answer in zip(case.turns, answers(prompt), strict=True):
@@ -271,7 +276,7 @@ def train(name: str, model: Assistant, config: RunConfig, composer: Composer, sh
 
     def step() -> tuple[Tensor, dict[str, float]]:
         sampler.diet = SCREENS if loop.step < config.screen_steps else ALL
-        batch = next(batches)
+        batch = next(batches).to(loop.accelerator.device)
         logits, added = model(batch)
         answer = cross_entropy(logits.float(), batch.targets)
         look, gate = attention_loss(batch, added), gate_loss(batch, added)

@@ -1,6 +1,6 @@
 """The training loop of fusion and decoder: Muon on the matrices between layers, AdamW on the rest, warm-up
-and a straight way down, bf16 autocast, a progress bar, TensorBoard logs, and a checkpoint every two minutes from
-which a cut run goes on."""
+and a straight way down, bf16 autocast on the device that accelerate finds, a progress bar, TensorBoard logs, and a
+checkpoint every two minutes from which a cut run goes on."""
 
 import os
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -37,7 +38,8 @@ class Loop:
     """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it."""
 
     def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path) -> None:
-        self.model, self.config, self.workdir = model, config, workdir
+        self.accelerator = Accelerator(mixed_precision="bf16")
+        self.model, self.config, self.workdir = model.to(self.accelerator.device), config, workdir
         self.rng = np.random.default_rng(config.seed)
         self.path = workdir / f"{config.name}.pt"
         self.optimizers = _optimizers(model, config)
@@ -73,12 +75,12 @@ class Loop:
         for optimizer, rate in zip(self.optimizers, (self.config.matrix_rate, self.config.learning_rate), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
-        with torch.autocast("cpu", torch.bfloat16):
+        with self.accelerator.autocast():
             loss, figures = step()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
@@ -93,7 +95,7 @@ class Loop:
         os.replace(temporary, self.path)
 
     def _restore(self) -> None:
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location=self.accelerator.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -20,6 +20,10 @@ class MediaBatch:
     index: Tensor
     where: Tensor
 
+    def to(self, device: torch.device) -> "MediaBatch":
+        """Return the same on `device`."""
+        return MediaBatch(self.tokens.to(device), self.index.to(device), self.where.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class FusionBatch:
@@ -27,6 +31,10 @@ class FusionBatch:
 
     enriched: Tensor
     media: Mapping[MediaKind, MediaBatch]
+
+    def to(self, device: torch.device) -> "FusionBatch":
+        """Return the same on `device`."""
+        return FusionBatch(self.enriched.to(device), {kind: item.to(device) for kind, item in self.media.items()})
 
 
 def collate(prompts: Sequence[Prompt], length: int) -> FusionBatch:
@@ -96,7 +104,11 @@ def _additions(
     seen = {kind: _visible(batch.media[kind].where, length) for kind in media}
     takes = batch.enriched | torch.stack([_own(batch.media[kind].where, length) for kind in media]).any(0)
     wanted = takes & torch.stack([visible.any(-1) for visible in seen.values()]).any(0)
-    rows = torch.where(wanted, torch.arange(length), length).sort(dim=1).values[:, : max(1, int(wanted.sum(1).max()))]
+    rows = (
+        torch.where(wanted, torch.arange(length, device=wanted.device), length)
+        .sort(dim=1)
+        .values[:, : max(1, int(wanted.sum(1).max()))]
+    )
     queries = _take(model.queries(common, pad(context, (0, 0, model.config.context - 1, 0))), rows)
     sources = {kind: (media[kind], _take(visible, rows)) for kind, visible in seen.items()}
     return Additions(rows, model.enrich(queries, sources))
@@ -117,10 +129,11 @@ def _place(sequence: Tensor, rows: Tensor, where: Tensor) -> Tensor:
 
 def _own(where: Tensor, length: int) -> Tensor:
     """Return [B, T]: whether token t is one of the media tokens at the places `where` [B, S]."""
-    return torch.zeros(where.shape[0], length + 1, dtype=torch.bool).scatter(1, where, True)[:, :-1]
+    empty = torch.zeros(where.shape[0], length + 1, dtype=torch.bool, device=where.device)
+    return empty.scatter(1, where, True)[:, :-1]
 
 
 def _visible(where: Tensor, length: int) -> Tensor:
     """Return [B, T, S]: whether token t stands after media token s and is not of the same modality."""
-    before = where[:, None, :] < torch.arange(length)[None, :, None]
+    before = where[:, None, :] < torch.arange(length, device=where.device)[None, :, None]
     return before & ~_own(where, length)[..., None]
