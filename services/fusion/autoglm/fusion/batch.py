@@ -104,11 +104,9 @@ def _additions(
     seen = {kind: _visible(batch.media[kind].where, length) for kind in media}
     takes = batch.enriched | torch.stack([_own(batch.media[kind].where, length) for kind in media]).any(0)
     wanted = takes & torch.stack([visible.any(-1) for visible in seen.values()]).any(0)
-    rows = (
-        torch.where(wanted, torch.arange(length, device=wanted.device), length)
-        .sort(dim=1)
-        .values[:, : max(1, int(wanted.sum(1).max()))]
-    )
+    places = torch.arange(length, device=wanted.device)
+    most = max(1, int(wanted.sum(1).max()))
+    rows = torch.where(wanted, places, length).sort(dim=1).values[:, :most]
     queries = _take(model.queries(common, pad(context, (0, 0, model.config.context - 1, 0))), rows)
     sources = {kind: (media[kind], _take(visible, rows)) for kind, visible in seen.items()}
     return Additions(rows, model.enrich(queries, sources))
