@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
@@ -29,6 +30,7 @@ from autoglm.speech.model import SAMPLE_RATE, STACK, SpeechEncoder, SpeechModel,
 from autoglm.training.align import save_head
 from autoglm.training.data.catalog import LANGUAGES, Language, Split
 from autoglm.training.data.speech import Script, augment, clean_clips, clips, phonemes, words
+from autoglm.training.loop import LOG_STEPS
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 CTRANSLATE2_VERSION = 6
@@ -279,19 +281,24 @@ class Trainer:
         """Take the remaining steps; a held-out probe now and then goes to the progress bar."""
         order = self.shard.batches(self.config.batch_seconds, np.random.default_rng(self.config.seed))
         bar = tqdm(total=self.config.steps, initial=self.step, desc="speech", unit="step", mininterval=1)
+        log = SummaryWriter(self.checkpoint.parent / "logs" / "speech", purge_step=self.step)
         loss, error, saved = math.nan, math.nan, monotonic()
         for batch in islice(order, self.step, self.config.steps):
             last = self.learn(batch)
             loss = last if math.isnan(loss) else 0.98 * loss + 0.02 * last
             if self.step % PROBE_STEPS == 0:
                 error = probe.take(self.model)["cer"]
+                log.add_scalar("heldout_cer", error, self.step)
                 tqdm.write(f"step {self.step}: loss {loss:.3f}, held-out CER {error:.3f}")
+            if self.step % LOG_STEPS == 0:
+                log.add_scalar("loss", loss, self.step)
             if monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save()
                 saved = monotonic()
             bar.set_postfix(loss=f"{loss:.3f}", cer=f"{error:.3f}", refresh=False)
             bar.update()
         bar.close()
+        log.close()
         self.save()
 
 

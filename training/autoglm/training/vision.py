@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import MobileViTConfig, MobileViTModel
 
 from autoglm.training.align import save_head
 from autoglm.training.data.screens import Screen
+from autoglm.training.loop import LOG_STEPS
 from autoglm.training.vision_data import Batch, Pictures, screens_of
 from autoglm.training.vision_eval import evaluate
 from autoglm.training.vision_heads import LOUDNESS, Student, loss
@@ -98,6 +100,7 @@ class Trainer:
         pictures = Pictures(c.seed, c.batch, self.step, c.steps, round(c.steps * c.sheet_share))
         loader = DataLoader(pictures, batch_size=None, num_workers=1, prefetch_factor=4)
         bar = tqdm(total=c.steps, initial=self.step, desc="vision", unit="step", mininterval=1.0)
+        log = SummaryWriter(self.checkpoint.parent / "logs" / "vision", purge_step=self.step)
         saved, smooth = time.monotonic(), 0.0
         try:
             for batch in loader:
@@ -105,11 +108,14 @@ class Trainer:
                 smooth = value if smooth == 0 else 0.97 * smooth + 0.03 * value
                 bar.set_postfix(loss=f"{smooth:.3f}", img_s=_rate(bar, c.batch), refresh=False)
                 bar.update()
+                if self.step % LOG_STEPS == 0:
+                    log.add_scalar("loss", smooth, self.step)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
         finally:
             self.save()
+            log.close()
             bar.close()
 
     def _update(self, batch: Batch) -> float:
