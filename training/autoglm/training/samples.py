@@ -34,7 +34,7 @@ INTENT_WEIGHTS: dict[ScreenKind, dict[str, float]] = {  # on each kind of page, 
 }  # fmt: skip
 BLIND = frozenset({"back", "type"})  # what is done without a look at the screen
 TALK_WEIGHTS = {
-    "sum": 1.2, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
+    "sum": 1.6, "identity": 1.0, "abilities": 0.5, "greeting": 0.3, "thanks": 0.3, "goodbye": 0.2, "cannot": 0.7,
     "repeat": 1.2, "type": 1.0,
 }  # fmt: skip
 DISTRACTION_SHARE, NOISE_SHARE = 0.3, 0.1  # of the questions that need no picture, or no recording
