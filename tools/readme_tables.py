@@ -22,7 +22,14 @@ HEADS = {
 # English, Chinese, sources, tasks, chance.
 GROUPS: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
     ("says who it is, what it can do, hello, thanks, no", "说出自己是谁、会什么、问候、致谢、婉拒", "text", TALK, "–"),
-    ("the same beside a picture that has nothing to do with it", "同上,旁边放一张无关的图片", "text", DISTRACTED, "–"),
+    (
+        "the same beside a picture or noise that has nothing to do with it",
+        "同上,旁边放无关的图片或噪声",
+        "text",
+        DISTRACTED,
+        "–",
+    ),
+    ("repeats a given text", "重复给定的文字", "text", ("repeat", "repeat+distraction"), "0"),
     (
         "opens a named app: taps its icon, 4 to 20 on the screen",
         "打开某个应用:点击它的图标(屏幕上有 4 到 20 个)",
@@ -60,6 +67,7 @@ GROUPS: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
     ("back", "返回", "screen", ("back",), "–"),
     ("OK, Cancel: taps the button", "确定、取消:点击按钮", "screen", ("confirm: tap", "cancel: tap"), ".50"),
     ("types a given text", "输入给定的文字", "screen", ("type",), "0"),
+    ("the same without a screenshot", "同上,没有截图", "text", ("type", "type+distraction"), "0"),
     ("sums and differences up to 20", "20 以内加减法", "text", ("sum", "sum+distraction"), ".02"),
     ("spoken: taps the icon of a named app", "语音:点击某个应用的图标", "screen+speech", ("open: tap",), "< .05"),
     (
@@ -73,6 +81,13 @@ GROUPS: tuple[tuple[str, str, str, tuple[str, ...], str], ...] = (
     ("spoken questions about a screen", "语音:关于屏幕的问题", "screen+speech", QUESTIONS, "< .50"),
     ("spoken small talk", "语音闲聊", "speech", (*TALK, *DISTRACTED), "–"),
     ("dictation, whole sentence right", "听写,整句正确", "speech", ("dictation", "dictation+distraction"), "0"),
+    (
+        "dictation of words in any order, all right",
+        "听写顺序随意的词语,全部正确",
+        "speech",
+        ("dictation: loose words", "dictation: loose words+distraction"),
+        "0",
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 and a straight way down, bf16 autocast on the device that accelerate finds, a progress bar, TensorBoard logs, and a
 checkpoint every two minutes from which a cut run goes on."""
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 CHECKPOINT_SECONDS = 120
 LOG_STEPS = 20
+MMAP_THRESHOLD, TRIM_THRESHOLD = (-3, 32 << 20), (-1, 2**31 - 1)  # glibc's mallopt: parameter and value
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Loop:
     """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it."""
 
     def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path) -> None:
+        _keep_freed_memory()
         self.accelerator = Accelerator(mixed_precision="bf16")
         self.model, self.config, self.workdir = model.to(self.accelerator.device), config, workdir
         self.rng = np.random.default_rng(config.seed)
@@ -109,6 +112,17 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
         raise SystemExit(f"{checkpoint} is missing; run --stage {checkpoint.stem} first")
     saved: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["model"]
     return saved
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks for the next step, where it else gives them back and faults them in anew.
+
+    60 steps of the joint stage on two cores took 43 s without this and 36 s with it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another C library has none
+        mallopt(*MMAP_THRESHOLD)
+        mallopt(*TRIM_THRESHOLD)
 
 
 def _optimizers(model: nn.Module, config: LoopConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
