@@ -1,6 +1,7 @@
-"""Vision and speech as the gateway meets them: through Ray Serve's ingress."""
+"""Vision, speech and decoder as the gateway meets them: through Ray Serve's ingress."""
 
 import asyncio
+import base64
 import hashlib
 import io
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 import torch
 from google.protobuf.duration_pb2 import Duration
@@ -18,14 +20,18 @@ from PIL import Image
 from autoglm.common.errors import MeshError, from_rpc_error
 from autoglm.common.tensors import check
 from autoglm.common.torch_tensors import to_torch
-from autoglm.v1 import speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
+from autoglm.training.data.speech import Espeak
+from autoglm.v1 import decoder_pb2, decoder_pb2_grpc, speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, EncoderTimes
+from autoglm.v1.generation_pb2 import ROLE_USER, SamplingParams
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
+from ..cases import spoken
 from ..mesh import Mesh
 
 VISION = (("application", "vision"),)
 SPEECH = (("application", "speech"),)
+DECODER = (("application", "decoder"),)
 
 
 def png(width: int = 360, height: int = 800, color: str = "red", mode: str = "RGB") -> bytes:
@@ -154,6 +160,22 @@ async def test_transcribe_tells_the_length(channel: grpc.aio.Channel) -> None:
     stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
     response = await stub.Transcribe(speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=SPEECH)
     assert response.duration.ToMilliseconds() == 1500
+
+
+async def test_the_decoder_reads_the_transcript_behind_a_recording(channel: grpc.aio.Channel, hear: Hear) -> None:
+    Espeak.fresh()
+    said = spoken("打开游戏", "zh", np.random.default_rng(3))["input_audio"]["data"]
+    embedding = (await hear(base64.b64decode(said))).embedding
+    assert embedding.transcript == "打开游戏"
+    decoder: Any = decoder_pb2_grpc.DecoderServiceStub(channel)  # type: ignore[no-untyped-call]
+    lengths = []
+    for transcript in (embedding.transcript, ""):
+        embedding.transcript = transcript
+        message = decoder_pb2.DecoderMessage(role=ROLE_USER, parts=[decoder_pb2.DecoderPart(media=embedding)])
+        request = decoder_pb2.DecoderServiceGenerateRequest(messages=[message], sampling=SamplingParams(max_tokens=1))
+        last = [response async for response in decoder.Generate(request, metadata=DECODER, timeout=60)][-1]
+        lengths.append(last.finish.usage.prompt_tokens)
+    assert lengths[0] > lengths[1]
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bun
     heard, refused = Answered(), Answered()
     request = speech_pb2.SpeechServiceEncodeRequest(audio=file.getvalue())
     encoded = await servicer.encode(request, heard, Unmeasured())
-    assert (list(encoded.embedding.tokens.shape), encoded.transcript, heard.details) == ([13, AUDIO], "", "")
+    assert (list(encoded.embedding.tokens.shape), encoded.embedding.transcript, heard.details) == ([13, AUDIO], "", "")
     asked = speech_pb2.SpeechServiceTranscribeRequest(audio=file.getvalue())
     said = await servicer.transcribe(asked, refused, Unmeasured())
     assert said.text == ""
