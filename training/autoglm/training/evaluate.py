@@ -61,6 +61,8 @@ FIGURES = {
     "transcript_cer_zh": "the speech encoder's own transcript: character error rate, Chinese",
     "transcript_wer_en": "the speech encoder's own transcript: word error rate, English",
     "tap_distance": "taps: median distance from the element's middle, in thousandths of the screen",
+    "text_without_fusion": "questions that need no media, alone (nothing is fused, the decoder is a plain GLM): right",
+    "text_with_fusion": "the same beside an unrelated picture (everything is fused): right",
     "unchanged_beside_a_picture": "text answers that an unrelated picture leaves unchanged",
     "unchanged_beside_noise": "text answers that a noisy recording without words leaves unchanged",
     "agent_steps": "an agent's second or third step, mostly with the older screenshots dropped: right",
@@ -91,9 +93,10 @@ def evaluate(folder: Path, config: ExamConfig) -> Report:
         list(islice(given, len(some))) for some in (cases, alone, pictures, noises, steps)
     )
     figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _gates(asked, seeing, hearing)
+    figures["text_without_fusion"], figures["text_with_fusion"] = _share(plain), _share(seeing)
     figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
     figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
-    figures["agent_steps"] = sum(step.right for step in stepped) / len(stepped)
+    figures["agent_steps"] = _share(stepped)
     return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
 
 
@@ -156,6 +159,10 @@ def _taps(asked: Sequence[Given]) -> dict[str, float]:
             middle = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
             distances.append(np.hypot(given.point[0] - middle[0], given.point[1] - middle[1]))
     return {"tap_distance": float(np.median(distances))}
+
+
+def _share(asked: Sequence[Given]) -> float:
+    return sum(given.right for given in asked) / len(asked)
 
 
 def _unchanged(plain: Sequence[Given], beside: Sequence[Given]) -> float:
