@@ -95,7 +95,8 @@ def evaluate(folder: Path, config: ExamConfig) -> Report:
     figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _gates(asked, seeing, hearing)
     figures["text_without_fusion"], figures["text_with_fusion"] = _share(plain), _share(seeing)
     figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
-    figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
+    if hearing:  # a small exam may have drawn no noise
+        figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
     figures["agent_steps"] = _share(stepped)
     return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
 
@@ -172,8 +173,10 @@ def _unchanged(plain: Sequence[Given], beside: Sequence[Given]) -> float:
 def _gates(asked: Sequence[Given], seeing: Sequence[Given], hearing: Sequence[Given]) -> dict[str, float]:
     looks = [given.gates["image"] for given in asked if given.case.source == "screen" and given.case.reply.look]
     listens = [given.gates["audio"] for given in asked if "speech" in given.case.source]
-    return {"gate_auc_image": _auc(looks, [given.gates["image"] for given in seeing]),
-            "gate_auc_audio": _auc(listens, [given.gates["audio"] for given in hearing])}  # fmt: skip
+    areas = {"gate_auc_image": _auc(looks, [given.gates["image"] for given in seeing])}
+    if hearing:
+        areas["gate_auc_audio"] = _auc(listens, [given.gates["audio"] for given in hearing])
+    return areas
 
 
 def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:
