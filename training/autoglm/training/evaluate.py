@@ -20,7 +20,7 @@ from autoglm.fusion.compose import Media, Message
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.answering import Given, ask
 from autoglm.training.data.catalog import LANGUAGES, Language
-from autoglm.training.features import NOISE, FeaturesConfig, Shelf
+from autoglm.training.features import NOISE, WORDS, FeaturesConfig, Shelf
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
 from autoglm.vision.model import VisionModel
 
@@ -56,10 +56,10 @@ class Report(TypedDict):
 
 
 FIGURES = {
-    "dictation_cer_zh": "dictation: character error rate, Chinese",
-    "dictation_wer_en": "dictation: word error rate, English",
-    "transcript_cer_zh": "the speech encoder's own transcript: character error rate, Chinese",
-    "transcript_wer_en": "the speech encoder's own transcript: word error rate, English",
+    "dictation_cer_zh": "dictation of sentences: character error rate, Chinese",
+    "dictation_wer_en": "dictation of sentences: word error rate, English",
+    "transcript_cer_zh": "the speech encoder's own transcript of sentences: character error rate, Chinese",
+    "transcript_wer_en": "the speech encoder's own transcript of sentences: word error rate, English",
     "tap_distance": "taps: median distance from the element's middle, in thousandths of the screen",
     "text_without_fusion": "questions that need no media, alone (nothing is fused, the decoder is a plain GLM): right",
     "text_with_fusion": "the same beside an unrelated picture (everything is fused): right",
@@ -135,13 +135,14 @@ def _mean(rights: list[bool]) -> float | None:
 
 
 def _dictation(asked: Sequence[Given]) -> dict[str, float]:
-    said = [given for given in asked if given.case.task.startswith("dictation")]
+    said = [given for given in asked if given.case.task in ("dictation", "dictation+distraction")]
     pairs = [(given.case.language, given.case.reply.answer, given.final) for given in said]
     return _errors("dictation", pairs)
 
 
 def _transcripts(shelf: Shelf) -> dict[str, float]:
-    return _errors("transcript", [(info.language, info.text, info.heard) for info in shelf.clip_infos if info.text])
+    sentences = [info for info in shelf.clip_infos if info.intent not in (WORDS, NOISE)]
+    return _errors("transcript", [(info.language, info.text, info.heard) for info in sentences])
 
 
 def _errors(name: str, pairs: Sequence[tuple[Language, str, str]]) -> dict[str, float]:
