@@ -90,10 +90,11 @@ real input with no download; it is not a product.
 
 `autoglm train nano` makes it on two CPU cores from data that it generates itself: drawn screens and espeak-ng voices.
 Vision sees 96 000 pictures (46 minutes on one core), speech hears 67 hours (58 minutes on the other), fusion and
-decoder read 28 million tokens to align (80 minutes on both) and 22 million of everything (70 minutes). The seeds are fixed,
-the number of threads is not: running the command again gives a bundle of this kind, not the same bytes. These very weights
-were made in more than one sitting: both encoders went on from the end of a run of half the length, and `align` read
-features of the encoders of before, 7 000 screens and as many clips, without transcripts or noise.
+decoder read some 28 million tokens to align (80 minutes on both) and some 22 million of everything (67 minutes). The
+seeds are fixed, the number of threads is not: running the command again gives a bundle of this kind, not the same
+bytes. These very weights were made in more than one sitting: both encoders went on from the end of a run of half the
+length, and `align` read features of the encoders of before, 7 000 screens and as many clips, without transcripts,
+noise, copies or agents' steps.
 
 ## On held-out cases
 
