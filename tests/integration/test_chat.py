@@ -35,7 +35,7 @@ TASKS: list[tuple[str, ScreenKind, float, float]] = [
     ("which_app", "app", 0.8, 0.75),
     ("confirm", "dialog", 0.9, 0.9),
     ("cancel", "dialog", 0.9, 0.9),
-    ("back", "app", 0.9, 0.9),
+    ("back", "app", 0.75, 0.75),
 ]
 
 
