@@ -19,7 +19,7 @@ from autoglm.speech.model import SAMPLES_PER_TOKEN, SpeechEncoder, SpeechModel, 
 from autoglm.training.data import speech as data
 from autoglm.training.data.wording import sentences
 from autoglm.training.recipe import Recipe
-from autoglm.training.speech import Shard, Trainer, whisper_encoder_weights
+from autoglm.training.speech import Shard, Trainer, whisper_weights
 
 # --- voices ---
 
@@ -131,7 +131,7 @@ def test_a_transcript_is_normalized_and_a_ctc_path_is_merged() -> None:
 
 def test_the_published_encoder_maps_onto_transformers() -> None:
     config = WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536)
-    WhisperEncoder(config).load_state_dict(whisper_encoder_weights(), strict=True)
+    WhisperEncoder(config).load_state_dict(whisper_weights("encoder"), strict=True)
 
 
 def test_training_goes_on_exactly_where_it_was_stopped(tmp_path: Path) -> None:

