@@ -88,10 +88,9 @@ def evaluate(folder: Path, config: ExamConfig) -> Report:
     noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(shelf)))]
     sampler.diet = STEPS
     steps = [sampler.draw() for _ in range(limit // 2)]
-    given = iter(ask(folder, [*cases, *alone, *pictures, *noises, *steps]))
-    asked, plain, seeing, hearing, stepped = (
-        list(islice(given, len(some))) for some in (cases, alone, pictures, noises, steps)
-    )
+    given = iter(ask(folder, [*cases, *pictures, *noises, *steps]))
+    asked, seeing, hearing, stepped = (list(islice(given, len(some))) for some in (cases, pictures, noises, steps))
+    plain = [answer for answer in asked if not answer.case.media]
     figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _gates(asked, seeing, hearing)
     figures["text_without_fusion"], figures["text_with_fusion"] = _share(plain), _share(seeing)
     figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)

@@ -25,7 +25,7 @@ from autoglm.training.align import align
 from autoglm.training.features import Shelf
 from autoglm.training.init import initialise, initialise_places
 from autoglm.training.loop import Loop, LoopConfig, weights
-from autoglm.training.samples import SHARES, Case, Diet, Sampler
+from autoglm.training.samples import SHARES, Case, Diet, Sampler, Turn
 
 GRID = 7
 POOL = 384  # cases that are sorted by length before they are cut into batches
@@ -196,6 +196,15 @@ def answers(prompt: Prompt) -> list[slice]:
     return past if past and past[-1].stop == end else [*past, slice(end, end)]
 
 
+def asked(batch: Batch, added: Additions) -> Iterator[tuple[int, Turn, Tensor]]:
+    """Yield every turn: its row in the batch, the turn, and which of the enriched tokens [R] are the user's there."""
+    for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
+        start = 0
+        for turn, answer in zip(case.turns, answers(prompt), strict=True):
+            yield row, turn, (added.rows[row] >= start) & (added.rows[row] < answer.start)
+            start = answer.stop
+
+
 def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
     """Return the mean −log attention on the right cell, over the turns that have one.
 
@@ -207,14 +216,10 @@ def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
     attention = added.enriched.attention["image"]  # [B, heads, R, S]
     looks = attention[:, : attention.shape[1] // 2].float().mean(1)
     losses = []
-    for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
-        start = 0
-        for turn, answer in zip(case.turns, answers(prompt), strict=True):
-            if turn.reply.look is not None and turn.shown:
-                asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
-                sees = looks[row, asks, turn.image * GRID * GRID + cell(turn.reply.look)].clamp(min=1e-6)
-                losses += [-sees.max().log(), -sees[-1].log()]
-            start = answer.stop
+    for row, turn, asks in asked(batch, added):
+        if turn.reply.look is not None and turn.shown:
+            sees = looks[row, asks, turn.image * GRID * GRID + cell(turn.reply.look)].clamp(min=1e-6)
+            losses += [-sees.max().log(), -sees[-1].log()]
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
@@ -225,15 +230,11 @@ def gate_loss(batch: Batch, added: Additions | None) -> Tensor:
     text = pad(batch.fusion.enriched, (0, 1)).gather(1, added.rows)
     losses = []
     for kind, gates in added.enriched.gates.items():
-        first = batch.fusion.media[kind].where.min(1).values
         wanted = torch.full_like(gates, -1.0, dtype=torch.float32)
-        for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
-            start = int(first[row])
-            for turn, answer in zip(case.turns, answers(prompt), strict=True):
-                asks = (added.rows[row] >= start) & (added.rows[row] < answer.start)
-                wanted[row, asks] = float(kind in turn.needs and turn.shown)
-                start = max(start, answer.stop)
-        reads = text & (wanted >= 0)
+        for row, turn, asks in asked(batch, added):
+            wanted[row, asks] = float(kind in turn.needs and turn.shown)
+        sees = added.rows >= batch.fusion.media[kind].where.min(1, keepdim=True).values
+        reads = text & sees & (wanted >= 0)
         losses.append(binary_cross_entropy(gates[reads].float(), wanted[reads]))
     return torch.stack(losses).mean()
 

@@ -14,7 +14,7 @@ from autoglm.training.data.prompts import system_prompt
 from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.talk import TOPICS, draw_jumble, draw_repeat, draw_sum
 from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply, typing
-from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates, typed
+from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates
 from autoglm.training.features import NOISE, TALK, WORDS, Shelf, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
@@ -228,8 +228,7 @@ class Sampler:
         """Draw a text to copy: in training any words, lest it be known by heart."""
         if self.shelf.split == "train":
             return draw_jumble(language, self.rng)
-        pool = typed(language, self.shelf.split)
-        return pool[self._number(pool)]
+        return draw_key("type", language, self.shelf.split, self.rng)
 
     def _draw_ask(self, page: Page, language: Language, spoken: bool) -> Ask:
         """Draw an ask that mostly concerns something on the page."""
