@@ -40,8 +40,8 @@ CHAT_TEMPLATE = """[gMASK]<sop>
 {%- endif %}"""
 
 
-def build(folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
+def build(folder: Path) -> Tokenizer:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`; return the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\p{Han}|\p{N}"), "isolated"),
@@ -62,6 +62,7 @@ def build(folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return tokenizer
 
 
 def _names() -> list[str]:
