@@ -26,7 +26,7 @@ from ..cases import screen_cases, spoken
 
 # Intent, kind of screen, and the share that must be right of what is asked in writing and in speech.
 TASKS: list[tuple[str, ScreenKind, float, float]] = [
-    ("open", "home", 0.75, 0.75),
+    ("open", "home", 0.85, 0.75),
     ("open", "settings", 0.9, 0.85),
     ("where", "home", 0.8, 0.6),
     ("colour", "home", 0.9, 0.6),
