@@ -7,7 +7,8 @@ import pytest
 
 from autoglm.cli import report
 from autoglm.cli.load import Run, Sample
-from autoglm.cli.report import Case, Figure, Row
+from autoglm.cli.report import Case, Row
+from autoglm.common.measured import Figure, conditions
 
 STAGES = {"fetch": 1.0, "encode": 20.0, "queue": 0.5, "prefill": 8.0, "decode": 90.0}
 
@@ -44,7 +45,7 @@ def test_ratios_pair_the_rounds(rows: list[Row]) -> None:
 
 
 def test_both_files_are_written_whole(rows: list[Row], tmp_path: Path) -> None:
-    found = report.conditions() | {
+    found = conditions() | {
         "benchmark": "autoglm bench smoke",
         "model": "m",
         "server": "s",

@@ -55,8 +55,10 @@ def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> Non
     model = Assistant.fresh(
         DecoderConfig(hidden=128, layers=2, context=256), composer.tokenizer.get_vocab_size(), seed=4
     )
-    loop = Loop(model, LoopConfig("test", STEPS, rates.learning_rate, rates.matrix_rate, 1, warmup=50), tmp_path)
-    batches = iter(Batcher(composer, IdealScreens(1), TOKENS))
+    batcher = Batcher(composer, IdealScreens(1), TOKENS)
+    config = LoopConfig("test", STEPS, rates.learning_rate, rates.matrix_rate, 1, warmup=50)
+    loop = Loop(model, config, tmp_path, batcher)
+    batches = iter(batcher)
 
     def step() -> tuple[Tensor, dict[str, float]]:
         batch = next(batches)

@@ -20,6 +20,7 @@ def test_the_committed_recipe_makes_the_committed_decoder() -> None:
         ("joint", {"steps": None}, "joint.steps is missing"),
         ("joint", {"steps": "many"}, "joint.steps: "),
         ("joints", {}, "joints is not a key"),
+        ("distil", {"alpha": 1.5}, "distil.alpha: "),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, section: str, change: dict[str, object], said: str) -> None:

@@ -15,6 +15,7 @@ from autoglm.cli import load, report, workloads
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.report import Case, Row
 from autoglm.cli.workloads import Messages, ToolsMissing
+from autoglm.common.measured import conditions
 
 SEED = 0
 ROUNDS = 5
@@ -75,7 +76,7 @@ def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tu
         "rounds": ROUNDS,
         "requests": requests,
     }
-    return report.conditions() | found, rows
+    return conditions() | found, rows
 
 
 def _draw(requests: int, progress: Progress) -> Work:

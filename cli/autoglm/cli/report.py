@@ -2,40 +2,17 @@
 
 import json
 import os
-import platform
-import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
 from autoglm.cli.load import Run, Sample
+from autoglm.common.measured import Figure, short
 
-PACKAGES = ("autoglm-mesh", "ray", "torch", "transformers", "tokenizers", "grpcio", "fastapi", "uvicorn", "redis")
 STAGES = ("fetch", "encode", "queue", "prefill", "decode")
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One value a round, their median, and the least and the most."""
-
-    median: float
-    low: float
-    high: float
-    rounds: Sequence[float]
-
-    @classmethod
-    def of(cls, rounds: Sequence[float]) -> Self:
-        """Return the figure of these values."""
-        values = [round(value, 3) for value in rounds]
-        return cls(round(median(values), 3), min(values), max(values), values)
-
-    def __str__(self) -> str:
-        return f"{_short(self.median)} ({_short(self.low)}–{_short(self.high)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +82,6 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     ]
 
 
-def conditions() -> dict[str, Any]:
-    """Return the machine, the versions, the commit and the day."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": _commit(),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "system": f"{platform.system()} {platform.release()}",
-        },
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-    }
-
-
 def write(folder: Path, name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> Path:
     """Write `name`-<date>.json and .md, each whole or not at all, and return the path of the table."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,40 +139,13 @@ def _line(row: Row) -> str:
 
 
 def _stages_line(row: Row) -> str:
-    times = " | ".join(_short(row.stages[name]) for name in STAGES)
+    times = " | ".join(short(row.stages[name]) for name in STAGES)
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(row.cache.items())) or "–"
     return f"| {_case(row.case)} | {times} | {outcomes} |"
 
 
 def _case(case: Case) -> str:
     return f"{case.workload} | {case.media} | {case.concurrency}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _replace(path: Path, text: str) -> None:

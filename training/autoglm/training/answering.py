@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from autoglm.decoder.engine.sequence import Sequence as Request
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.model import FusionModel, MediaKind
 from autoglm.training.samples import Case
+from autoglm.vision.model import quantize_int8
 
 MAX_TOKENS, CONTEXT, SLOTS = 96, 2048, 32
 _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
@@ -57,13 +59,32 @@ def _final(text: str) -> str:
     return text.rsplit("</think>", 1)[-1]
 
 
-def ask(folder: Path, cases: Sequence[Case]) -> list[Given]:
-    """Return the greedy answer of the decoder and fusion in `folder` to every case, in order."""
-    composer = Composer(folder / "decoder")
-    decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32).eval()
-    fusion = FusionModel.from_pretrained(folder / "fusion")
-    runner = Runner(decoder, fusion, SLOTS, CONTEXT, composer.vocabulary, never=())
-    engine = Engine(runner, SLOTS, decoder.generation_config.eos_token_id)
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A decoder with its fusion, tokenizer and template, loaded in float32 as on a CPU that serves them."""
+
+    composer: Composer
+    decoder: GlmForCausalLM
+    fusion: FusionModel
+
+    @classmethod
+    def load(cls, folder: Path, int8: bool = False) -> Self:
+        """Open `folder`/decoder and `folder`/fusion; with `int8` the linear layers between embedding and head are
+        held and multiplied as 8-bit integers, as the vision encoder's are."""
+        decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
+        if int8:
+            quantize_int8(decoder.model.layers)
+        return cls(Composer(folder / "decoder"), decoder, FusionModel.from_pretrained(folder / "fusion"))
+
+    def runner(self, slots: int) -> Runner:
+        """Return the engine's forward passes over `slots` conversations at once."""
+        return Runner(self.decoder, self.fusion, slots, CONTEXT, self.composer.vocabulary, never=())
+
+
+def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
+    """Return the greedy answer of `speaker` to every case, in order."""
+    composer = speaker.composer
+    engine = Engine(speaker.runner(SLOTS), SLOTS, speaker.decoder.generation_config.eos_token_id)
     sinks = [_Answer() for _ in cases]
     requests = [
         Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)

@@ -8,9 +8,9 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import numpy as np
 from jiwer import cer, wer
@@ -18,7 +18,7 @@ from scipy.stats import mannwhitneyu
 
 from autoglm.fusion.compose import Media, Message
 from autoglm.speech.model import SpeechModel, normalize
-from autoglm.training.answering import Given, ask
+from autoglm.training.answering import Given, Speaker, ask
 from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.features import NOISE, WORDS, FeaturesConfig, Shelf
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
@@ -71,33 +71,62 @@ FIGURES = {
 }
 
 
-def evaluate(folder: Path, config: ExamConfig) -> Report:
-    """Ask the parts in `folder` the cases of `config`.
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """Held-out cases, drawn once: `cases` are judged by task; those without media come again beside `pictures` and
+    beside `noises`; `steps` are an agent's."""
 
-    The vision encoder runs in INT8, as it is served by default.
-    """
-    seed, limit = config.seed, config.limit
-    vision = VisionModel.from_pretrained(folder / "vision", int8=True)
-    speech = SpeechModel.from_pretrained(folder / "speech")
-    with tempfile.TemporaryDirectory() as scratch:
-        shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
-    sampler = Sampler(shelf, seed, EXAM)
-    cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
-    alone = [case for case in cases if not case.media]
-    pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(shelf.screens))]
-    noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(shelf)))]
-    sampler.diet = STEPS
-    steps = [sampler.draw() for _ in range(limit // 2)]
-    given = iter(ask(folder, [*cases, *pictures, *noises, *steps]))
-    asked, seeing, hearing, stepped = (list(islice(given, len(some))) for some in (cases, pictures, noises, steps))
-    plain = [answer for answer in asked if not answer.case.media]
-    figures = _dictation(asked) | _transcripts(shelf) | _taps(asked) | _gates(asked, seeing, hearing)
-    figures["text_without_fusion"], figures["text_with_fusion"] = _share(plain), _share(seeing)
-    figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
-    if hearing:  # a small exam may have drawn no noise
-        figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
-    figures["agent_steps"] = _share(stepped)
-    return Report(seed=seed, limit=limit, rows=_rows(asked), figures={k: round(v, 4) for k, v in figures.items()})
+    config: ExamConfig
+    shelf: Shelf
+    cases: list[Case]
+    pictures: list[Case]
+    noises: list[Case]
+    steps: list[Case]
+
+    @classmethod
+    def draw(cls, folder: Path, config: ExamConfig) -> Self:
+        """Draw what `config` asks for; the encoders in `folder` see and hear it.
+
+        The vision encoder runs in INT8, as it is served by default.
+        """
+        seed, limit = config.seed, config.limit
+        vision = VisionModel.from_pretrained(folder / "vision", int8=True)
+        speech = SpeechModel.from_pretrained(folder / "speech")
+        with tempfile.TemporaryDirectory() as scratch:
+            shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
+        sampler = Sampler(shelf, seed, EXAM)
+        cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
+        alone = [case for case in cases if not case.media]
+        pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(shelf.screens))]
+        noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(shelf)))]
+        sampler.diet = STEPS
+        steps = [sampler.draw() for _ in range(limit // 2)]
+        return cls(config, shelf, cases, pictures, noises, steps)
+
+    def judge(self, speaker: Speaker) -> Report:
+        """Ask `speaker` every case."""
+        parts = (self.cases, self.pictures, self.noises, self.steps)
+        given = iter(ask(speaker, list(chain(*parts))))
+        asked, seeing, hearing, stepped = (list(islice(given, len(part))) for part in parts)
+        plain = [answer for answer in asked if not answer.case.media]
+        figures = _dictation(asked) | _transcripts(self.shelf) | _taps(asked) | _gates(asked, seeing, hearing)
+        figures["text_without_fusion"], figures["text_with_fusion"] = share_right(plain), share_right(seeing)
+        figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
+        if hearing:  # a small exam may have drawn no noise
+            figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
+        figures["agent_steps"] = share_right(stepped)
+        rounded = {name: round(value, 4) for name, value in figures.items()}
+        return Report(seed=self.config.seed, limit=self.config.limit, rows=rows(asked), figures=rounded)
+
+
+def evaluate(folder: Path, config: ExamConfig) -> Report:
+    """Ask the parts in `folder` the cases of `config`."""
+    return Exam.draw(folder, config).judge(Speaker.load(folder))
+
+
+def share_right(given: Sequence[Given]) -> float:
+    """Return how many of the answers are right, as a share."""
+    return sum(answer.right for answer in given) / len(given)
 
 
 def _noises(shelf: Shelf) -> list[Media]:
@@ -115,7 +144,8 @@ def _beside(case: Case, media: Media) -> Case:
     return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
 
 
-def _rows(asked: Iterable[Given]) -> list[Row]:
+def rows(asked: Iterable[Given]) -> list[Row]:
+    """Return how often each task was done right."""
     right: dict[tuple[str, str], dict[Language, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for given in asked:
         task = f"{given.case.task}: tap" if given.case.taps else given.case.task
@@ -160,10 +190,6 @@ def _taps(asked: Sequence[Given]) -> dict[str, float]:
             middle = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
             distances.append(np.hypot(given.point[0] - middle[0], given.point[1] - middle[1]))
     return {"tap_distance": float(np.median(distances))}
-
-
-def _share(asked: Sequence[Given]) -> float:
-    return sum(given.right for given in asked) / len(asked)
 
 
 def _unchanged(plain: Sequence[Given], beside: Sequence[Given]) -> float:

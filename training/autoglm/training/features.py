@@ -22,7 +22,7 @@ from tqdm import tqdm
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
-from autoglm.training.data.speech import draw_voice, room, synthesize
+from autoglm.training.data.speech import as_heard, draw_voice, room, synthesize
 from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, polite, templates, typed
@@ -172,7 +172,7 @@ def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:
         return ClipInfo(WORDS, "", language, draw_jumble(language, rng))
     if share < NOISE_SHARE + WORDS_SHARE + TALK_SHARE:
         topic = list(TOPICS)[rng.integers(len(TOPICS))]
-        return ClipInfo(TALK, topic, language, TOPICS[topic][language].wording(split, rng))
+        return ClipInfo(TALK, topic, language, as_heard(TOPICS[topic][language].wording(split, rng)))
     weights = np.array([3.0 if SLOTS.get(intent) == "app" else 1.5 if intent in SLOTS else 0.7 for intent in TEMPLATES])
     weights[list(TEMPLATES).index("open")] = 9.0
     intent = list(TEMPLATES)[rng.choice(len(weights), p=weights / weights.sum())]
@@ -180,7 +180,7 @@ def _draw_clip(split: Split, rng: np.random.Generator) -> ClipInfo:
     ask = Ask(intent, draw_key(intent, language, split, rng), language)
     kind: Kind = "command" if intent in ACTIONS else "question"
     wording = polite(pool[rng.integers(len(pool))], kind, language, split, rng)
-    return ClipInfo(intent, ask.key, language, wording.format(ask.filler))
+    return ClipInfo(intent, ask.key, language, as_heard(wording.format(ask.filler)))
 
 
 def draw_key(intent: str, language: Language, split: Split, rng: np.random.Generator) -> str:

@@ -6,10 +6,10 @@ question that looks best), plus cross-entropy on the mean gates, which tell whet
 the supervised attention the same tasks take many times longer.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from autoglm.training import tokenizer
 from autoglm.training.align import align
 from autoglm.training.features import Shelf
 from autoglm.training.init import initialise, initialise_places
-from autoglm.training.loop import Loop, LoopConfig, weights
+from autoglm.training.loop import Loop, LoopConfig, Position, weights
 from autoglm.training.samples import SHARES, Case, Diet, Sampler, Turn
 
 GRID = 7
@@ -81,6 +81,12 @@ class Assistant(nn.Module):
                 layer.mlp.down_proj.weight.zero_()
         initialise_places(fusion)
         return cls(fusion, decoder)
+
+    @classmethod
+    def saved(cls, folder: Path) -> "Assistant":
+        """Return what `save` wrote into `folder`, in float32."""
+        decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True)
+        return cls(FusionModel.from_pretrained(folder / "fusion"), decoder)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
         """Return logits [N, vocabulary] for the N tokens that are learned, and what the fusion added."""
@@ -157,17 +163,39 @@ class Batcher:
     def __init__(self, composer: Composer, sampler: Source, tokens: int) -> None:
         self.composer, self.sampler, self.tokens = composer, sampler, tokens
         self.stop = composer.tokenizer.encode("<|user|>").ids
+        self._position = Position(sampler.rng.bit_generator.state, 0)
+
+    def position(self) -> Position:
+        """Return where the next batch comes from."""
+        return self._position
+
+    def seek(self, position: Position) -> None:
+        """Let the next batch come from there; only before the first one is drawn."""
+        self.sampler.rng.bit_generator.state = position.rng
+        self._position = position
 
     def __iter__(self) -> Iterator[Batch]:
+        rng = self.sampler.rng
         while True:
-            drawn = sorted((self._row(self.sampler.draw()) for _ in range(POOL)), key=_length)
-            batches: list[list[Row]] = [[]]
-            for row in drawn:
-                if (len(batches[-1]) + 1) * _length(row) > self.tokens:
-                    batches.append([])
-                batches[-1].append(row)
-            for number in self.sampler.rng.permutation(len(batches)):
-                yield self._batch(batches[number])
+            pool = self._pack(self.sampler.draw() for _ in range(POOL))
+            order, taken = rng.permutation(len(pool)), self._position.taken
+            for number in order[taken:]:
+                taken += 1
+                last = taken == len(pool)
+                self._position = Position(rng.bit_generator.state, 0) if last else replace(self._position, taken=taken)
+                yield self._batch(pool[number])
+
+    def of(self, cases: Iterable[Case]) -> Iterator[Batch]:
+        """Yield batches of just these cases, the shortest first."""
+        return map(self._batch, self._pack(cases))
+
+    def _pack(self, cases: Iterable[Case]) -> list[list[Row]]:
+        batches: list[list[Row]] = [[]]
+        for row in sorted(map(self._row, cases), key=_length):
+            if (len(batches[-1]) + 1) * _length(row) > self.tokens:
+                batches.append([])
+            batches[-1].append(row)
+        return batches
 
     def _row(self, case: Case) -> Row:
         prompt = self.composer.compose(case.messages, case.thinking)
@@ -246,53 +274,84 @@ def cell(place: tuple[float, float, float, float]) -> int:
     return min(row, GRID - 1) * GRID + min(column, GRID - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a run over fusion and decoder works on: its folder, the composer and the shelf of features."""
+
+    workdir: Path
+    composer: Composer
+    shelf: Shelf
+
+    @classmethod
+    def open(cls, workdir: Path) -> Self:
+        """Open what the stages before left in `workdir`."""
+        tokenizer.build(workdir / "decoder")
+        return cls(workdir, Composer(workdir / "decoder"), Shelf.open("train", workdir / "features"))
+
+    def left(self, checkpoint: str, decoder: DecoderConfig) -> Assistant:
+        """Return the model that a run left in its checkpoint; raises SystemExit where the run has not begun."""
+        model = Assistant.fresh(decoder, self.composer.vocabulary, seed=0)
+        model.load_state_dict(weights(self.workdir / checkpoint))
+        return model
+
+
 def begin(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     """Train from nothing (but the encoders' heads) and leave the run's checkpoint, align.pt, in `workdir`."""
-    composer, shelf = _opened(workdir)
-    model = Assistant.fresh(decoder, composer.vocabulary, config.seed)
-    align(model.fusion, shelf, workdir)
-    train("align", model, config, composer, shelf, workdir)
+    desk = Desk.open(workdir)
+    model = Assistant.fresh(decoder, desk.composer.vocabulary, config.seed)
+    align(model.fusion, desk.shelf, workdir)
+    train("align", model, config, desk)
 
 
 def run(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     """Go on from align.pt, and write `workdir`/fusion and `workdir`/decoder."""
-    composer, shelf = _opened(workdir)
-    model = Assistant.fresh(decoder, composer.vocabulary, config.seed)
-    model.load_state_dict(weights(workdir / "align.pt"))
-    train("joint", model, config, composer, shelf, workdir)
-    save(model, composer, workdir)
+    desk = Desk.open(workdir)
+    model = desk.left("align.pt", decoder)
+    train("joint", model, config, desk)
+    save(model, workdir)
 
 
-def _opened(workdir: Path) -> tuple[Composer, Shelf]:
-    tokenizer.build(workdir / "decoder")
-    return Composer(workdir / "decoder"), Shelf.open("train", workdir / "features")
+Graded = tuple[Tensor, dict[str, float]]
+Grade = Callable[[Batch, Tensor], Graded]
 
 
-def train(name: str, model: Assistant, config: RunConfig, composer: Composer, shelf: Shelf, workdir: Path) -> None:
-    """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in `workdir`."""
-    sampler = Sampler(shelf, config.seed)
-    loop = Loop(model, LoopConfig(name, config.steps, config.learning_rate, config.matrix_rate, config.seed), workdir)
-    sampler.rng = loop.rng  # resumed with the run
-    batches = iter(Batcher(composer, sampler, config.batch_tokens))
+def answer_loss(batch: Batch, logits: Tensor) -> Graded:
+    """Return the cross-entropy of the answer's tokens under `logits` [N, vocabulary], and its figure."""
+    loss = cross_entropy(logits.float(), batch.targets)
+    return loss, {"answer": loss.item()}
 
-    def step() -> tuple[Tensor, dict[str, float]]:
-        sampler.diet = SCREENS if loop.step < config.screen_steps else ALL
+
+def train(name: str, model: Assistant, config: RunConfig, desk: Desk, grade: Grade = answer_loss) -> None:
+    """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in the desk's folder.
+
+    `grade` is the loss on the answer; those on attention and gates are the same in every run.
+    """
+    sampler = Sampler(desk.shelf, config.seed)
+    batcher = Batcher(desk.composer, sampler, config.batch_tokens)
+    settings = LoopConfig(name, config.steps, config.learning_rate, config.matrix_rate, config.seed)
+    loop = Loop(model, settings, desk.workdir, batcher)
+    batches = iter(batcher)
+
+    def step() -> Graded:
+        drawn = loop.step - batcher.position().taken  # the step at which the pool at hand is drawn
+        sampler.diet = SCREENS if drawn < config.screen_steps else ALL
         batch = next(batches).to(loop.accelerator.device)
         logits, added = model(batch)
-        answer = cross_entropy(logits.float(), batch.targets)
+        answer, figures = grade(batch, logits)
         look, gate = attention_loss(batch, added), gate_loss(batch, added)
         weight = len(batch.targets) / config.batch_targets  # a token counts the same in every batch
         loss = answer + config.attention_weight * look + config.gate_weight * gate
-        return weight * loss, {"answer": answer.item(), "look": look.item(), "gate": gate.item()}
+        return weight * loss, figures | {"look": look.item(), "gate": gate.item()}
 
     loop.run(step)
 
 
-def save(model: Assistant, composer: Composer, workdir: Path) -> None:
-    """Write both parts in Hugging Face format, bf16."""
-    model.fusion.save_pretrained(workdir / "fusion")
+def save(model: Assistant, folder: Path) -> None:
+    """Write both parts in Hugging Face format, bf16, with the tokenizer. The decoder becomes bf16."""
+    model.fusion.save_pretrained(folder / "fusion")
     decoder = model.decoder
-    stops = [composer.tokenizer.token_to_id(text) for text in tokenizer.STOPS]
+    words = tokenizer.build(folder / "decoder")
+    stops = [words.token_to_id(text) for text in tokenizer.STOPS]
     decoder.generation_config.eos_token_id = stops
     decoder.config.eos_token_id = stops
-    decoder.to(torch.bfloat16).save_pretrained(workdir / "decoder")
+    decoder.to(torch.bfloat16).save_pretrained(folder / "decoder")

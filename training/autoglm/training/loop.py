@@ -5,11 +5,11 @@ checkpoint every two minutes from which a cut run goes on."""
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -36,17 +36,40 @@ class LoopConfig:
     clip: float = 1.0
 
 
-class Loop:
-    """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is in what it reads: batches are drawn in pools. `rng` is the generator's state where the pool at
+    hand began, `taken` how many of its batches are used."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path) -> None:
+    rng: Mapping[str, Any]
+    taken: int
+
+
+class Reads(Protocol):
+    """What a run reads: the same batches again from any position."""
+
+    def position(self) -> Position:
+        """Return where it is."""
+
+    def seek(self, position: Position) -> None:
+        """Go on from there; nothing has been read yet."""
+
+
+class Loop:
+    """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it.
+
+    A run that was cut reads the batches that it would have read: on one thread it ends with the same weights.
+    """
+
+    def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path, reads: Reads) -> None:
         _keep_freed_memory()
         self.accelerator = Accelerator(mixed_precision="bf16")
-        self.model, self.config, self.workdir = model.to(self.accelerator.device), config, workdir
-        self.rng = np.random.default_rng(config.seed)
+        self.model, self.config = model.to(self.accelerator.device), config
+        self.workdir, self.reads = workdir, reads
         self.path = workdir / f"{config.name}.pt"
         self.optimizers = _optimizers(model, config)
         self.step = 0
+        self.position = reads.position()  # behind the last whole step
         if self.path.exists():
             self._restore()
 
@@ -87,12 +110,13 @@ class Loop:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
+        self.position = self.reads.position()
         return figures
 
     def _save(self) -> None:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step,
-                 "rng": self.rng.bit_generator.state}  # fmt: skip
+                 "rng": self.position.rng, "taken": self.position.taken}  # fmt: skip
         temporary = self.path.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, self.path)
@@ -102,7 +126,8 @@ class Loop:
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.rng.bit_generator.state = state["rng"]
+        self.position = Position(state["rng"], state.get("taken", 0))
+        self.reads.seek(self.position)
         self.step = state["step"]
 
 
@@ -110,7 +135,7 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
     """Return the model's weights from a run's checkpoint; raises SystemExit where the run has not begun."""
     if not checkpoint.exists():
         raise SystemExit(f"{checkpoint} is missing; run --stage {checkpoint.stem} first")
-    saved: dict[str, Tensor] = torch.load(checkpoint, weights_only=True)["model"]
+    saved: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
     return saved
 
 

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoglm.common.bundle import DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
-from autoglm.training import evaluate, features, joint, speech, vision
+from autoglm.training import compare, distil, evaluate, features, joint, prune, speech, sweep, teacher, vision
 from autoglm.training.recipe import Recipe
 
-STAGES = ("speech", "vision", "features", "align", "joint", "evaluate", "export")
+STAGES = (
+    "speech", "vision", "features", "align", "joint", "teacher", "distil", "plain", "prune", "compare", "evaluate",
+    "export",
+)  # fmt: skip
+ASIDE = ("sweep",)  # run only when asked for
 
 
 def main(workdir: Path, stage: str | None = None, out: Path | None = None, recipe: Path | None = None) -> None:
@@ -21,8 +25,8 @@ def main(workdir: Path, stage: str | None = None, out: Path | None = None, recip
 
     Raises SystemExit for a stage that does not exist, RecipeError for a recipe that cannot be read.
     """
-    if stage is not None and stage not in STAGES:
-        raise SystemExit(f"no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    if stage is not None and stage not in (*STAGES, *ASIDE):
+        raise SystemExit(f"no stage {stage!r}; the stages are {', '.join((*STAGES, *ASIDE))}")
     runners = _runners(Recipe.read(recipe), workdir, out or default_bundle())
     workdir.mkdir(parents=True, exist_ok=True)
     for name in STAGES if stage is None else (stage,):
@@ -43,6 +47,12 @@ def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[],
         "features": lambda: features.run(recipe.features, workdir),
         "align": lambda: joint.begin(recipe.decoder, recipe.align, workdir),
         "joint": lambda: joint.run(recipe.decoder, recipe.joint, workdir),
+        "teacher": lambda: teacher.run(recipe.decoder, recipe.teacher, workdir),
+        "distil": lambda: distil.run(recipe.decoder, recipe.distil, workdir),
+        "plain": lambda: distil.run_plain(recipe.decoder, recipe.distil, workdir),
+        "sweep": lambda: sweep.run(recipe.decoder, recipe.sweep, recipe.distil, workdir),
+        "prune": lambda: prune.run(recipe.decoder, recipe.prune, workdir),
+        "compare": lambda: compare.run(recipe.compare, workdir),
         "evaluate": examine,
         "export": lambda: print(f"exported to {export(workdir, out).root}"),
     }
@@ -59,16 +69,20 @@ def export(workdir: Path, out: Path) -> Bundle:
         files = shutil.ignore_patterns("metrics.json")
         shutil.copytree(workdir / part, draft / part, ignore=files)
     shutil.copy(workdir / evaluate.REPORT, draft)
-    (draft / "README.md").write_text(_card(workdir), encoding="utf-8")
+    (draft / "README.md").write_text(card(workdir), encoding="utf-8")
     write_manifest(draft, DEFAULT_BUNDLE, "gcma").verify()
     shutil.rmtree(out, ignore_errors=True)
     draft.rename(out)
     return Bundle.open(out)
 
 
-def _card(workdir: Path) -> str:
+def card(workdir: Path) -> str:
+    """Return the model card, with the comparison where there is one."""
     report = json.loads((workdir / evaluate.REPORT).read_text(encoding="utf-8"))
-    return CARD.replace("{table}", evaluate.table(report))
+    compared = ""
+    if (path := workdir / compare.REPORT).exists():
+        compared = COMPARED.replace("{table}", compare.table(json.loads(path.read_text(encoding="utf-8"))))
+    return CARD.replace("{table}", evaluate.table(report)).replace("{compared}", compared)
 
 
 CARD = """---
@@ -102,9 +116,18 @@ Held out are layouts, phone sizes, sentence wordings, voices and sums that train
 answer is right when it is the expected text, a tap when its point lies inside the element's box.
 
 {table}
-
+{compared}
 ## What it cannot do
 
 Real photographs and real screenshots, real voices, open-domain talk, reading text on a screen, anything outside its
 24 apps, 8 colours and 8 settings. It will answer all the same, and it will be wrong.
+"""
+
+COMPARED = """
+## Teacher and student
+
+The decoder here is the student, trained beside a teacher: the same model with more layers. The teacher and the pruned
+student are not in the bundle; `autoglm train nano` makes them too.
+
+{table}
 """

@@ -22,7 +22,7 @@ from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.fusion.compose import Media, Message
 from autoglm.speech.model import SpeechModel, normalize
-from autoglm.training.answering import ask
+from autoglm.training.answering import Speaker, ask
 from autoglm.training.data.catalog import APPS, Language
 from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
@@ -143,7 +143,7 @@ def look(folder: Path, photos: Mapping[str, bytes]) -> list[Look]:
     asked = [
         (name, picture, question) for name, picture in zip(pictures, tokens, strict=True) for question in QUESTIONS
     ]
-    given = ask(folder, [_case(picture, question) for _, picture, question in asked])
+    given = ask(Speaker.load(folder), [_case(picture, question) for _, picture, question in asked])
     return [
         Look(picture=name, question=question, answer=answer.text, gate=answer.gates["image"])
         for (name, _, question), answer in zip(asked, given, strict=True)

@@ -7,10 +7,15 @@ from typing import Any, Self
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from autoglm.training.compare import CompareConfig
+from autoglm.training.distil import DistilConfig
 from autoglm.training.evaluate import ExamConfig
 from autoglm.training.features import FeaturesConfig
 from autoglm.training.joint import DecoderConfig, RunConfig
+from autoglm.training.prune import PruneConfig
 from autoglm.training.speech import SpeechConfig
+from autoglm.training.sweep import SweepConfig
+from autoglm.training.teacher import TeacherConfig
 from autoglm.training.vision import VisionConfig
 
 NANO = Path(__file__).parent / "recipes" / "nano.yaml"
@@ -30,6 +35,11 @@ class Recipe:
     decoder: DecoderConfig
     align: RunConfig
     joint: RunConfig
+    teacher: TeacherConfig
+    distil: DistilConfig
+    sweep: SweepConfig
+    prune: PruneConfig
+    compare: CompareConfig
     evaluate: ExamConfig
 
     @classmethod

@@ -23,7 +23,7 @@ Subject = tuple[str, tuple[str | Media, ...], Reply]
 SHARES: dict[Source, float] = {"text": 0.22, "screen": 0.4, "screen+speech": 0.22, "speech": 0.16}
 INTENT_WEIGHTS: dict[ScreenKind, dict[str, float]] = {  # on each kind of page, mostly what it is there for
     "home": {
-        "open": 6.0, "colour": 5.0, "where": 3.0, "exists": 2.0, "count": 3.0, "which_app": 0.5,
+        "open": 6.0, "colour": 4.0, "where": 3.0, "exists": 3.0, "count": 4.0, "which_app": 0.5,
         "turn_on": 0.4, "turn_off": 0.4, "back": 0.4, "type": 1.0,
     },
     "settings": {

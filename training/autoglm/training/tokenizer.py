@@ -12,9 +12,10 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from autoglm.training.data.catalog import APPS, COLOURS, LANGUAGES, REGIONS, SETTINGS, Name
+from autoglm.training.data.lexicon import TYPED
 from autoglm.training.data.prompts import FORMATS, HEADS, PROMPTS, RULES, TITLES, date_line
 from autoglm.training.data.talk import SUMS, TOPICS
-from autoglm.training.data.wording import AFTER, BEFORE, DICTATE, TEMPLATES, TYPED, full_width
+from autoglm.training.data.wording import AFTER, BEFORE, DICTATE, TEMPLATES, full_width
 
 END = "<|endoftext|>"
 STOPS = (END, "<|user|>", "<|observation|>")
@@ -40,8 +41,8 @@ CHAT_TEMPLATE = """[gMASK]<sop>
 {%- endif %}"""
 
 
-def build(folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`."""
+def build(folder: Path) -> Tokenizer:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`; return the tokenizer."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\p{Han}|\p{N}"), "isolated"),
@@ -62,6 +63,7 @@ def build(folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    return tokenizer
 
 
 def _names() -> list[str]:

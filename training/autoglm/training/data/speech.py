@@ -8,6 +8,7 @@ and by sentence template, never by shuffling.
 import _ctypes
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.signal import fftconvolve, resample_poly
 
 from autoglm.training.data.catalog import APPS, COLOURS, LANGUAGES, REGIONS, SETTINGS, Language, Split
+from autoglm.training.data.lexicon import LEXICON, TYPED
 from autoglm.training.data.talk import TOPICS
-from autoglm.training.data.wording import TEMPLATES, TYPED, sentences, templates
+from autoglm.training.data.wording import TEMPLATES, sentences, templates
 
 SAMPLE_RATE = 16_000
 SILENCE = (0.03, 0.25)
@@ -44,28 +46,6 @@ VARIANTS: dict[Split, tuple[str, ...]] = {
         "mike2", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "sandro", "shelby", "steph", "travis",
     ),
     "heldout": ("m4", "m7", "f4", "Andy", "linda", "robert", "steph3", "victor"),
-}  # fmt: skip
-
-# Common words, so that characters and sounds are also heard outside the commands' fixed wordings.
-LEXICON: dict[Language, tuple[str, ...]] = {
-    "zh": (
-        "告诉", "数字", "哪儿", "页面", "退出", "回去", "没有", "请问", "儿童", "表面", "时间", "今天",
-        "明天", "昨天", "早上", "中午", "晚上", "朋友", "老师", "学生", "学习", "工作", "电影", "音量",
-        "声音", "关机", "开始", "结束", "停止", "继续", "上面", "下面", "里面", "外面", "左右", "大小",
-        "多少", "什么", "为什么", "怎么", "可以", "不要", "需要", "知道", "喜欢", "看见", "听到", "说话",
-        "写字", "打字", "发送", "删除", "保存", "搜索", "下载", "更新", "帮助", "问题", "答案", "一二三",
-        "四五六", "七八九", "十", "我们", "你们", "他们", "这个", "那个", "现在", "以后", "应用", "图标",
-        "屏幕", "手机", "开关",
-    ),
-    "en": (
-        "write", "tell", "tell me", "whether", "start", "current", "see", "here", "there", "app", "apps", "word",
-        "number", "page", "screen", "button", "message", "picture", "photo", "sound", "volume", "time", "today",
-        "tomorrow", "yesterday", "morning", "evening", "friend", "people", "school", "work", "water", "light",
-        "stop", "begin", "finish", "continue", "search", "download", "update", "delete", "save", "send", "help",
-        "question", "answer", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-        "because", "before", "after", "under", "over", "between", "small", "large", "quick", "slow", "please",
-        "yes", "no", "maybe", "always", "never", "of", "the", "me", "my", "your", "this", "that", "and", "or",
-    ),
 }  # fmt: skip
 
 
@@ -154,6 +134,11 @@ class Espeak:
         while rest.value:
             clauses.append(self._library.espeak_TextToPhonemes(ctypes.byref(rest), self._UTF8, self._IPA).decode())
         return " ".join(clauses)
+
+
+def as_heard(text: str) -> str:
+    """Return `text` with one spelling of what sounds alike: no recording tells color from colour."""
+    return re.sub("(?<=[Cc])olor", "olour", text)
 
 
 def _spoken(text: str) -> str:
@@ -291,7 +276,7 @@ def clean_clips(
     Espeak.fresh()
     for _ in range(n):
         language: Language = LANGUAGES[int(rng.integers(len(LANGUAGES)))]
-        voice, text = draw_voice(language, split, rng), script.draw(language, rng, sentences_only)
+        voice, text = draw_voice(language, split, rng), as_heard(script.draw(language, rng, sentences_only))
         yield Clip(speak(text, voice, rng), text, language, voice.name)
 
 

@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 
 from autoglm.training.data.catalog import Language, Split
-from autoglm.training.data.wording import TEMPLATES, TYPED, part
+from autoglm.training.data.lexicon import LEXICON, TYPED
+from autoglm.training.data.wording import TEMPLATES, part
 
 HELD_OUT_SUMS, HELD_OUT_REPEATS = 2, 2
 
@@ -275,8 +276,9 @@ def draw_sum(language: Language, split: Split, rng: np.random.Generator) -> tupl
 
 @cache
 def _words(language: Language) -> tuple[str, ...]:
-    """Return every word (in Chinese, every character) that people say or type."""
+    """Return every word (in Chinese, every character) that people say or type, and the common ones."""
     tables = (
+        LEXICON[language],
         *(by[language] for by in (*TEMPLATES.values(), TYPED)),
         *(by[language].wordings for by in TOPICS.values()),
     )
