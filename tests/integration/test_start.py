@@ -22,7 +22,7 @@ from ..mesh import START_SECONDS, Mesh, command, free_ports, start_mesh, text_bu
 LOG_LINES = (
     "Loading model ",
     "Devices: ",
-    "INT8 quantization of the vision encoder",
+    "INT8 quantization: off",
     "Model loaded successfully in ",
     "Starting FastAPI server at http://127.0.0.1:{port}",
     "OpenAI-compatible endpoint enabled at /v1/chat/completions",

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import MobileViTModel
 
+from autoglm.common.int8 import Int8Linear, quantize_int8
 from autoglm.training.data.catalog import APPS, COLOURS, SETTINGS
 from autoglm.training.data.icons import GLYPHS, glyph
 from autoglm.training.data.screens import BANDS, PHONES, SCREEN_KINDS, TRAIN_SHARE, draw_screen, layout_unit
@@ -27,10 +28,8 @@ from autoglm.vision.model import (
     MAX_PIXELS,
     ImageError,
     ImageTooLarge,
-    Int8Linear,
     Preprocessing,
     VisionModel,
-    quantize_int8,
 )
 
 WIDTH = 320

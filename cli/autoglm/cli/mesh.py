@@ -2,7 +2,7 @@
 
 It is a process apart because Ray ends the process that drives it, without ceremony, when its own
 processes die. What happens is told on stdout, one JSON object a line: {"services": [...]}, then
-{"devices": [...], "int8_vision": true}; or {"error": "..."}, or {"again": "..."} for bad luck.
+{"devices": [...], "int8": ["vision"]}; or {"error": "..."}, or {"again": "..."} for bad luck.
 """
 
 import json
@@ -69,7 +69,7 @@ class Loaded:
     """What the running services say of themselves."""
 
     devices: tuple[str, ...]
-    int8_vision: bool
+    int8: tuple[str, ...]  # the services that compute with 8-bit weights
 
 
 def config_path() -> Path:
@@ -177,9 +177,9 @@ def describe(port: int, services: Sequence[str]) -> Loaded:
     limit = time.monotonic() + 60
     with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
         answers = {name: _ask(channel, name, limit) for name in services}
-    devices = {answer.device if name == "decoder" else answer.encoder.device for name, answer in answers.items()}
-    vision = answers.get("vision")
-    return Loaded(tuple(sorted(devices)), vision is not None and vision.encoder.int8)
+    infos = {name: answer if name == "decoder" else answer.encoder for name, answer in answers.items()}
+    devices = {info.device for info in infos.values()}
+    return Loaded(tuple(sorted(devices)), tuple(name for name, info in infos.items() if info.int8))
 
 
 def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:

@@ -122,8 +122,7 @@ class Supervisor:
         loaded = self._event(events)
         several = " (distributed mode)" if len(loaded["devices"]) > 1 else ""
         say(f"Devices: {', '.join(loaded['devices'])}{several}")
-        if loaded["int8_vision"]:
-            say("INT8 quantization of the vision encoder applied")
+        say(f"INT8 quantization: {', '.join(loaded['int8']) or 'off'}")
         say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
 
     def _start_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], place.Ports, Sequence[str]]:

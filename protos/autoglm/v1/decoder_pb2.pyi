@@ -77,17 +77,19 @@ class DecoderServiceDescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DecoderServiceDescribeResponse(_message.Message):
-    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting")
+    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting", "int8")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     MODALITIES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    INT8_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     modalities: _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality]
     context_length: int
     device: str
     num_requests_running: int
     num_requests_waiting: int
-    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ...) -> None: ...
+    int8: bool
+    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., int8: bool = ...) -> None: ...

@@ -55,14 +55,21 @@ def test_what_serves_speech_is_the_published_encoder(bundle: Bundle, sources: So
     assert (heard.transcript, ours.transcribes) == ("", False)
 
 
-def test_vision_and_decoder_start_and_say_what_they_are(bundle: Bundle) -> None:
-    """As their applications load them: 8-bit vision, and a decoder that has answered a prompt with each medium."""
-    at = {"bundle": str(bundle.root), "device": "cpu"}
+@pytest.mark.parametrize("int8", [False, True])
+def test_vision_and_decoder_start_and_say_what_they_are(bundle: Bundle, int8: bool) -> None:
+    """As their applications load them: vision, and a decoder that has answered a prompt with each medium."""
+    at = {"bundle": str(bundle.root), "device": "cpu", "int8": int8}
     vision = VisionServicer.load(VisionSettings.model_validate(at | {"max_batch": 1})).describe().encoder
-    assert (vision.width, vision.int8, vision.bundle) == (IMAGE, True, NAME)
+    assert (vision.width, vision.int8, vision.bundle) == (IMAGE, int8, NAME)
     servicer = DecoderServicer.load(DecoderSettings.model_validate(at | {"max_num_seqs": 2}))
     servicer.engine.close()
-    assert len(servicer.describe().modalities) == 3
+    decoder = servicer.describe()
+    assert (len(decoder.modalities), decoder.int8) == (3, int8)
+
+
+def test_a_decoder_on_a_gpu_has_no_8_bit_form(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="not on cuda:1: remove int8"):
+        DecoderModel.load(bundle, DecoderSettings.model_validate({"device": "cuda:1", "int8": True}))
 
 
 def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Sources) -> None:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
+from autoglm.common.int8 import quantize_int8
 from autoglm.decoder.engine.engine import Engine
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
@@ -21,7 +22,6 @@ from autoglm.decoder.engine.sequence import Sequence as Request
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.model import FusionModel, MediaKind
 from autoglm.training.samples import Case
-from autoglm.vision.model import quantize_int8
 
 MAX_TOKENS, CONTEXT, SLOTS = 96, 2048, 32
 _POINT = re.compile(r"element=\[(\d+),(\d+)\]")

@@ -128,8 +128,8 @@ def _open(entry: Entry, workdir: Path) -> Speaker:
 
 
 def _sight(workdir: Path, seed: int) -> Callable[[], Tensor]:
-    """Return the vision encoder's work for one screen: from a PNG file to tokens, in INT8, as it is served."""
-    vision, png = VisionModel.from_pretrained(workdir / "vision", int8=True), io.BytesIO()
+    """Return the vision encoder's work for one screen: from a PNG file to tokens."""
+    vision, png = VisionModel.from_pretrained(workdir / "vision"), io.BytesIO()
     draw_screen("heldout", np.random.default_rng(seed), "home").image.save(png, "PNG")
     return lambda: vision.encode(vision.preprocess(png.getvalue())[None])
 
@@ -233,6 +233,6 @@ def _legend(comparison: Comparison) -> list[str]:
         f"{number} thread{'s' if number > 1 else ''} of {machine['cpu']}. Token: a decoding pass and the choice. "
         f"Answer: {TOKENS} tokens to a written question about one screen, with template, tokenizer, fusion and "
         f"prefill of the prompt ({len(prompts)} prompts of {prompts[0]} to {prompts[-1]} tokens, median "
-        f"{median(prompts):.0f}). With encoder: an answer and the vision encoder in INT8, from a PNG file on.",
+        f"{median(prompts):.0f}). With encoder: an answer and the vision encoder, from a PNG file on.",
         f"- One run of {comparison['rounds']} rounds, every model in every round: median of the rounds (least–most).",
     ]

@@ -85,12 +85,9 @@ class Exam:
 
     @classmethod
     def draw(cls, folder: Path, config: ExamConfig) -> Self:
-        """Draw what `config` asks for; the encoders in `folder` see and hear it.
-
-        The vision encoder runs in INT8, as it is served by default.
-        """
+        """Draw what `config` asks for; the encoders in `folder` see and hear it."""
         seed, limit = config.seed, config.limit
-        vision = VisionModel.from_pretrained(folder / "vision", int8=True)
+        vision = VisionModel.from_pretrained(folder / "vision")
         speech = SpeechModel.from_pretrained(folder / "speech")
         with tempfile.TemporaryDirectory() as scratch:
             shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))

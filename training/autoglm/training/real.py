@@ -134,7 +134,7 @@ def _words(text: str) -> str:
 
 def look(folder: Path, photos: Mapping[str, bytes]) -> list[Look]:
     """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
-    vision = VisionModel.from_pretrained(folder / "vision", int8=True)
+    vision = VisionModel.from_pretrained(folder / "vision")
     rng = np.random.default_rng(SEED)
     drawn = [draw_screen("heldout", rng, kind) for kind in ("app", "home")]
     pictures = {f"photograph: {name}": vision.preprocess(data) for name, data in photos.items()}

@@ -87,6 +87,7 @@ class DecoderServicer:
             device=str(runner.device),
             num_requests_running=stats.running,
             num_requests_waiting=stats.waiting,
+            int8=self._model.int8,
         )
 
     async def _generate(

@@ -13,6 +13,7 @@ class DecoderSettings(BaseModel):
     bundle: str = Field("", description="Folder of the bundle; empty means AUTOGLM_BUNDLE, else the packaged one.")
     device: str = Field("", description="Where to compute, as PyTorch names it; empty means cuda if there, else cpu.")
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="Empty means bfloat16 on cuda, else float32.")
+    int8: bool = Field(False, description="Whether the layers' weights are held and multiplied in 8 bits, on a CPU.")
     threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 means half of the cores.")
     max_num_seqs: int = Field(32, ge=1, le=1024, description="Most requests generated at a time.")
     max_model_len: int = Field(0, ge=0, description="Most tokens of prompt and answer; 0 means the model's own limit.")

@@ -10,7 +10,7 @@ class VisionSettings(BaseModel):
 
     bundle: str = Field("", description="Folder of the bundle; empty means AUTOGLM_BUNDLE, else the packaged one.")
     device: str = Field("", description="Where to compute, as PyTorch names it; empty means cuda if there, else cpu.")
-    int8: bool = Field(True, description="Whether the encoder's weights are held in 8 bits.")
+    int8: bool = Field(False, description="Whether the encoder's weights are held in 8 bits.")
     threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 means half of the cores.")
     max_batch: int = Field(8, ge=1, le=64, description="Most images of one forward pass.")
     batch_wait_s: float = Field(0.002, ge=0, le=1, description="Seconds that a batch waits for company.")

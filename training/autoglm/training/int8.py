@@ -1,11 +1,15 @@
-"""What INT8 costs the vision encoder: linear probes fitted on float features read float and INT8 features.
+"""What INT8 costs and gains on this machine; prints two tables.
 
-Run as `python -m autoglm.training.vision_int8 [VISION_FOLDER]` (default: the packaged bundle's); prints a table.
+Run as `python -m autoglm.training.int8 [BUNDLE]` (default: the packaged bundle), on an idle machine. Speed of
+vision encoder and decoder: both forms in every round, on one thread. Accuracy of the vision encoder: linear probes
+fitted on float features read float and INT8 features. The decoder's accuracy is in the model card.
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +19,12 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
 from autoglm.common.bundle import default_bundle
+from autoglm.common.measured import Figure
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sequence import Sampling
+from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.fusion.compose import Message
+from autoglm.training.answering import Speaker
 from autoglm.training.data.screens import Screen
 from autoglm.training.vision_data import BACKGROUND, IGNORE, collate, screens_of
 from autoglm.vision.model import VisionModel
@@ -22,6 +32,7 @@ from autoglm.vision.model import VisionModel
 SEED = 29
 TRAIN_SCREENS, HELD_OUT_SCREENS, BATCH = 1500, 1000, 25
 SIDE, STEPS, DECAY = 7, 60, 1e-4
+ROUNDS, BATCHES, STREAMS, TOKENS = 15, (1, 8), (1, 8, 32), 20
 
 Field = Literal["name", "colour", "on"]
 FIELDS: tuple[Field, ...] = ("name", "colour", "on")
@@ -81,7 +92,7 @@ def fit(features: Tensor, labels: Tensor) -> nn.Linear:
     return probe.requires_grad_(False)
 
 
-def compare(folder: Path) -> str:
+def accuracy(folder: Path) -> str:
     """Return a Markdown table of what probes read in float and INT8 features of held-out screens."""
     torch.manual_seed(SEED)
     exact, rounded = (VisionModel.from_pretrained(folder, int8=int8) for int8 in (False, True))
@@ -101,5 +112,58 @@ def compare(folder: Path) -> str:
     return "\n".join([*lines, "", f"Mean cosine of the features: {cosine:.4f}"])
 
 
+Work = Callable[[], object]
+
+
+def speed(bundle: Path) -> str:
+    """Return a Markdown table of milliseconds in float and in INT8, and how many times as fast INT8 is."""
+    torch.set_num_threads(1)
+    lines = [f"| {ROUNDS} rounds, one thread | float ms | INT8 ms | × |", "|---|---|---|---|"]
+    for name, exact, rounded in [*_vision_work(bundle / "vision"), *_decoder_work(bundle)]:
+        pairs = [(_milliseconds(exact), _milliseconds(rounded)) for _ in range(ROUNDS + 1)][1:]
+        figures = [Figure.of(values) for values in (*zip(*pairs, strict=True), [a / b for a, b in pairs])]
+        lines.append(f"| {name} | {' | '.join(map(str, figures))} |")
+    return "\n".join(lines)
+
+
+def _vision_work(folder: Path) -> list[tuple[str, Work, Work]]:
+    exact, rounded = (VisionModel.from_pretrained(folder, int8=int8) for int8 in (False, True))
+    side, work = exact.preprocessing.side, list[tuple[str, Work, Work]]()
+    for n in BATCHES:
+        pixels = torch.rand(n, 3, side, side)
+        work.append((f"vision, {n} at a time", partial(exact.encode, pixels), partial(rounded.encode, pixels)))
+    return work
+
+
+def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
+    exact, rounded = (Speaker.load(bundle, int8=int8) for int8 in (False, True))
+    name = f"decoder, {TOKENS} tokens each, conversations at a time: "
+    return [(f"{name}{n}", _generation(exact, n), _generation(rounded, n)) for n in STREAMS]
+
+
+def _generation(speaker: Speaker, streams: int) -> Work:
+    """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
+    runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
+    running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
+    for slot, request in enumerate(running):
+        runner.prefill(request, slot)
+        request.output.append(0)
+    return partial(_decode, runner, running)
+
+
+def _decode(runner: Runner, running: Sequence[Request]) -> None:
+    for request in running:
+        request.length = len(request.prompt.token_ids)
+    for _ in range(TOKENS):
+        runner.decode(running)
+
+
+def _milliseconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - start)
+
+
 if __name__ == "__main__":
-    print(compare(Path(sys.argv[1]) if len(sys.argv) > 1 else default_bundle() / "vision"))
+    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default_bundle()
+    print(speed(chosen), accuracy(chosen / "vision"), sep="\n\n")

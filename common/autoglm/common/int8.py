@@ -1,0 +1,64 @@
+"""Weights in 8 bits, for services that are told to (`int8`): what it costs and gains is in ADR 3."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with 8-bit weights, one scale per output row, and activations quantized per token."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = _quantize_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, row_scale = _quantize_rows(x.reshape(-1, x.shape[-1]))
+        sums = torch._int_mm(rows, self.weight.t())
+        y = (sums * row_scale[:, None] * self.scale).reshape(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Conv2d(nn.Module):
+    """A convolution that keeps its weights in 8 bits, one scale per output channel, and computes in float."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        weight, scale = _quantize_rows(conv.weight.detach().flatten(1))
+        self.register_buffer("weight", weight.reshape(conv.weight.shape))
+        self.register_buffer("scale", scale[:, None, None, None])
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())
+        self.stride, self.padding = conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.scale
+        padding = self.padding
+        return nn.functional.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 values of `matrix` [N, K] and the float scale [N] of each row, symmetric around zero."""
+    scale = matrix.abs().amax(dim=1).clamp_min(1e-8) / 127
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
+
+
+def quantize_int8(module: nn.Module) -> None:
+    """Replace every linear layer and convolution below `module` by its 8-bit form, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child))
+        elif isinstance(child, nn.Conv2d):
+            setattr(module, name, Int8Conv2d(child))
+        else:
+            quantize_int8(child)
