@@ -11,9 +11,10 @@ from autoglm.fusion.batch import Additions
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.model import Enriched
 from autoglm.training import tokenizer
-from autoglm.training.data.catalog import LANGUAGES
+from autoglm.training.data.catalog import LANGUAGES, Language, Split
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.data.tasks import Page
+from autoglm.training.data.wording import TEMPLATES, templates
 from autoglm.training.features import NOISE, ClipInfo, Shelf
 from autoglm.training.joint import Batch, Batcher, answers, attention_loss, cell, gate_loss
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
@@ -24,6 +25,16 @@ def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
     folder: Path = tmp_path_factory.mktemp("decoder")
     tokenizer.build(folder)
     return Composer(folder)
+
+
+def test_every_word_of_a_held_out_wording_is_met_in_training(composer: Composer) -> None:
+    def tokens(intent: str, language: Language, split: Split) -> set[str]:
+        texts = [wording.format("") for wording in templates(intent, language, split)]
+        return {token for text in texts for token in composer.tokenizer.encode(text).tokens}
+
+    for intent, by_language in TEMPLATES.items():
+        for language in by_language:
+            assert tokens(intent, language, "heldout") <= tokens(intent, language, "train"), (intent, language)
 
 
 @pytest.fixture(scope="module")

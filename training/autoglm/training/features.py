@@ -22,10 +22,10 @@ from tqdm import tqdm
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
-from autoglm.training.data.speech import as_heard, draw_voice, room, synthesize
+from autoglm.training.data.speech import draw_voice, room, synthesize
 from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
-from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, polite, templates, typed
+from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, as_heard, polite, templates, typed
 from autoglm.vision.model import VisionModel
 
 TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen

@@ -8,8 +8,7 @@ and by sentence template, never by shuffling.
 import _ctypes
 import ctypes
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,7 +20,7 @@ from scipy.signal import fftconvolve, resample_poly
 from autoglm.training.data.catalog import APPS, COLOURS, LANGUAGES, REGIONS, SETTINGS, Language, Split
 from autoglm.training.data.lexicon import LEXICON, TYPED
 from autoglm.training.data.talk import TOPICS
-from autoglm.training.data.wording import TEMPLATES, sentences, templates
+from autoglm.training.data.wording import TEMPLATES, as_heard, sentences, templates
 
 SAMPLE_RATE = 16_000
 SILENCE = (0.03, 0.25)
@@ -136,11 +135,6 @@ class Espeak:
         return " ".join(clauses)
 
 
-def as_heard(text: str) -> str:
-    """Return `text` with one spelling of what sounds alike: no recording tells color from colour."""
-    return re.sub("(?<=[Cc])olor", "olour", text)
-
-
 def _spoken(text: str) -> str:
     for written, said in SPOKEN.items():
         text = text.replace(written, said)
@@ -227,7 +221,7 @@ def words(language: Language) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What may be said in each language: the sentences of one split, and pieces (words, parts of templates)."""
+    """What may be said in each language, as it is heard: the sentences of a split, and words and parts of templates."""
 
     sentences: dict[Language, tuple[str, ...]]
     pieces: dict[Language, tuple[str, ...]]
@@ -238,8 +232,8 @@ class Script:
         every = sentences(split)
         talk = {language: _talk(language, split) for language in LANGUAGES}
         return cls(
-            {language: (*(text for of, text in every if of == language), *talk[language]) for language in LANGUAGES},
-            {language: (*words(language), *_fragments(language, split), *talk[language]) for language in LANGUAGES},
+            {each: _heard([*(text for of, text in every if of == each), *talk[each]]) for each in LANGUAGES},
+            {each: _heard([*words(each), *_fragments(each, split), *talk[each]]) for each in LANGUAGES},
         )
 
     def draw(self, language: Language, rng: np.random.Generator, sentences_only: bool) -> str:
@@ -251,6 +245,10 @@ class Script:
             pieces = rng.choice(self.pieces[language], int(rng.integers(2, 5)))
             return ("" if language == "zh" else " ").join(pieces)
         return str(rng.choice(words(language)))
+
+
+def _heard(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(as_heard, texts))
 
 
 def _talk(language: Language, split: Split) -> tuple[str, ...]:
@@ -276,7 +274,7 @@ def clean_clips(
     Espeak.fresh()
     for _ in range(n):
         language: Language = LANGUAGES[int(rng.integers(len(LANGUAGES)))]
-        voice, text = draw_voice(language, split, rng), as_heard(script.draw(language, rng, sentences_only))
+        voice, text = draw_voice(language, split, rng), script.draw(language, rng, sentences_only)
         yield Clip(speak(text, voice, rng), text, language, voice.name)
 
 

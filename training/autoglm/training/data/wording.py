@@ -4,6 +4,8 @@ A template's `{}` takes the name of an app, a setting or a text to type. The las
 table are held out: no generator of the train split ever uses them.
 """
 
+import re
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -253,6 +255,7 @@ TEMPLATES: dict[str, dict[Language, tuple[str, ...]]] = {
 # is met in training: nothing above said "Start" or, in small letters, "write" and "tap".
 FURTHER: dict[tuple[str, Language], tuple[str, ...]] = {
     ("open", "en"): ("Start the {} app", "Start up {}", "I want to tap {}", "Let's start {}"),
+    ("colour", "en"): ("Tell me what colour {} is",),
     ("type", "en"): ("I want to write {}", "Can you write {} for me?"),
 }
 
@@ -319,10 +322,21 @@ def part(every: tuple[str, ...], held_out: int, split: Split) -> tuple[str, ...]
     return every[:-held_out] if split == "train" else every[-held_out:]
 
 
+def as_heard(text: str) -> str:
+    """Return `text` with one spelling of what sounds alike: no recording tells color from colour."""
+    return re.sub("(?<=[Cc])olor", "olour", text)
+
+
+@cache
 def templates(intent: str, language: Language, split: Split) -> tuple[str, ...]:
-    """Return the wordings of `intent`."""
-    further = FURTHER.get((intent, language), ()) if split == "train" else ()
-    return (*part(TEMPLATES[intent][language], HELD_OUT_TEMPLATES, split), *further)
+    """Return the wordings of `intent`; none for training that sounds like a held-out one."""
+    every = TEMPLATES[intent][language]
+    held_out = part(every, HELD_OUT_TEMPLATES, "heldout")
+    if split == "heldout":
+        return held_out
+    sounds = set(map(as_heard, held_out))
+    known = (*part(every, HELD_OUT_TEMPLATES, "train"), *FURTHER.get((intent, language), ()))
+    return tuple(wording for wording in known if as_heard(wording) not in sounds)
 
 
 def typed(language: Language, split: Split) -> tuple[str, ...]:
