@@ -6,7 +6,6 @@ fitted on float features read float and INT8 features. The decoder's accuracy is
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from autoglm.decoder.engine.sequence import Sequence as Request
 from autoglm.fusion.compose import Message
 from autoglm.training.answering import Speaker
 from autoglm.training.data.screens import Screen
+from autoglm.training.speed import clocked, threads
 from autoglm.training.vision_data import BACKGROUND, IGNORE, collate, screens_of
 from autoglm.vision.model import VisionModel
 
@@ -117,12 +117,12 @@ Work = Callable[[], object]
 
 def speed(bundle: Path) -> str:
     """Return a Markdown table of milliseconds in float and in INT8, and how many times as fast INT8 is."""
-    torch.set_num_threads(1)
     lines = [f"| {ROUNDS} rounds, one thread | float ms | INT8 ms | × |", "|---|---|---|---|"]
-    for name, exact, rounded in [*_vision_work(bundle / "vision"), *_decoder_work(bundle)]:
-        pairs = [(_milliseconds(exact), _milliseconds(rounded)) for _ in range(ROUNDS + 1)][1:]
-        figures = [Figure.of(values) for values in (*zip(*pairs, strict=True), [a / b for a, b in pairs])]
-        lines.append(f"| {name} | {' | '.join(map(str, figures))} |")
+    with threads(1):
+        for name, exact, rounded in [*_vision_work(bundle / "vision"), *_decoder_work(bundle)]:
+            pairs = [(1000 * clocked(exact), 1000 * clocked(rounded)) for _ in range(ROUNDS + 1)][1:]
+            figures = [Figure.of(values) for values in (*zip(*pairs, strict=True), [a / b for a, b in pairs])]
+            lines.append(f"| {name} | {' | '.join(map(str, figures))} |")
     return "\n".join(lines)
 
 
@@ -156,12 +156,6 @@ def _decode(runner: Runner, running: Sequence[Request]) -> None:
         request.length = len(request.prompt.token_ids)
     for _ in range(TOKENS):
         runner.decode(running)
-
-
-def _milliseconds(work: Work) -> float:
-    start = time.perf_counter()
-    work()
-    return 1000 * (time.perf_counter() - start)
 
 
 if __name__ == "__main__":

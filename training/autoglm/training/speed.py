@@ -47,7 +47,7 @@ def race(
     runners = {name: (speaker.composer, speaker.runner(slots=1)) for name, speaker in speakers.items()}
     names, seconds = list(speakers), {name: list[Seconds]() for name in speakers}
     for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
-        encoding = _clocked(encode)
+        encoding = clocked(encode)
         shift = number % len(names)  # nobody is always the first
         for name in names[shift:] + names[:shift]:
             seconds[name].append(_round(*runners[name], cases, encoding))
@@ -98,7 +98,8 @@ def _nowhere(event: Chosen | Finished) -> None:
     """Take no notice."""
 
 
-def _clocked(work: Callable[[], object]) -> float:
+def clocked(work: Callable[[], object]) -> float:
+    """Return how many seconds `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
