@@ -58,7 +58,8 @@ def check(
     """Look at files, shapes and fit of a bundle, and where it would be placed; exit status 1 for a fault."""
     from rich.console import Console
 
-    from autoglm.cli import checks, mesh
+    from autoglm.cli import mesh
+    from autoglm.common.memory import available_memory
     from autoglm.training.bundles import placement
     from autoglm.training.bundles.check import check as look_at
 
@@ -69,7 +70,7 @@ def check(
     except BundleError as error:
         raise _refuse("check", error) from None
     homes = mesh.placement(len(devices))
-    placed = placement.place(report, devices or [placement.Device("cpu", checks.available_memory())], homes)
+    placed = placement.place(report, devices or [placement.Device("cpu", available_memory())], homes)
     if as_json:
         rows = [{**asdict(each), "fits": each.fits} for each in placed]
         typer.echo(json.dumps({**asdict(report), "sound": not report.faults, "placement": rows}, indent=2))

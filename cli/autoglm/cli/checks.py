@@ -7,15 +7,13 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, BundleError, PartName
+from autoglm.common.memory import available_memory
 
 GIB = 1024**3
 NEEDED_MEMORY = 2.5 * GIB
 ENCODERS: tuple[PartName, ...] = ("vision", "speech")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_port(host: str, port: int, variable: str) -> None:
@@ -36,17 +34,6 @@ def check_memory(available: int | None = None) -> None:
             f"{available / GIB:.1f} GiB of memory is free and the mesh needs {NEEDED_MEMORY / GIB:.1f}:"
             " close other programs or raise the container's limit"
         )
-
-
-def available_memory() -> int:
-    """Return the bytes that can still be used: the machine's, or what the container has left."""
-    free: int = psutil.virtual_memory().available
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[PartName, ...]]:

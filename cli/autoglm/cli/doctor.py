@@ -11,6 +11,7 @@ from autoglm.cli import checks
 from autoglm.cli.options import GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import BundleError, chosen_bundle
+from autoglm.common.memory import available_memory
 
 
 def doctor(
@@ -68,7 +69,7 @@ def _torch() -> str:
 
 def _memory() -> str:
     checks.check_memory()
-    return f"{checks.available_memory() / checks.GIB:.1f} GiB free"
+    return f"{available_memory() / checks.GIB:.1f} GiB free"
 
 
 def _port(host: str, port: int, option: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
+    LOGIT_BIAS,
     MAX_CHOICES,
     MAX_STOPS,
     SAMPLING_RANGES,
@@ -135,6 +136,7 @@ class ChatCompletionRequest(_Model):
     temperature: float | None = _bounded("temperature")
     top_p: float | None = _bounded("top_p")
     top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
+    min_p: float | None = _bounded("min_p")
     max_tokens: int | None = _bounded("max_tokens")
     max_completion_tokens: int | None = _bounded("max_tokens")
     stop: Annotated[
@@ -150,6 +152,10 @@ class ChatCompletionRequest(_Model):
     presence_penalty: float | None = _bounded("presence_penalty")
     frequency_penalty: float | None = _bounded("frequency_penalty")
     repetition_penalty: float | None = _bounded("repetition_penalty")
+    logit_bias: (
+        dict[Annotated[int, Field(ge=0, lt=2**32)], Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]]
+        | None
+    ) = Field(None, description="Added to the logits of token ids.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -228,5 +234,7 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         repetition_penalty=request.repetition_penalty,
+        min_p=request.min_p,
+        logit_bias=request.logit_bias,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )

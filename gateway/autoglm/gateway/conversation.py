@@ -45,7 +45,9 @@ SAMPLING_RANGES: Mapping[str, Range] = {
     "frequency_penalty": Range(-2, 2),
     "repetition_penalty": Range(0, 10, open_low=True),
     "top_logprobs": Range(0, 20),
+    "min_p": Range(0, 1),
 }
+LOGIT_BIAS = Range(-100, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +141,7 @@ def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
         value = getattr(sampling, name)
         if sampling.HasField(name) and not (math.isfinite(value) and value in allowed):
             raise InvalidRequest(f"{prefix}{name} must be {allowed}", param=prefix + name)
+    if not all(math.isfinite(bias) and bias in LOGIT_BIAS for bias in sampling.logit_bias.values()):
+        raise InvalidRequest(f"{prefix}logit_bias must be {LOGIT_BIAS}", param=prefix + "logit_bias")
     if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
         raise InvalidRequest(f"{prefix}stop takes at most {MAX_STOPS} strings, none empty", param=prefix + "stop")

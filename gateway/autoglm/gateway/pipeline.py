@@ -225,6 +225,7 @@ def _generate_request(
         sampling=conversation.sampling,
         return_reasoning=conversation.return_reasoning,
         request_id=call.request_id,
+        cache_salt=call.tenant,
     )
     if conversation.enable_thinking is not None:
         request.enable_thinking = conversation.enable_thinking

@@ -53,7 +53,8 @@ class DecoderServiceServicer(object):
 
     def Generate(self, request, context):
         """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model
-        cannot read, RESOURCE_EXHAUSTED when the queue is full, DEADLINE_EXCEEDED when `timeout` passes.
+        cannot read, RESOURCE_EXHAUSTED when the queue is full or so long that the answer could not begin before
+        `timeout` (then with RetryInfo), DEADLINE_EXCEEDED when `timeout` passes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

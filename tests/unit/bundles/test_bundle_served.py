@@ -80,7 +80,9 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
     )
     prompt = decoder.composer.compose(TALK)
     assert prompt.token_ids == ids
-    ours = decoder.runner.prefill(Sequence.start(prompt, Sampling(), 8, lambda event: None), slot=0)[0]
+    sequence = Sequence.start(prompt, Sampling(), 8, lambda event: None)
+    decoder.runner.prepare(sequence)
+    ours = decoder.runner.read(sequence, 0, sequence.known)[0]
     said = torch.isfinite(ours)  # special tokens and padding are never said
     theirs = plain(torch.tensor([ids])).logits[0, -1].detach()
     assert said.sum() >= 256
@@ -91,7 +93,7 @@ def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(deco
     torch.manual_seed(3)
     media = (Media("image", torch.randn(49, IMAGE)), Media("audio", 3 * torch.randn(20, AUDIO)))
     prompt = decoder.composer.compose([TALK[0], Message("user", (*media, "Open the camera, please."))])
-    embed = decoder.runner.decoder.model.embed_tokens
+    embed = decoder.runner.glm.embed
     plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(decoder.runner.fusion, embed, prompt)
     words = torch.ones(len(prompt.token_ids), dtype=torch.bool)
     for run in prompt.runs:

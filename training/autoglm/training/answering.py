@@ -15,7 +15,9 @@ from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.int8 import quantize_int8
-from autoglm.decoder.engine.engine import Engine
+from autoglm.decoder.engine.cache import blocks
+from autoglm.decoder.engine.engine import Engine, Limits
+from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
@@ -23,7 +25,7 @@ from autoglm.fusion.compose import Composer
 from autoglm.fusion.model import FusionModel, MediaKind
 from autoglm.training.samples import Case
 
-MAX_TOKENS, CONTEXT, SLOTS = 96, 2048, 32
+MAX_TOKENS, CONTEXT, SLOTS, STEP_TOKENS = 96, 2048, 32, 1024
 _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
 
 
@@ -64,27 +66,31 @@ class Speaker:
     """A decoder with its fusion, tokenizer and template, loaded in float32 as on a CPU that serves them."""
 
     composer: Composer
-    decoder: GlmForCausalLM
+    glm: Glm
     fusion: FusionModel
+    stops: Sequence[int]
 
     @classmethod
     def load(cls, folder: Path, int8: bool = False) -> Self:
         """Open `folder`/decoder and `folder`/fusion; with `int8` the linear layers between embedding and head are
         held and multiplied as 8-bit integers, as the vision encoder's are."""
-        decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
+        source = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
+        glm = Glm(source, CONTEXT)
         if int8:
-            quantize_int8(decoder.model.layers)
-        return cls(Composer(folder / "decoder"), decoder, FusionModel.from_pretrained(folder / "fusion"))
+            quantize_int8(glm.layers)
+        fusion = FusionModel.from_pretrained(folder / "fusion")
+        return cls(Composer(folder / "decoder"), glm, fusion, source.generation_config.eos_token_id)
 
     def runner(self, slots: int) -> Runner:
         """Return the engine's forward passes over `slots` conversations at once."""
-        return Runner(self.decoder, self.fusion, slots, CONTEXT, self.composer.vocabulary, never=())
+        return Runner(self.glm, self.fusion, slots, self.composer.vocabulary, never=())
 
 
 def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
     """Return the greedy answer of `speaker` to every case, in order."""
     composer = speaker.composer
-    engine = Engine(speaker.runner(SLOTS), SLOTS, speaker.decoder.generation_config.eos_token_id)
+    limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
+    engine = Engine(speaker.runner(SLOTS), limits, speaker.stops)
     sinks = [_Answer() for _ in cases]
     requests = [
         Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)

@@ -174,7 +174,7 @@ def _model(
 
 
 def _sizes(entry: Entry, workdir: Path, speaker: Speaker) -> Sizes:
-    folder, decoder = workdir / entry.folder, speaker.decoder.state_dict()
+    folder, decoder = workdir / entry.folder, speaker.glm.state_dict()
     return Sizes(
         decoder_parameters=sum(weight.numel() for name, weight in decoder.items() if not name.endswith(".scale")),
         decoder_bytes=_bytes(decoder) if entry.int8 else (folder / "decoder" / WEIGHTS).stat().st_size,

@@ -146,7 +146,8 @@ def _generation(speaker: Speaker, streams: int) -> Work:
     runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
     running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
     for slot, request in enumerate(running):
-        runner.prefill(request, slot)
+        runner.prepare(request)
+        runner.read(request, slot, request.known)
         request.output.append(0)
     return partial(_decode, runner, running)
 
@@ -156,6 +157,8 @@ def _decode(runner: Runner, running: Sequence[Request]) -> None:
         request.length = len(request.prompt.token_ids)
     for _ in range(TOKENS):
         runner.decode(running)
+        for request in running:
+            request.length += 1
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from autoglm.common.measured import Figure
@@ -86,12 +87,20 @@ def _answer(composer: Composer, runner: Runner, case: Case) -> tuple[float, floa
     start = time.perf_counter()
     prompt = composer.compose(case.messages, case.thinking)
     request = Request.start(prompt, Sampling(temperature=0), TOKENS + 1, _nowhere)
-    request.output.append(choose(runner.prefill(request, 0)[0], request).token_id)
+    runner.prepare(request)
+    _choose(runner.read(request, 0, request.known), request)
     first = time.perf_counter()
     for _ in range(TOKENS):
-        request.output.append(choose(runner.decode([request])[0], request).token_id)
+        _choose(runner.decode([request]), request)
+        request.length += 1
     end = time.perf_counter()
     return (end - first) / TOKENS, end - start
+
+
+def _choose(logits: Tensor, request: Request) -> None:
+    (chosen,) = choose(logits, [request])
+    assert isinstance(chosen, Chosen)
+    request.output.append(chosen.token_id)
 
 
 def _nowhere(event: Chosen | Finished) -> None:

@@ -33,6 +33,10 @@ class Decoder:
         give_back()
         self._running = metrics.Gauge("autoglm_num_requests_running", "Requests being generated now.")
         self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests waiting for a place.")
+        self._usage = metrics.Gauge("autoglm_kv_cache_usage_perc", "Share of the cache that running requests hold.")
+        self._queries = metrics.Gauge("autoglm_prefix_cache_queries", "Prompt tokens looked for in the prefix cache.")
+        self._hits = metrics.Gauge("autoglm_prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self._preemptions = metrics.Gauge("autoglm_num_preemptions", "Requests put back because the cache was full.")
 
     async def Generate(
         self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Context
@@ -52,6 +56,10 @@ class Decoder:
         stats = self._servicer.engine.stats()
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
+        self._usage.set(stats.cache_usage)
+        self._queries.set(stats.prefix_queries)
+        self._hits.set(stats.prefix_hits)
+        self._preemptions.set(stats.preemptions)
         if not self._servicer.engine.alive():
             raise RuntimeError("the engine's thread has ended")
 

@@ -36,15 +36,15 @@ _KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_p
 class DecoderServicer:
     """Generates answers with one engine."""
 
-    def __init__(self, model: DecoderModel, max_num_seqs: int) -> None:
+    def __init__(self, model: DecoderModel) -> None:
         self._model = model
-        self.engine = Engine(model.runner, max_num_seqs, model.stops)
+        self.engine = Engine(model.runner, model.limits, model.stops)
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
         """Open the bundle's decoder and fusion; raises BundleError when a part is not whole."""
         model = DecoderModel.load(Bundle.open(chosen_bundle(settings.bundle)), settings)
-        servicer = cls(model, settings.max_num_seqs)
+        servicer = cls(model)
         servicer.warm_up()
         return servicer
 
@@ -67,7 +67,7 @@ class DecoderServicer:
         """DecoderService.Generate."""
         try:
             deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
-            async with aclosing(self._generate(request)) as messages:
+            async with aclosing(self._generate(request, deadline)) as messages:
                 while True:
                     async with asyncio.timeout(deadline.remaining()):
                         message = await anext(messages, None)
@@ -87,18 +87,20 @@ class DecoderServicer:
             device=str(runner.device),
             num_requests_running=stats.running,
             num_requests_waiting=stats.waiting,
+            kv_cache_usage_perc=stats.cache_usage,
             int8=self._model.int8,
         )
 
     async def _generate(
-        self, request: decoder_pb2.DecoderServiceGenerateRequest
+        self, request: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         prompt = self._prompt(request)
-        sampling = _sampling(request.sampling)
-        inbox = Inbox()
-        sequence = Sequence.start(prompt, sampling, self._room(prompt), inbox.put)
+        sampling = self._sampling(request.sampling)
+        inbox = Inbox(self.engine.wake)
+        salt = request.cache_salt.encode()
+        sequence = Sequence.start(prompt, sampling, self._room(prompt), inbox.put, salt, inbox.full)
         answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning)
-        self.engine.submit(sequence)
+        self.engine.submit(sequence, deadline.remaining())
         try:
             async for message, ended in answer.messages(inbox):
                 if ended:
@@ -144,8 +146,13 @@ class DecoderServicer:
             )
         return context - used
 
-
-def _sampling(message: generation_pb2.SamplingParams) -> Sampling:
-    """Return the parameters with defaults for what was not set."""
-    given = {field.name: getattr(message, field.name) for field, _ in message.ListFields() if field.name != "stop"}
-    return Sampling(stop=tuple(message.stop), **given)
+    def _sampling(self, message: generation_pb2.SamplingParams) -> Sampling:
+        """Return the parameters with defaults for what was not set."""
+        known = self._model.composer.vocabulary
+        if odd := [token_id for token_id in message.logit_bias if token_id >= known]:
+            raise InvalidRequest(f"logit_bias names token {odd[0]}; there are {known}", param="logit_bias")
+        apart = ("stop", "logit_bias")
+        given = {
+            field.name: getattr(message, field.name) for field, _ in message.ListFields() if field.name not in apart
+        }
+        return Sampling(stop=tuple(message.stop), logit_bias=dict(message.logit_bias), **given)

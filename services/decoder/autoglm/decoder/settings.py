@@ -17,6 +17,13 @@ class DecoderSettings(BaseModel):
     threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 means half of the cores.")
     max_num_seqs: int = Field(32, ge=1, le=1024, description="Most requests generated at a time.")
     max_model_len: int = Field(0, ge=0, description="Most tokens of prompt and answer; 0 means the model's own limit.")
+    max_num_batched_tokens: int = Field(
+        256, ge=16, description="Most prompt tokens read between two tokens of the answers that run."
+    )
+    kv_cache_memory_bytes: int = Field(
+        0, ge=0, description="Memory for keys and values, of prefixes too; 0 means a quarter of what is free, at most."
+    )
+    enable_prefix_caching: bool = Field(True, description="Whether what many prompts begin with is read only once.")
     max_ongoing_requests: int = Field(256, ge=1, description="Requests that a replica takes at a time.")
     max_queued_requests: int = Field(64, ge=-1, description="Requests that may wait before more are refused.")
     num_cpus: float = Field(0.5, ge=0, description="Share of the node's CPUs that Ray reserves for a replica.")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from tokenizers import Tokenizer
 
@@ -16,20 +16,37 @@ MODALITIES = {"image": modality_pb2.MODALITY_IMAGE, "audio": modality_pb2.MODALI
 _REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}
 
 
-class Inbox:
-    """Where the engine's thread leaves events for one coroutine of the event loop."""
+UNREAD = 256  # events that may wait for a client before its answer is laid aside
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+
+class Inbox:
+    """Where the engine's thread leaves events for one coroutine of the event loop.
+
+    `drained` is called when a full inbox has been emptied: its sequence can go on.
+    """
+
+    def __init__(self, drained: Callable[[], None]) -> None:
+        self._loop, self._drained = asyncio.get_running_loop(), drained
         self._queue: asyncio.Queue[Chosen | Finished] = asyncio.Queue()
+        self._put = self._got = 0  # each written by one side alone
 
     def put(self, event: Chosen | Finished) -> None:
         """Leave an event; called from the engine's thread."""
+        self._put += 1
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    def full(self) -> bool:
+        """Return whether the client is too far behind for more; called from the engine's thread."""
+        return self._put - self._got >= UNREAD
 
     async def get(self) -> Chosen | Finished:
         """Return the next event."""
-        return await self._queue.get()
+        event = await self._queue.get()
+        full = self.full()
+        self._got += 1
+        if full and not self.full():
+            self._drained()
+        return event
 
 
 class Answer:
@@ -75,6 +92,7 @@ class Answer:
             usage=generation_pb2.Usage(
                 prompt_tokens=len(self._prompt.token_ids),
                 completion_tokens=self._count,
+                cached_tokens=sequence.cached,
                 image_tokens=self._prompt.count("image"),
                 audio_tokens=self._prompt.count("audio"),
                 reasoning_tokens=self._thoughts,

@@ -2,7 +2,8 @@
 
 Floating-point sums depend on the shapes they are computed in. Every run is therefore computed in
 shapes that depend only on what stands before it, text in blocks of a fixed number of rows: the
-inputs of a prefix are bit for bit the same with and without what follows.
+inputs of a prefix are bit for bit the same with and without what follows, and what is known of a prefix need not be
+computed again.
 """
 
 from dataclasses import dataclass
@@ -19,26 +20,26 @@ BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """`embeddings` [T, text_width] for the decoder; `gates` modality → mean over the asked text."""
+    """`embeddings` [T − after, text_width] for the decoder; `gates` modality → mean over the asked text."""
 
     embeddings: Tensor
     gates: dict[MediaKind, float]
 
 
 @torch.inference_mode()
-def fuse(model: FusionModel, embed: nn.Embedding, prompt: Prompt) -> Fused:
-    """Return the decoder's inputs for `prompt`; without media they are the plain text embeddings."""
+def fuse(model: FusionModel, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Fused:
+    """Return the decoder's inputs for `prompt` from token `after` on; without media they are plain text embeddings."""
     embeddings = embed(torch.tensor(prompt.token_ids, device=embed.weight.device))
     if all(run.media is None for run in prompt.runs):
-        return Fused(embeddings, {})
-    return _Fuser(model, embeddings).fuse(prompt.runs)
+        return Fused(embeddings[after:], {})
+    return _Fuser(model, embeddings, after).fuse(prompt.runs)
 
 
 class _Fuser:
-    """The state of one pass from left to right."""
+    """The state of one pass from left to right; inputs before `after` are left as plain text."""
 
-    def __init__(self, model: FusionModel, embeddings: Tensor) -> None:
-        self.model, self.plain, self.out = model, embeddings, embeddings.clone()
+    def __init__(self, model: FusionModel, embeddings: Tensor, after: int) -> None:
+        self.model, self.plain, self.out, self.after = model, embeddings, embeddings.clone(), after
         weight = model.out.weight
         # Rows before the first token are zeros: `queries` always has its left context. So are images' rows.
         self.context = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
@@ -50,13 +51,16 @@ class _Fuser:
         return self.model.config.context - 1
 
     def fuse(self, runs: tuple[Run, ...]) -> Fused:
+        # What is computed again: the block or medium that `after` stands in, and all of the asked text, for its gates.
+        cut = (r.start for r in runs if r.asked or (r.media is not None and r.start < self.after < r.stop))
+        first = min([self.after - BLOCK, *cut])
         for run in runs:
             if run.media is not None:
                 self._media(run, run.media.kind)
             else:
-                self._text(run)
+                self._text(run, first)
         gates = {kind: torch.cat(values).mean().item() for kind, values in self.asked.items()}
-        return Fused(self.out, gates)
+        return Fused(self.out[self.after :], gates)
 
     def _media(self, run: Run, kind: MediaKind) -> None:
         assert run.media is not None
@@ -64,18 +68,21 @@ class _Fuser:
         tokens = self.model.project_media(kind, run.media.tokens.to(self.context)[None], index)
         if kind in SPOKEN:
             self.context[run.start + self.margin : run.stop + self.margin] = tokens[0]
-        queries = self.model.queries(tokens, self.context[None, run.start : run.stop + self.margin])
-        delta = self.model.enrich(queries, self._visible(len(index), but=kind)).delta
-        self.out[run.start : run.stop] = self.model.media_out(tokens, delta)[0]
+        if run.stop > self.after:
+            queries = self.model.queries(tokens, self.context[None, run.start : run.stop + self.margin])
+            delta = self.model.enrich(queries, self._visible(len(index), but=kind)).delta
+            self.out[run.start : run.stop] = self.model.media_out(tokens, delta)[0]
         self.sources.setdefault(kind, []).append(tokens)
 
-    def _text(self, run: Run) -> None:
+    def _text(self, run: Run, first: int) -> None:
         for start in range(run.start, run.stop, BLOCK):
             rows = min(BLOCK, run.stop - start)
+            if start + rows + self.margin <= first:  # no query reads it
+                continue
             plain = pad(self.plain[start : start + rows], (0, 0, 0, BLOCK - rows)).to(self.context.dtype)
             projected = self.model.project_text(plain)
             self.context[start + self.margin : start + self.margin + rows] = projected[:rows]
-            if run.enriched and self.sources:
+            if run.enriched and self.sources and (start + rows > self.after or run.asked):
                 self._enrich_block(start, rows, plain, projected, run.asked)
 
     def _enrich_block(self, start: int, rows: int, plain: Tensor, projected: Tensor, asked: bool) -> None:

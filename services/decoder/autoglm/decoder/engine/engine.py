@@ -1,57 +1,107 @@
-"""The embedded engine: one thread, one loop; every step admits at most one prompt and then decodes
-one token for all running sequences together."""
+"""The embedded engine: one thread, one loop. Every step reads a bounded piece of the waiting prompts and then decodes
+one token for all running sequences together.
+
+A sequence waits, is read into a slot, runs, and ends. It goes back to waiting, with what it generated, when the cache
+is full and it came last, or when nobody takes its tokens.
+"""
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from autoglm.common.errors import RateLimited
+from autoglm.decoder.engine.cache import Cache, blocks
+from autoglm.decoder.engine.content import BLOCK, block_keys
+from autoglm.decoder.engine.pace import Pace
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sampling import choose, note
+from autoglm.decoder.engine.sampling import BrokenLogits, choose, note
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
 
 logger = logging.getLogger("autoglm.decoder")
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine may take: sequences at a time, prompt tokens read in a step, blocks of cache, and whether
+    prefixes are kept. A sequence of the model's full context must fit in the cache."""
+
+    sequences: int
+    step_tokens: int
+    blocks: int
+    keep_prefixes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """How busy the engine is."""
+    """How busy the engine is, and what it has done: prompt tokens asked of the prefix cache and found there, and
+    sequences put back because the cache was full."""
 
     running: int
     waiting: int
+    cache_usage: float
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
 
 
 class Engine:
-    """Continuous batching over `max_num_seqs` slots. `submit` and `abort` may be called from any thread."""
+    """Continuous batching. `submit`, `abort`, `wake` and `stats` may be called from any thread."""
 
-    def __init__(self, runner: Runner, max_num_seqs: int, stops: Collection[int]) -> None:
-        self._runner, self._max_num_seqs, self._stops = runner, max_num_seqs, frozenset(stops)
+    def __init__(self, runner: Runner, limits: Limits, stops: Collection[int]) -> None:
+        self._runner, self._limits, self._stops = runner, limits, frozenset(stops)
+        self._cache = Cache(runner.slots, limits.blocks, limits.keep_prefixes)
+        self._pace = Pace()
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
+        self._reading: Sequence | None = None  # in the slot behind those that run
+        self._running: list[Sequence] = []  # sequence i in slot i
+        self._parked: list[Sequence] = []
+        self._queries = self._hits = self._preemptions = 0
         self._changed = threading.Condition()
-        self._closed = False
+        self._awake = self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; its sink gets every token and then one Finished, from the engine's thread."""
+    # --- for everyone -------------------------------------------------------------------------------
+
+    def submit(self, sequence: Sequence, within: float | None = None) -> None:
+        """Queue a sequence; its sink gets every token and then one Finished, from the engine's thread.
+
+        Raises RateLimited when its first token cannot be expected `within` so many seconds.
+        """
         with self._changed:
+            wait = self._expected_wait(sequence)
+            if within is not None and wait > within:
+                raise RateLimited(
+                    f"the answer could not begin before the deadline: {wait:.1f} s of work are queued, {within:.1f} s "
+                    "are left; try again later or allow more time",
+                    retry_after=wait - within,
+                )
             self._waiting.append(sequence)
-            self._changed.notify()
+            self._wake()
 
     def abort(self, sequence: Sequence) -> None:
         """Drop a sequence wherever it is; nothing more reaches its sink after the current step."""
         with self._changed:
             sequence.aborted = True
-            self._changed.notify()
+            self._wake()
+
+    def wake(self) -> None:
+        """Look again: a consumer that was full has room."""
+        with self._changed:
+            self._wake()
 
     def stats(self) -> Stats:
-        """Return how many sequences run and wait."""
+        """Return how busy the engine is."""
         with self._changed:
-            waiting = sum(not sequence.aborted for sequence in self._waiting)
-            return Stats(sum(not sequence.aborted for sequence in self._running), waiting)
+            taken = [*self._running, *([self._reading] if self._reading else [])]
+            waiting = sum(not sequence.aborted for sequence in (*self._waiting, *self._parked))
+            running = sum(not sequence.aborted for sequence in taken)
+            return Stats(running, waiting, self._cache.usage, self._queries, self._hits, self._preemptions)
 
     def alive(self) -> bool:
         """Return whether the loop still turns."""
@@ -61,8 +111,20 @@ class Engine:
         """Stop after the current step."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._wake()
         self._thread.join()
+
+    def _wake(self) -> None:
+        self._awake = True
+        self._changed.notify()
+
+    def _expected_wait(self, sequence: Sequence) -> float:
+        ahead = [*self._waiting, *([self._reading] if self._reading else []), sequence]
+        tokens = sum(one.known - one.length for one in ahead if not one.aborted)
+        crowd = len(self._running) + len(ahead) - self._limits.sequences
+        return self._pace.wait(tokens, max(0, crowd))
+
+    # --- the loop -----------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         while self._wait():
@@ -70,53 +132,159 @@ class Engine:
 
     def _wait(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+            self._changed.wait_for(lambda: self._awake or self._busy())
+            self._awake = False
             return not self._closed
+
+    def _busy(self) -> bool:
+        return bool(self._running or self._reading or self._waiting)
 
     def _step(self) -> None:
         self._drop_aborted()
-        if (sequence := self._admit()) is not None:
-            self._prefill(sequence)
-        if self._running:
-            self._decode()
+        self._park()
+        started, tokens = time.monotonic(), self._read()
+        self._grow()
+        self._decode()
+        if tokens:
+            self._pace.read(tokens, time.monotonic() - started)
 
     def _drop_aborted(self) -> None:
         with self._changed:
             self._waiting = deque(sequence for sequence in self._waiting if not sequence.aborted)
-        for sequence in [sequence for sequence in self._running if sequence.aborted]:
+            self._parked = [sequence for sequence in self._parked if not sequence.aborted]
+        for sequence in [sequence for sequence in self._placed() if sequence.aborted]:
             self._release(sequence)
 
-    def _admit(self) -> Sequence | None:
+    def _park(self) -> None:
+        """Take the slots of those whose consumers do not keep up, and queue those again that have caught up."""
+        for sequence in [sequence for sequence in self._running if sequence.full()]:
+            self._release(sequence)
+            self._parked.append(sequence)
         with self._changed:
-            return self._waiting.popleft() if self._waiting and len(self._running) < self._max_num_seqs else None
+            self._waiting.extendleft(sequence for sequence in self._parked if not sequence.full())
+            self._parked = [sequence for sequence in self._parked if sequence not in self._waiting]
 
-    def _prefill(self, sequence: Sequence) -> None:
-        sequence.started = time.monotonic()
+    def _placed(self) -> list[Sequence]:
+        """Return the sequences that have slots, in the order of these."""
+        return [*self._running, *([self._reading] if self._reading else [])]
+
+    # --- prompts ------------------------------------------------------------------------------------
+
+    def _read(self) -> int:
+        """Read prompts, one after another, as far as a step goes; return how many tokens."""
+        left = self._limits.step_tokens
+        while left and (sequence := self._reading or self._admit()):
+            tokens = min(left, sequence.known - sequence.length)
+            left -= tokens
+            try:
+                self._read_some(sequence, tokens)
+            except Exception as error:
+                self._fail(sequence, error)
+        return self._limits.step_tokens - left
+
+    def _admit(self) -> Sequence | None:
+        """Give the first of those that wait a slot, when one is free and the cache has room for it."""
         with self._changed:
-            self._running.append(sequence)
-        try:
-            logits = self._runner.prefill(sequence, len(self._running) - 1)
-            self._take(sequence, choose(logits[0], sequence))
-        except Exception as error:
-            self._fail(sequence, error)
+            if not self._waiting or len(self._running) == self._limits.sequences:
+                return None
+            need = blocks(self._waiting[0].known + 1)
+            if not self._cache.fits(need):
+                return None
+            self._reading = sequence = self._waiting.popleft()
+        sequence.blocks = need
+        self._cache.hold(need)
+        sequence.started = sequence.started or time.monotonic()
+        return sequence
+
+    def _read_some(self, sequence: Sequence, tokens: int) -> None:
+        if sequence.inputs is None:
+            self._begin(sequence)
+            tokens = min(tokens, sequence.known - sequence.length)
+        slot, before = len(self._running), sequence.length
+        logits = self._runner.read(sequence, slot, tokens)
+        self._keep(sequence, slot, before // BLOCK)
+        if sequence.length == sequence.known:
+            with self._changed:
+                self._reading = None
+                self._running.append(sequence)
+            sequence.inputs = None
+            if not sequence.output:
+                self._take([sequence], logits)
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Start with what the prefix cache knows; at least one token is left to be read."""
+        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.salt)
+        found = self._cache.match(sequence.keys[: (sequence.known - 1) // BLOCK])
+        self._runner.slots.put(len(self._running), found)
+        sequence.length = len(found) * BLOCK
+        if not sequence.output:
+            sequence.cached = sequence.length
+            self._queries += sequence.known
+            self._hits += sequence.cached
+        self._runner.prepare(sequence)
+
+    def _keep(self, sequence: Sequence, slot: int, first: int) -> None:
+        for number in range(first, min(sequence.length // BLOCK, len(sequence.keys))):
+            self._cache.keep(sequence.keys[number], slot, number)
+
+    # --- tokens -------------------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """See to it that every running sequence has room for its next token; those that came last give theirs up."""
+        for sequence in sorted(self._running, key=lambda one: one.submitted):
+            if not sequence.blocks:  # it gave its own up
+                continue
+            more = blocks(sequence.length + 1) - sequence.blocks
+            while not self._cache.fits(more):
+                self._preempt(max(self._placed(), key=lambda one: one.submitted))
+                if not sequence.blocks:
+                    break
+            else:
+                sequence.blocks += more
+                self._cache.hold(more)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._preemptions += 1
+        self._release(sequence)
+        with self._changed:
+            self._waiting.appendleft(sequence)
 
     def _decode(self) -> None:
-        batch = list(self._running)
-        try:
-            logits = self._runner.decode(batch)
-        except Exception as error:
-            for sequence in batch:
-                self._fail(sequence, error)
+        for sequences, outcome in list(self._outcomes(list(self._running), 0)):
+            if isinstance(outcome, Exception):
+                self._fail(sequences[0], outcome)
+                continue
+            for sequence in sequences:
+                sequence.length += 1
+            self._take(sequences, outcome)
+
+    def _outcomes(self, batch: list[Sequence], first: int) -> Iterator[tuple[list[Sequence], Tensor | Exception]]:
+        """Yield logits for `batch`, which begins in slot `first`; what fails together is tried in halves, so that in
+        the end only those fail that fail alone."""
+        if not batch:
             return
-        for row, sequence in enumerate(batch):
+        try:
+            yield batch, self._runner.decode(batch, first)
+        except Exception as error:
+            if len(batch) == 1:
+                yield batch, error
+                return
+            logger.warning("a step for %d sequences failed, trying halves: %s", len(batch), type(error).__name__)
+            half = len(batch) // 2
+            yield from self._outcomes(batch[:half], first)
+            yield from self._outcomes(batch[half:], first + half)
+
+    def _take(self, sequences: list[Sequence], logits: Tensor) -> None:
+        for sequence, chosen in zip(sequences, choose(logits, sequences), strict=True):
             try:
-                self._take(sequence, choose(logits[row], sequence))
+                if isinstance(chosen, BrokenLogits):
+                    raise chosen
+                self._give(sequence, chosen)
             except Exception as error:
                 self._fail(sequence, error)
 
-    def _take(self, sequence: Sequence, chosen: Chosen) -> None:
-        if not sequence.output:
-            sequence.first_token = time.monotonic()
+    def _give(self, sequence: Sequence, chosen: Chosen) -> None:
+        sequence.first_token = sequence.first_token or time.monotonic()
         sequence.output.append(chosen.token_id)
         note(sequence, chosen.token_id)
         if chosen.token_id in self._stops:
@@ -126,20 +294,45 @@ class Engine:
         if len(sequence.output) >= sequence.max_tokens:
             self._finish(sequence, "length")
 
-    def _finish(self, sequence: Sequence, reason: str | Exception) -> None:
-        self._release(sequence)
-        sequence.sink(Finished(reason))
+    # --- ends ---------------------------------------------------------------------------------------
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        """End a running sequence; what follows in its conversation will begin with this answer."""
+        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.salt)
+        self._keep(sequence, self._running.index(sequence), 0)
+        self._pace.end(busy=len(self._running) == self._limits.sequences)
+        self._end(sequence, reason)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
-        if sequence in self._running:
-            self._finish(sequence, error)
+        if sequence in self._placed():
+            self._end(sequence, error)
+
+    def _end(self, sequence: Sequence, reason: str | Exception) -> None:
+        self._release(sequence)
+        try:
+            sequence.sink(Finished(reason))
+        except Exception:
+            logger.exception("nobody takes the end of a sequence")
 
     def _release(self, sequence: Sequence) -> None:
-        """Free a slot; the last running sequence moves into it."""
+        """Free a slot; the last running sequence moves into it, and the one that is being read follows."""
+        slot = self._placed().index(sequence)
+        self._runner.slots.clear(slot, sequence.length)
         with self._changed:
-            slot, last = self._running.index(sequence), self._running[-1]
-            if last is not sequence:
-                self._runner.cache.move(len(self._running) - 1, slot, last.length)
-                self._running[slot] = last
-            self._running.pop()
+            if sequence is self._reading:
+                self._reading = None
+            else:
+                last = self._running.pop()
+                if last is not sequence:
+                    self._running[slot] = last
+                    self._shift(last, len(self._running), slot)
+                if self._reading is not None:
+                    self._shift(self._reading, len(self._running) + 1, len(self._running))
+        self._cache.hold(-sequence.blocks)
+        sequence.blocks = sequence.length = 0
+        sequence.inputs = None
+
+    def _shift(self, sequence: Sequence, source: int, target: int) -> None:
+        self._runner.slots.move(source, target, sequence.length)
+        self._runner.slots.clear(source, sequence.length)

@@ -1,62 +1,63 @@
-"""The forward passes: a prompt into a slot, and one token for every running sequence."""
+"""The forward passes: part of a prompt into a slot, and one token for running sequences."""
 
 from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
-from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.cache import SlotCache
+from autoglm.decoder.engine.cache import Slots
+from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import FusionModel
 
 
 class Runner:
-    """Owns the weights and the cache; knows nothing of scheduling.
+    """Owns the weights and the slots; knows nothing of scheduling.
 
     `allowed` is how many ids the tokenizer has: the vocabulary's padding is never chosen, nor are
     the ids in `never`.
     """
 
-    def __init__(
-        self, decoder: GlmForCausalLM, fusion: FusionModel, slots: int, context: int, allowed: int, never: Rows[int]
-    ) -> None:
-        self.decoder, self.fusion, self.context = decoder, fusion, context
-        config, weight = decoder.config, decoder.lm_head.weight
+    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, allowed: int, never: Rows[int]) -> None:
+        self.glm, self.fusion, self.context = glm, fusion, glm.context
+        config, weight = glm.config, glm.head.weight
         self.device = weight.device
-        shape = (slots, config.num_key_value_heads, context, config.head_dim)
-        self.cache = SlotCache(config.num_hidden_layers, shape, weight.dtype, self.device)
+        shape = (slots, 2 * config.num_key_value_heads, self.context, config.head_dim)
+        self.slots = Slots(config.num_hidden_layers, shape, weight.dtype, self.device)
         self._banned = torch.ones(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[:allowed] = False
         self._banned[list(never)] = True
 
     @torch.inference_mode()
-    def prefill(self, sequence: Sequence, slot: int) -> Tensor:
-        """Fuse and read a prompt into `slot`; returns the logits [1, vocabulary] of the next token."""
-        fused = fuse(self.fusion, self.decoder.model.embed_tokens, sequence.prompt)
+    def prepare(self, sequence: Sequence) -> None:
+        """Set the inputs of all that has to be read behind `sequence.length`, and the gates of the prompt."""
+        fused = fuse(self.fusion, self.glm.embed, sequence.prompt, sequence.length)
         sequence.gates = fused.gates
-        sequence.length = len(sequence.prompt.token_ids)
-        positions = torch.arange(sequence.length, device=self.device)[None]
-        return self._forward(fused.embeddings[None], slice(slot, slot + 1), positions)
+        generated = torch.tensor(sequence.output[:-1], dtype=torch.long, device=self.device)
+        behind = max(0, sequence.length - len(sequence.prompt.token_ids))
+        sequence.inputs = torch.cat([fused.embeddings, self.glm.embed(generated)[behind:]])
 
     @torch.inference_mode()
-    def decode(self, running: Rows[Sequence]) -> Tensor:
-        """Read each sequence's newest token (sequence i in slot i); returns logits [n, vocabulary]."""
+    def read(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
+        """Read the next `tokens` of what `prepare` set into `slot`; returns logits [1, vocabulary] behind them."""
+        assert sequence.inputs is not None
+        chunk, sequence.inputs = sequence.inputs[:tokens], sequence.inputs[tokens:]
+        positions = torch.arange(sequence.length, sequence.length + tokens, device=self.device)[None]
+        logits = self._forward(chunk[None], slice(slot, slot + 1), positions)
+        sequence.length += tokens
+        return logits
+
+    @torch.inference_mode()
+    def decode(self, running: Rows[Sequence], first: int = 0) -> Tensor:
+        """Read each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary].
+
+        The sequences' lengths stay as they are, so that a failed pass can be tried again.
+        """
         tokens = torch.tensor([[sequence.output[-1]] for sequence in running], device=self.device)
         positions = torch.tensor([[sequence.length] for sequence in running], device=self.device)
-        for sequence in running:
-            sequence.length += 1
-        return self._forward(self.decoder.model.embed_tokens(tokens), slice(0, len(running)), positions)
+        return self._forward(self.glm.embed(tokens), slice(first, first + len(running)), positions)
 
     def _forward(self, embeddings: Tensor, slots: slice, positions: Tensor) -> Tensor:
-        self.cache.target(slots, positions)
-        hidden = self.decoder.model(
-            inputs_embeds=embeddings.to(self.decoder.lm_head.weight.dtype),
-            attention_mask=self.cache.mask(),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits: Tensor = self.decoder.lm_head(hidden)
-        return logits.float().masked_fill_(self._banned, float("-inf"))
+        logits: Tensor = self.glm(embeddings, slots, positions, self.slots.stores)
+        return logits.masked_fill_(self._banned, float("-inf"))

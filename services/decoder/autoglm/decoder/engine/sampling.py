@@ -1,22 +1,37 @@
-"""From logits to tokens, as transformers' logits processors do it, in this order: penalties,
-temperature, top-k, top-p. Log probabilities are of the model, before any of them."""
+"""From logits to tokens for a whole batch, as transformers' logits processors do it, in this order: bias, penalties,
+temperature, top-k, top-p, min-p. Log probabilities are of the model, before any of them."""
+
+from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
 
+from autoglm.common.errors import InternalError
 from autoglm.decoder.engine.sequence import Chosen, Sampling, Sequence
 
 
-def choose(logits: Tensor, sequence: Sequence) -> Chosen:
-    """Return the next token of `sequence` from its logits [vocabulary], float32."""
-    sampling = sequence.sampling
-    token = _draw(_penalised(logits, sequence), sampling, sequence.generator)
-    if sampling.top_logprobs is None:
-        return Chosen(token)
-    logprobs = logits.log_softmax(-1)
-    values, ids = logprobs.topk(sampling.top_logprobs) if sampling.top_logprobs else (logprobs[:0], logprobs[:0])
-    top = tuple(zip((int(i) for i in ids.tolist()), values.tolist(), strict=True))
-    return Chosen(token, float(logprobs[token]), top)
+class BrokenLogits(InternalError):
+    """What the model says to one request is not a number."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output is not a number; see whether `autoglm bundle check` finds its weights whole"
+        )
+
+
+def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[Chosen | BrokenLogits]:
+    """Return the next token of each sequence from `logits` [n, vocabulary], float32; a row that holds a NaN, or no
+    finite logit at all, gets a BrokenLogits instead, alone."""
+    adjusted = torch.stack([_adjusted(row, sequence) for row, sequence in zip(logits, sequences, strict=True)])
+    best, tokens = adjusted.max(-1)  # a NaN wins
+    sound = best.isfinite().tolist()
+    drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature and sound[row]]
+    if drawn:
+        tokens[drawn] = _draw(adjusted[drawn], [sequences[row] for row in drawn])
+    return [
+        _chosen(logits[row], token, sequence.sampling.top_logprobs) if sound[row] else BrokenLogits()
+        for row, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True))
+    ]
 
 
 def note(sequence: Sequence, token: int) -> None:
@@ -25,8 +40,20 @@ def note(sequence: Sequence, token: int) -> None:
         sequence.counts[token] += 1
 
 
-def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
+def _chosen(logits: Tensor, token: int, rivals: int | None) -> Chosen:
+    if rivals is None:
+        return Chosen(token)
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(rivals)
+    return Chosen(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def _adjusted(logits: Tensor, sequence: Sequence) -> Tensor:
+    """Return one row with its bias and penalties."""
     sampling = sequence.sampling
+    if sampling.logit_bias:
+        ids = torch.tensor(list(sampling.logit_bias), device=logits.device)
+        logits = logits.index_add(0, ids, torch.tensor(list(sampling.logit_bias.values()), device=logits.device))
     if not (sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0):
         return logits
     if sequence.counts is None:
@@ -40,16 +67,31 @@ def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
     return logits - counts * sampling.frequency_penalty - (counts > 0) * sampling.presence_penalty
 
 
-def _draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    logits = logits / sampling.temperature
-    if sampling.top_k:
-        floor = logits.topk(min(sampling.top_k, len(logits))).values[-1]
-        logits = logits.masked_fill(logits < floor, float("-inf"))
-    probabilities = logits.softmax(-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0  # the first token past the mass stays
-        probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
-    return int(torch.multinomial(probabilities.cpu(), 1, generator=generator))
+def _draw(logits: Tensor, sequences: Rows[Sequence]) -> Tensor:
+    """Draw a token for each row of `logits` [n, vocabulary], each with its own generator: [n].
+
+    A uniform number falls into the cumulated probabilities of what is kept, the likeliest first.
+    """
+
+    def each(values: Rows[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    samplings = [sequence.sampling for sequence in sequences]
+    ordered, order = logits.sort(dim=-1, descending=True)
+    scaled = ordered.double() / each([sampling.temperature for sampling in samplings])
+    scaled = scaled.masked_fill(scaled < _least_kept(scaled, samplings), float("-inf"))
+    shares = scaled.softmax(-1)
+    before = shares.cumsum(-1) - shares
+    dropped = before >= each([sampling.top_p for sampling in samplings])  # the first token past the mass stays
+    dropped |= shares < shares[:, :1] * each([sampling.min_p for sampling in samplings])
+    dropped[:, 0] = False
+    mass = shares.masked_fill(dropped, 0).cumsum(-1)
+    uniform = [torch.rand((), generator=sequence.generator, dtype=torch.float64).item() for sequence in sequences]
+    places = torch.searchsorted(mass, each(uniform) * mass[:, -1:], right=True)
+    return order.gather(1, places)[:, 0]
+
+
+def _least_kept(ordered: Tensor, samplings: Rows[Sampling]) -> Tensor:
+    """Return the smallest value [n, 1] that top-k keeps of `ordered` [n, vocabulary]; its equals stay too."""
+    last = [min(sampling.top_k or ordered.shape[1], ordered.shape[1]) - 1 for sampling in samplings]
+    return ordered.gather(1, torch.tensor(last, device=ordered.device)[:, None])

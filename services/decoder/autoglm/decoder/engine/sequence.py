@@ -1,7 +1,7 @@
 """One request inside the engine: what it asks, where it stands, and how its answer gets out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +18,14 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
 
 
@@ -46,11 +48,18 @@ class Finished:
 Sink = Callable[[Chosen | Finished], None]
 
 
+def never() -> bool:
+    """Be a consumer that always keeps up."""
+    return False
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request from submit to finish. Owned by the engine's thread once submitted.
 
-    `length` counts the positions whose keys and values are cached. Times are monotonic seconds.
+    `salt` keeps the cached prefixes of one tenant from every other; `full` tells that the consumer does not keep up.
+    `length` counts the positions whose keys and values stand in the sequence's slot, `blocks` what it holds of the
+    cache, `cached` the tokens of the prompt that came from the prefix cache. Times are monotonic seconds.
     """
 
     prompt: Prompt
@@ -58,8 +67,14 @@ class Sequence:
     max_tokens: int
     sink: Sink
     generator: torch.Generator
+    salt: bytes = b""
+    full: Callable[[], bool] = never
     output: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    inputs: Tensor | None = None
     length: int = 0
+    blocks: int = 0
+    cached: int = 0
     gates: dict[MediaKind, float] = field(default_factory=dict)
     counts: Tensor | None = None
     submitted: float = field(default_factory=time.monotonic)
@@ -68,8 +83,23 @@ class Sequence:
     aborted: bool = False
 
     @classmethod
-    def start(cls, prompt: Prompt, sampling: Sampling, room: int, sink: Sink) -> "Sequence":
+    def start(
+        cls,
+        prompt: Prompt,
+        sampling: Sampling,
+        room: int,
+        sink: Sink,
+        salt: bytes = b"",
+        full: Callable[[], bool] = never,
+    ) -> "Sequence":
         """Return a waiting sequence that may generate up to `room` tokens."""
         generator = torch.Generator()
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed % 2**63)
-        return cls(prompt, sampling, min(room, sampling.max_tokens or room), sink, generator)
+        most = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        return cls(prompt, sampling, most, sink, generator, salt, full)
+
+    @property
+    def known(self) -> int:
+        """Return how many tokens have to be read before the next one can be chosen: the prompt, and all that was
+        generated but the newest, which the next pass reads."""
+        return len(self.prompt.token_ids) + max(0, len(self.output) - 1)

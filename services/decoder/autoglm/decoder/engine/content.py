@@ -1,0 +1,55 @@
+"""What a prefix is made of, as keys: two prefixes with one key have the same keys and values in the cache.
+
+A block's key is the SHA-256 of the key before it and of what stands in the block: token ids, whether a token takes
+from media, and for media the content of the whole item. Everything a token becomes depends on what stands before it
+alone, so a key says all.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from autoglm.fusion.compose import Media, Prompt
+
+BLOCK = 64  # tokens
+
+
+def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes]:
+    """Return the key of every whole block of a prompt and what was generated behind it.
+
+    `salt` starts the chain: sequences with different salts share nothing.
+    """
+    kinds, contents = _contents(prompt)
+    tokens = np.array([*prompt.token_ids, *output], np.int64)
+    flags = np.zeros(len(tokens), np.uint8)  # generated text takes nothing, as an assistant's text in a prompt
+    flags[: len(kinds)] = kinds
+    keys, before = list[bytes](), hashlib.sha256(salt).digest()
+    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+        digest = hashlib.sha256(before)
+        digest.update(tokens[start : start + BLOCK].tobytes())
+        digest.update(flags[start : start + BLOCK].tobytes())
+        for first, content in contents:
+            if start <= first < start + BLOCK:
+                digest.update(content)
+        before = digest.digest()
+        keys.append(before)
+    return keys
+
+
+def _contents(prompt: Prompt) -> tuple[list[int], list[tuple[int, bytes]]]:
+    """Return for each token of the prompt what it is (0 plain, 1 takes from media, 2 + kind for media), and where
+    each medium starts with a digest of it."""
+    kinds, contents = list[int](), list[tuple[int, bytes]]()
+    for run in prompt.runs:
+        kinds += [2 if run.media is not None else int(run.enriched)] * (run.stop - run.start)
+        if run.media is not None:
+            contents.append((run.start, _digest(run.media)))
+    return kinds, contents
+
+
+def _digest(media: Media) -> bytes:
+    data = media.tokens.detach().cpu().contiguous()
+    head = f"{media.kind} {data.dtype} {tuple(data.shape)}".encode()
+    return hashlib.sha256(head + data.view(torch.uint8).numpy().tobytes()).digest()

@@ -1,0 +1,126 @@
+"""GLM as the engine runs it: the arithmetic of transformers' GlmForCausalLM in fewer, larger steps, over a cache of
+its own.
+
+Queries, keys and values come from one matrix product, a rotation is one complex product, and a key's queries attend
+as rows of one matrix, so that no key is ever repeated.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM
+
+from autoglm.decoder.engine.content import BLOCK
+
+
+class Layer(nn.Module):
+    """One decoder layer. `store` below is its cache [slots, 2 · kv_heads, context, head_dim], keys before values."""
+
+    def __init__(self, layer: GlmDecoderLayer) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o, self.gate_up, self.down = attention.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj
+        self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
+        self.head_dim = attention.head_dim
+
+    def forward(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
+        """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
+        x = x + self.o(self._attend(self._norm(x, 0), store, view))
+        gate, up = self.gate_up(self._norm(x, 1)).chunk(2, dim=-1)
+        down: Tensor = self.down(up * silu(gate))
+        return x + down
+
+    def _attend(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
+        n, t, _ = x.shape
+        kv_heads = store.shape[1] // 2
+        heads = self.qkv(x).view(n, t, -1, self.head_dim)
+        _rotate(heads[:, :, :-kv_heads], view.turns)
+        queries, new = heads[:, :, : -2 * kv_heads], heads[:, :, -2 * kv_heads :]
+        store[view.rows, :, view.positions] = new
+        past = store[view.slots, :, : view.visible]
+        # The queries of one key head stand side by side as rows: [n, kv_heads, t · group, head_dim].
+        group = queries.shape[2] // kv_heads
+        rows = queries.view(n, t, kv_heads, group, -1).transpose(1, 2).reshape(n, kv_heads, t * group, -1)
+        seen = scaled_dot_product_attention(rows, past[:, :kv_heads], past[:, kv_heads:], view.mask(group))
+        return seen.view(n, kv_heads, t, -1).transpose(1, 2).reshape(n, t, -1)
+
+    def _norm(self, x: Tensor, which: int) -> Tensor:
+        norm = self.norms[which]
+        return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+class View:
+    """What one forward pass writes and sees: `slots` of the cache, and in each the `positions` [n, t] of its tokens."""
+
+    def __init__(self, slots: slice, positions: Tensor, turns: Tensor) -> None:
+        self.slots, self.positions = slots, positions
+        self.rows = torch.arange(slots.start, slots.stop, device=positions.device)[:, None]
+        self.visible = int(positions.max()) + 1
+        self.turns = turns[positions][:, :, None]  # [n, t, 1, rotated / 2], complex
+        self._seen = torch.arange(self.visible, device=positions.device) <= positions[..., None]
+        self._masks: dict[int, Tensor] = {}
+
+    def mask(self, group: int) -> Tensor:
+        """Return which positions each row of queries sees: bool [n, 1, t · group, visible]."""
+        if group not in self._masks:
+            self._masks[group] = self._seen.repeat_interleave(group, dim=1)[:, None]
+        return self._masks[group]
+
+
+class Glm(nn.Module):
+    """The weights of a GlmForCausalLM, in inference only, for `context` positions. Its `layers` can be quantized."""
+
+    turns: Tensor  # [context, rotated / 2], complex: how far each pair is turned at each position
+
+    def __init__(self, source: GlmForCausalLM, context: int) -> None:
+        super().__init__()
+        self.config = source.config
+        self.embed, self.head, self.norm = source.model.embed_tokens, source.lm_head, source.model.norm
+        self.layers = nn.ModuleList(Layer(layer) for layer in source.model.layers)
+        rotary = source.model.rotary_emb
+        angles = torch.outer(torch.arange(context, dtype=torch.float32), rotary.inv_freq.float())
+        turns = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
+        self.register_buffer("turns", turns, persistent=False)
+
+    @property
+    def context(self) -> int:
+        """Return how many positions there are."""
+        return len(self.turns)
+
+    @property
+    def block_bytes(self) -> int:
+        """Return how many bytes the keys and values of a block have."""
+        config = self.config
+        heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+        return int(heads * config.head_dim * BLOCK * self.head.weight.itemsize)
+
+    def forward(self, embeddings: Tensor, slots: slice, positions: Tensor, stores: Sequence[Tensor]) -> Tensor:
+        """Read `embeddings` [n, t, width] at `positions` [n, t] of `slots`; returns logits [n, vocabulary], float32,
+        of the token behind the last one of each row."""
+        view, x = View(slots, positions, self.turns), embeddings.to(self.head.weight.dtype)
+        for layer, store in zip(self.layers, stores, strict=True):
+            x = layer(x, store, view)
+        last = rms_norm(x[:, -1], x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
+        logits: Tensor = self.head(last)
+        return logits.float()
+
+
+def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
+    """Return one linear layer that computes what `parts` do, side by side."""
+    weights, biases = zip(*((part.weight.detach(), part.bias) for part in parts), strict=True)
+    weight = torch.cat(weights)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=biases[0] is not None, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    if biases[0] is not None:
+        joined.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
+    return joined
+
+
+def _rotate(heads: Tensor, turns: Tensor) -> None:
+    """Turn the first dimensions of `heads` [n, t, heads, head_dim] in place, pair by pair, in float32."""
+    part = heads[..., : 2 * turns.shape[-1]]
+    pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)))
+    part.copy_(torch.view_as_real(pairs * turns).flatten(-2))
