@@ -159,6 +159,17 @@ def test_a_prefix_is_bit_identical_with_and_without_what_follows(
     assert torch.equal(long[: len(short)], short)
 
 
+def test_what_is_known_of_a_prefix_is_not_needed_again(
+    composer: Composer, model: FusionModel, embed: nn.Embedding
+) -> None:
+    prompt = composer.compose(CONVERSATION)
+    whole = fuse(model, embed, prompt)
+    for after in range(0, len(prompt.token_ids), 7):
+        rest = fuse(model, embed, prompt, after)
+        assert torch.equal(rest.embeddings, whole.embeddings[after:])
+        assert rest.gates == whole.gates
+
+
 def test_two_questions_on_one_screenshot_share_their_prefix(
     composer: Composer, model: FusionModel, embed: nn.Embedding
 ) -> None:

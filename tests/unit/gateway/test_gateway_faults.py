@@ -83,7 +83,7 @@ async def test_a_deadline_reaches_the_decoder_and_stops_it(client: Client, mesh:
     await soon(mesh.decoder.generate.left.wait())
     (left,) = mesh.decoder.generate.time_remaining
     assert left is not None
-    assert left <= 0.3
+    assert left <= 0.31  # gRPC rounds up
     assert mesh.decoder.generate.requests[0].timeout.ToNanoseconds() <= 0.3e9
 
 

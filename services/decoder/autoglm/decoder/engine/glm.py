@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
-from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM
+from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
 from autoglm.decoder.engine.content import BLOCK
 
@@ -23,13 +23,13 @@ class Layer(nn.Module):
         attention = layer.self_attn
         self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o, self.gate_up, self.down = attention.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj
-        self.norms = nn.ModuleList([layer.input_layernorm, layer.post_attention_layernorm])
+        self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.head_dim = attention.head_dim
 
     def forward(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
         """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
-        x = x + self.o(self._attend(self._norm(x, 0), store, view))
-        gate, up = self.gate_up(self._norm(x, 1)).chunk(2, dim=-1)
+        x = x + self.o(self._attend(_normed(x, self.norm), store, view))
+        gate, up = self.gate_up(_normed(x, self.mlp_norm)).chunk(2, dim=-1)
         down: Tensor = self.down(up * silu(gate))
         return x + down
 
@@ -46,10 +46,6 @@ class Layer(nn.Module):
         rows = queries.view(n, t, kv_heads, group, -1).transpose(1, 2).reshape(n, kv_heads, t * group, -1)
         seen = scaled_dot_product_attention(rows, past[:, :kv_heads], past[:, kv_heads:], view.mask(group))
         return seen.view(n, kv_heads, t, -1).transpose(1, 2).reshape(n, t, -1)
-
-    def _norm(self, x: Tensor, which: int) -> Tensor:
-        norm = self.norms[which]
-        return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
 class View:
@@ -103,8 +99,7 @@ class Glm(nn.Module):
         view, x = View(slots, positions, self.turns), embeddings.to(self.head.weight.dtype)
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, store, view)
-        last = rms_norm(x[:, -1], x.shape[-1:], self.norm.weight, self.norm.variance_epsilon)
-        logits: Tensor = self.head(last)
+        logits: Tensor = self.head(_normed(x[:, -1], self.norm))
         return logits.float()
 
 
@@ -119,8 +114,12 @@ def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
     return joined
 
 
+def _normed(x: Tensor, norm: GlmRMSNorm) -> Tensor:
+    return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
 def _rotate(heads: Tensor, turns: Tensor) -> None:
     """Turn the first dimensions of `heads` [n, t, heads, head_dim] in place, pair by pair, in float32."""
     part = heads[..., : 2 * turns.shape[-1]]
-    pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(part.float().reshape(*part.shape[:-1], -1, 2))
     part.copy_(torch.view_as_real(pairs * turns).flatten(-2))
