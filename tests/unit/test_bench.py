@@ -53,7 +53,9 @@ def test_both_files_are_written_whole(rows: list[Row], tmp_path: Path) -> None:
         "rounds": 3,
         "requests": 3,
     }
-    table = report.write(tmp_path / "results", "smoke", found, rows)
+    table = report.write(
+        tmp_path / "results", "smoke", found, report.as_json(found, rows), report.as_markdown(found, rows)
+    )
     assert sorted(path.suffix for path in table.parent.iterdir()) == [".json", ".md"]
     written = json.loads(table.with_suffix(".json").read_text())
     assert written["rows"][0]["case"] == {"workload": "screen", "media": "new", "concurrency": 16}

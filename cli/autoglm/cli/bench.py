@@ -15,6 +15,7 @@ from autoglm.cli import load, report, workloads
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.report import Case, Row
 from autoglm.cli.workloads import Messages, ToolsMissing
+from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.common.measured import conditions
 
 SEED = 0
@@ -52,15 +53,59 @@ def smoke(
     console = Console(stderr=True)
     try:
         found, rows = _smoke(url, api_key, requests, console)
-        path = report.write(out, "smoke", found, rows)
     except (ApiError, ToolsMissing, Unmeasurable) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("autoglm bench: stopped; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print(report.as_json(found, rows) if as_json else report.as_markdown(found, rows), end="")
-    console.print(f"Written to {path} and .json beside it")
+        raise _stopped() from None
+    _hand_over(out, "smoke", found, report.as_json(found, rows), report.as_markdown(found, rows), as_json)
+
+
+@app.command()
+def engine(
+    quick: Annotated[bool, typer.Option(help="The small model alone, few rounds, nothing compiled.")] = False,
+    dtype: Annotated[str, typer.Option(help="Of weights and arithmetic: float32 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads.", show_default="half of the cores")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = ROUNDS,
+    bundle: Annotated[str, typer.Option(help="A bundle.", show_default="AUTOGLM_BUNDLE, else nano")] = "",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """The decoder's engine beside transformers: equality, tokens/s, an agent's second step, more than fits."""
+    console = Console(stderr=True)
+    try:
+        from autoglm.cli import engine_bench, engine_report
+    except ModuleNotFoundError as error:
+        print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[decoder]'", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if dtype not in engine_bench.DTYPES:
+        raise typer.BadParameter(f"{dtype} is neither {' nor '.join(engine_bench.DTYPES)}", param_hint="--dtype")
+    setting = engine_bench.Setting.of(quick, dtype, threads, rounds)
+    try:
+        with console.status("") as status:
+            measured = engine_bench.run(setting, Bundle.open(chosen_bundle(bundle)), status.update)
+    except BundleError as error:
+        print(f"autoglm bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise _stopped() from None
+    found = conditions() | {"benchmark": "autoglm bench engine"} | setting.as_json()
+    name = f"engine-{dtype}" + ("-quick" if quick else "")
+    _hand_over(
+        out, name, found, engine_report.as_json(found, measured), engine_report.as_markdown(found, measured), as_json
+    )
+
+
+def _stopped() -> typer.Exit:
+    print("autoglm bench: stopped; nothing was written", file=sys.stderr)
+    return typer.Exit(130)
+
+
+def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_table: str, print_json: bool) -> None:
+    """Write both forms and print one."""
+    path = report.write(out, name, found, as_json, as_table)
+    print(as_json if print_json else as_table, end="")
+    Console(stderr=True).print(f"Written to {path} and .json beside it")
 
 
 def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[Row]]:

@@ -82,13 +82,23 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     ]
 
 
-def write(folder: Path, name: str, found: Mapping[str, Any], rows: Sequence[Row]) -> Path:
+def write(folder: Path, name: str, found: Mapping[str, Any], as_json: str, as_markdown: str) -> Path:
     """Write `name`-<date>.json and .md, each whole or not at all, and return the path of the table."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{name}-{found['date']}"
-    _replace(stem.with_suffix(".json"), as_json(found, rows))
-    _replace(stem.with_suffix(".md"), as_markdown(found, rows))
+    _replace(stem.with_suffix(".json"), as_json)
+    _replace(stem.with_suffix(".md"), as_markdown)
     return stem.with_suffix(".md")
+
+
+def machine_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say where and with what something was measured, as lines of a list."""
+    machine, versions = found["machine"], ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    return [
+        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"commit {found['commit']}",
+        f"- Versions: {versions}",
+    ]
 
 
 def as_json(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
@@ -99,14 +109,11 @@ def as_json(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 def as_markdown(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Return the table with what it takes to read it."""
-    machine, versions = found["machine"], ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     lines = [
         f"# {found['benchmark']}, {found['date']}",
         "",
-        f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
-        "the load generator runs on it too",
-        f"- Model {found['model']} at {found['server']}; commit {found['commit']}; seed {found['seed']}",
-        f"- Versions: {versions}",
+        *machine_lines(found),
+        f"- Model {found['model']} at {found['server']}; seed {found['seed']}; the load generator runs there too",
         f"- {found['rounds']} rounds of {found['requests']} requests a row, rows in random order within a round; "
         "closed loop: each user asks again at once",
         "- A figure is the median of the rounds' medians (least–most of the rounds); times in milliseconds",
