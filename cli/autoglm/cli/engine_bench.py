@@ -303,7 +303,10 @@ class Crowd:
 def crowd(subject: Subject) -> Crowd:
     """Ask four times as many prompts at once as fit in the cache."""
     fit, each = 8, blocks(IN + OUT)
-    prompts, lengths = [plain(ids) for ids in subject.ids(4 * fit, seed=9)], [2 * OUT] * 4 * fit  # they grow while they run
+    prompts, lengths = (
+        [plain(ids) for ids in subject.ids(4 * fit, seed=9)],
+        [2 * OUT] * 4 * fit,
+    )  # they grow while they run
     roomy = Ours(subject.glm, subject.fusion, WIDE)
     wanted = roomy.ask(prompts, lengths)
     roomy.close()

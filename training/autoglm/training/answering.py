@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.common.int8 import quantize_int8
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.engine import Engine, Limits
 from autoglm.decoder.engine.glm import Glm
@@ -75,9 +74,7 @@ class Speaker:
         """Open `folder`/decoder and `folder`/fusion; with `int8` the linear layers between embedding and head are
         held and multiplied as 8-bit integers, as the vision encoder's are."""
         source = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
-        glm = Glm(source, CONTEXT)
-        if int8:
-            quantize_int8(glm.layers)
+        glm = Glm(source, CONTEXT, int8)
         fusion = FusionModel.from_pretrained(folder / "fusion")
         return cls(Composer(folder / "decoder"), glm, fusion, source.generation_config.eos_token_id)
 

@@ -7,7 +7,6 @@ import torch
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
-from autoglm.common.int8 import quantize_int8
 from autoglm.common.memory import available_memory
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.content import BLOCK
@@ -46,9 +45,8 @@ class DecoderModel:
         dtype = _DTYPES[settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
         folder = bundle.part("decoder")
         source = GlmForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        glm = Glm(source, min(source.config.max_position_embeddings, settings.max_model_len or 2**31))
-        if settings.int8:
-            quantize_int8(glm.layers)
+        context = min(source.config.max_position_embeddings, settings.max_model_len or 2**31)
+        glm = Glm(source, context, settings.int8)
         fusion = FusionModel.from_pretrained(bundle.part("fusion"), dtype).to(device)
         composer = Composer(folder)
         stops = _as_list(source.generation_config.eos_token_id)

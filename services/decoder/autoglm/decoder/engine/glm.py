@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
+from autoglm.common.int8 import quantize_int8
 from autoglm.decoder.engine.content import BLOCK
 
 
@@ -67,11 +68,12 @@ class View:
 
 
 class Glm(nn.Module):
-    """The weights of a GlmForCausalLM, in inference only, for `context` positions. Its `layers` can be quantized."""
+    """The weights of a GlmForCausalLM, in inference only, for `context` positions; with `int8` the layers' matrices are
+    held and multiplied in 8 bits, on a CPU."""
 
     turns: Tensor  # [context, rotated / 2], complex: how far each pair is turned at each position
 
-    def __init__(self, source: GlmForCausalLM, context: int) -> None:
+    def __init__(self, source: GlmForCausalLM, context: int, int8: bool = False) -> None:
         super().__init__()
         self.config = source.config
         self.embed, self.head, self.norm = source.model.embed_tokens, source.lm_head, source.model.norm
@@ -80,6 +82,10 @@ class Glm(nn.Module):
         angles = torch.outer(torch.arange(context, dtype=torch.float32), rotary.inv_freq.float())
         turns = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
         self.register_buffer("turns", turns, persistent=False)
+        if int8:
+            quantize_int8(self.layers)
+        if self.head.weight.dtype == torch.float32:
+            _lay_out_by_inputs(self)
 
     @property
     def context(self) -> int:
@@ -112,6 +118,14 @@ def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
     if biases[0] is not None:
         joined.bias = nn.Parameter(torch.cat([bias.detach() for bias in biases]), requires_grad=False)
     return joined
+
+
+def _lay_out_by_inputs(module: nn.Module) -> None:
+    """Let the matrices of linear layers lie in memory input by input: one row of activations is multiplied about a
+    third faster so (docs/adr/0008), many as fast as before. It makes no difference in bfloat16."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t(), requires_grad=False)
 
 
 def _normed(x: Tensor, norm: GlmRMSNorm) -> Tensor:
