@@ -49,6 +49,8 @@ def user(*content: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(content)}]}
 
 
+HI = user({"type": "text", "text": "hi"})
+
 # A whole PNG of 20 000 × 20 000 pixels: 50 MB of rows, 50 kB of file.
 BOMB = png(20_000, 20_000, bytes(2501 * 20_000))
 
@@ -69,11 +71,14 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a number as content": ({"messages": [{"role": "user", "content": 7}]}, 400, "messages[0].content"),
     "an unknown role": ({"messages": [{"role": "wizard", "content": "hi"}]}, 400, "messages[0].role"),
     "an unknown part": (user({"type": "video_url"}), 400, "messages[0].content[0].type"),
-    "a word as temperature": (user({"type": "text", "text": "hi"}) | {"temperature": "hot"}, 400, "temperature"),
-    "a temperature too high": (user({"type": "text", "text": "hi"}) | {"temperature": 3}, 400, "temperature"),
-    "half a token": (user({"type": "text", "text": "hi"}) | {"max_tokens": 1.5}, 400, "max_tokens"),
-    "a word as stream": (user({"type": "text", "text": "hi"}) | {"stream": "yes"}, 400, "stream"),
-    "an unknown model": (user({"type": "text", "text": "hi"}) | {"model": "gpt-9"}, 404, "model"),
+    "a word as temperature": (HI | {"temperature": "hot"}, 400, "temperature"),
+    "a temperature too high": (HI | {"temperature": 3}, 400, "temperature"),
+    "half a token": (HI | {"max_tokens": 1.5}, 400, "max_tokens"),
+    "a word as stream": (HI | {"stream": "yes"}, 400, "stream"),
+    "an unknown model": (HI | {"model": "gpt-9"}, 404, "model"),
+    "a schema that is none": (HI | {"structured_outputs": {"json": {"type": "nonsense"}}}, 400, "json_schema"),
+    "an expression that is none": (HI | {"structured_outputs": {"regex": "[a"}}, 400, "regex"),
+    "a bias on no token": (HI | {"logit_bias": {"999999": 1}}, 400, "logit_bias"),
     "more than the context": (user({"type": "text", "text": "word " * 20_000}), 400, "messages"),
 }
 

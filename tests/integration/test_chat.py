@@ -5,6 +5,8 @@ what this bundle reaches: they guard what works, the model card tells what does 
 """
 
 import base64
+import json
+import re
 
 import grpc
 import numpy as np
@@ -82,3 +84,21 @@ def test_a_request_with_a_thought_and_one_without(ask: Asker) -> None:
     assert with_thought.startswith("<think>")
     assert "</think><answer>" in with_thought
     assert without.startswith("<answer>")
+
+
+def test_an_answer_looks_as_it_was_asked_to(ask: Asker) -> None:
+    """By JSON Schema, with reasoning in its budget or without, by choice and by expression."""
+    schema = {
+        "type": "object",
+        "properties": {"app": {"enum": ["Camera", "Music"]}, "sure": {"type": "boolean"}},
+        "required": ["app", "sure"],
+        "additionalProperties": False,
+    }
+    format_ = {"type": "json_schema", "json_schema": {"name": "app", "schema": schema}}
+    assert {*json.loads(ask("打开相机", response_format=format_, enable_thinking=False))} == {"app", "sure"}
+    thought = ask("打开相机", response_format=format_, enable_thinking=True, max_thinking_tokens=4)
+    reasoning, answer = thought.removeprefix("<think>").split("</think>")
+    assert reasoning
+    assert {*json.loads(answer)} == {"app", "sure"}
+    assert ask("3+4=?", structured_outputs={"choice": ["6", "7", "8"]}) in {"6", "7", "8"}
+    assert re.fullmatch("[xy]{5}", ask("hi", structured_outputs={"regex": "[xy]{5}"}, temperature=1))

@@ -23,7 +23,7 @@ from autoglm.gateway.conversation import (
     check_messages,
 )
 from autoglm.gateway.media import base64_of
-from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Role, SamplingParams
+from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Role, SamplingParams, TextChoice
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
 ROLES: dict[str, Role] = {
@@ -128,6 +128,28 @@ class TemplateOptions(_Model):
     enable_thinking: bool | None = None
 
 
+class JsonSchema(_Model):
+    """The schema of `response_format`, as OpenAI wraps it."""
+
+    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class ResponseFormat(_Model):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(_Model):
+    """vLLM's `structured_outputs`: exactly one of them."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
+    regex: str | None = None
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    grammar: str | None = Field(None, description="In llguidance's dialect of Lark.")
+
+
 class ChatCompletionRequest(_Model):
     """The body of POST /v1/chat/completions."""
 
@@ -153,9 +175,15 @@ class ChatCompletionRequest(_Model):
     frequency_penalty: float | None = _bounded("frequency_penalty")
     repetition_penalty: float | None = _bounded("repetition_penalty")
     logit_bias: (
-        dict[Annotated[int, Field(ge=0, lt=2**32)], Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]]
+        dict[
+            Annotated[int, Field(strict=False, ge=0, lt=2**32)],
+            Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)],
+        ]
         | None
     ) = Field(None, description="Added to the logits of token ids.")
+    max_thinking_tokens: int | None = _bounded("max_thinking_tokens")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -236,5 +264,28 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         repetition_penalty=request.repetition_penalty,
         min_p=request.min_p,
         logit_bias=request.logit_bias,
+        max_thinking_tokens=request.max_thinking_tokens,
+        **_structure(request.response_format, request.structured_outputs),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
+
+
+def _structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
+    """Return the field of SamplingParams that says what the answer has to look like, if it has to."""
+    if given is not None:
+        fields = given.model_dump(exclude_none=True)
+        if len(fields) != 1 or wanted is not None:
+            raise InvalidRequest(
+                "structured_outputs takes exactly one of json, regex, choice and grammar, without a response_format",
+                param="structured_outputs",
+            )
+        ((name, value),) = fields.items()
+        if name == "json_":
+            return {"json_schema": value if isinstance(value, str) else orjson.dumps(value).decode()}
+        return {name: TextChoice(texts=value) if name == "choice" else value}
+    if wanted is None or wanted.type == "text":
+        return {}
+    if wanted.type == "json_schema" and wanted.json_schema is None:
+        raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
+    schema = (wanted.json_schema or JsonSchema()).schema_
+    return {"json_schema": orjson.dumps(schema).decode()}

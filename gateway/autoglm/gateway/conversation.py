@@ -46,6 +46,7 @@ SAMPLING_RANGES: Mapping[str, Range] = {
     "repetition_penalty": Range(0, 10, open_low=True),
     "top_logprobs": Range(0, 20),
     "min_p": Range(0, 1),
+    "max_thinking_tokens": Range(0, 2**31 - 1),
 }
 LOGIT_BIAS = Range(-100, 100)
 
@@ -143,5 +144,7 @@ def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
             raise InvalidRequest(f"{prefix}{name} must be {allowed}", param=prefix + name)
     if not all(math.isfinite(bias) and bias in LOGIT_BIAS for bias in sampling.logit_bias.values()):
         raise InvalidRequest(f"{prefix}logit_bias must be {LOGIT_BIAS}", param=prefix + "logit_bias")
+    if sampling.HasField("choice") and not (sampling.choice.texts and all(sampling.choice.texts)):
+        raise InvalidRequest(f"{prefix}choice needs texts, none empty", param=prefix + "choice")
     if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
         raise InvalidRequest(f"{prefix}stop takes at most {MAX_STOPS} strings, none empty", param=prefix + "stop")

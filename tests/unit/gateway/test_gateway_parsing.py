@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from autoglm.v1.generation_pb2 import TextChoice
+
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, png_bomb, wav
 
@@ -80,6 +82,21 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five.[key]"),
+        ({"max_thinking_tokens": -1}, "max_thinking_tokens"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice[0]"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"enable_thinking": "no"}, "enable_thinking"),
@@ -233,6 +250,36 @@ async def test_what_reaches_the_decoder(client: Client, mesh: FakeMesh) -> None:
         True,
     )
     assert request.messages[0].parts[0].text == "打开微信"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "value"),
+    [
+        ({"response_format": {"type": "text"}}, None, None),
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}},
+            "json_schema",
+            '{"type":"null"}',
+        ),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type":"null"}'),
+        ({"structured_outputs": {"json": "{}"}}, "json_schema", "{}"),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"grammar": "start: x"}}, "grammar", "start: x"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", TextChoice(texts=["a", "b"])),
+    ],
+)
+async def test_what_an_answer_has_to_look_like_reaches_the_decoder(
+    client: Client, mesh: FakeMesh, fields: dict[str, Any], kind: str | None, value: object
+) -> None:
+    response = await client.chat("hi", logit_bias={"7": -1.5}, min_p=0.25, max_thinking_tokens=3, **fields)
+    assert response.status_code == 200
+    (request,) = mesh.decoder.generate.requests
+    assert request.cache_salt
+    assert dict(request.sampling.logit_bias) == {7: -1.5}
+    assert (request.sampling.min_p, request.sampling.max_thinking_tokens) == (0.25, 3)
+    assert request.sampling.WhichOneof("structured_output") == kind
+    assert kind is None or getattr(request.sampling, kind) == value
 
 
 async def test_several_media_in_any_order(client: Client, mesh: FakeMesh) -> None:

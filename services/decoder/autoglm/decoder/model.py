@@ -12,9 +12,11 @@ from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.content import BLOCK
 from autoglm.decoder.engine.engine import Limits
 from autoglm.decoder.engine.glm import Glm
+from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sequence import Thinking
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Composer
+from autoglm.fusion.compose import Composer, Prompt
 from autoglm.fusion.model import FusionModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,6 +31,7 @@ class DecoderModel:
     runner: Runner
     limits: Limits
     composer: Composer
+    grammars: Grammars
     stops: Sequence[int]
     int8: bool
 
@@ -53,7 +56,15 @@ class DecoderModel:
         never = [i for i in _special_ids(composer) if i not in stops]
         limits = _limits(settings, glm.to(device), device)
         runner = Runner(glm, fusion, limits.sequences, composer.vocabulary, never)
-        return cls(bundle, runner, limits, composer, stops, settings.int8)
+        grammars = Grammars(folder / "tokenizer.json", stops)
+        return cls(bundle, runner, limits, composer, grammars, stops, settings.int8)
+
+    def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
+        """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
+        opens, closes = (self.composer.tokenizer.token_to_id(mark) for mark in ("<think>", "</think>"))
+        if opens is None or closes is None:
+            return None
+        return Thinking(opens, closes, inside=prompt.echo == "<think>", budget=budget)
 
 
 def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits:

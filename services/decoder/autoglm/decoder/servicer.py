@@ -15,6 +15,7 @@ from autoglm.common.server import Context, fail
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.engine.engine import Engine
+from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
@@ -98,7 +99,10 @@ class DecoderServicer:
         sampling = self._sampling(request.sampling)
         inbox = Inbox(self.engine.wake)
         salt = request.cache_salt.encode()
-        sequence = Sequence.start(prompt, sampling, self._room(prompt), inbox.put, salt, inbox.full)
+        thinking = self._model.thinking(prompt, _given(request.sampling, "max_thinking_tokens"))
+        grammar = self._grammar(request.sampling)
+        room = self._room(prompt)
+        sequence = Sequence.start(prompt, sampling, room, inbox.put, salt, inbox.full, thinking, grammar)
         answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning)
         self.engine.submit(sequence, deadline.remaining())
         try:
@@ -151,8 +155,16 @@ class DecoderServicer:
         known = self._model.composer.vocabulary
         if odd := [token_id for token_id in message.logit_bias if token_id >= known]:
             raise InvalidRequest(f"logit_bias names token {odd[0]}; there are {known}", param="logit_bias")
-        apart = ("stop", "logit_bias")
-        given = {
-            field.name: getattr(message, field.name) for field, _ in message.ListFields() if field.name not in apart
-        }
-        return Sampling(stop=tuple(message.stop), logit_bias=dict(message.logit_bias), **given)
+        given = {field.name: value for field, value in message.ListFields() if field.name in Sampling.__slots__}
+        return Sampling(**given | {"stop": tuple(message.stop), "logit_bias": dict(message.logit_bias)})
+
+    def _grammar(self, message: generation_pb2.SamplingParams) -> Grammar | None:
+        kind = message.WhichOneof("structured_output")
+        if kind is None:
+            return None
+        given = list(message.choice.texts) if kind == "choice" else str(getattr(message, kind))
+        return self._model.grammars.make(kind, given)
+
+
+def _given(message: generation_pb2.SamplingParams, name: str) -> int | None:
+    return getattr(message, name) if message.HasField(name) else None

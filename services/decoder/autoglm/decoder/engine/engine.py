@@ -19,7 +19,7 @@ from autoglm.decoder.engine.cache import Cache, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.pace import Pace
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sampling import BrokenLogits, choose, note
+from autoglm.decoder.engine.sampling import choose, note
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
 
 logger = logging.getLogger("autoglm.decoder")
@@ -277,7 +277,7 @@ class Engine:
     def _take(self, sequences: list[Sequence], logits: Tensor) -> None:
         for sequence, chosen in zip(sequences, choose(logits, sequences), strict=True):
             try:
-                if isinstance(chosen, BrokenLogits):
+                if isinstance(chosen, Exception):
                     raise chosen
                 self._give(sequence, chosen)
             except Exception as error:

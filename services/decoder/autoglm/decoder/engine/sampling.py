@@ -19,25 +19,39 @@ class BrokenLogits(InternalError):
         )
 
 
-def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[Chosen | BrokenLogits]:
-    """Return the next token of each sequence from `logits` [n, vocabulary], float32; a row that holds a NaN, or no
-    finite logit at all, gets a BrokenLogits instead, alone."""
-    adjusted = torch.stack([_adjusted(row, sequence) for row, sequence in zip(logits, sequences, strict=True)])
+def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[Chosen | Exception]:
+    """Return the next token of each sequence from `logits` [n, vocabulary], float32.
+
+    What fails alone: a row that holds a NaN, or no finite logit at all, gets a BrokenLogits instead of a token, and one
+    whose grammar cannot go on its InternalError.
+    """
+    rows = [_allowed(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+    broken = {number: row for number, row in enumerate(rows) if isinstance(row, Exception)}
+    adjusted = torch.stack([logits[number] if isinstance(row, Exception) else row for number, row in enumerate(rows)])
     best, tokens = adjusted.max(-1)  # a NaN wins
-    sound = best.isfinite().tolist()
-    drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature and sound[row]]
+    broken |= {number: BrokenLogits() for number, sound in enumerate(best.isfinite().tolist()) if not sound}
+    drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature and row not in broken]
     if drawn:
         tokens[drawn] = _draw(adjusted[drawn], [sequences[row] for row in drawn])
     return [
-        _chosen(logits[row], token, sequence.sampling.top_logprobs) if sound[row] else BrokenLogits()
+        broken.get(row) or _chosen(logits[row], token, sequence.sampling.top_logprobs)
         for row, (sequence, token) in enumerate(zip(sequences, tokens.tolist(), strict=True))
     ]
 
 
 def note(sequence: Sequence, token: int) -> None:
-    """Count a generated token for the penalties."""
+    """Go on behind a generated token: penalties count it, reasoning and grammar move on.
+
+    Raises InternalError where the grammar has no place for it.
+    """
     if sequence.counts is not None:
         sequence.counts[token] += 1
+    thinking = sequence.thinking
+    silent = thinking is not None and thinking.inside
+    if thinking is not None:
+        thinking.note(token, first=len(sequence.output) == 1)
+    if sequence.grammar is not None and not silent:
+        sequence.grammar.accept(token)
 
 
 def _chosen(logits: Tensor, token: int, rivals: int | None) -> Chosen:
@@ -46,6 +60,21 @@ def _chosen(logits: Tensor, token: int, rivals: int | None) -> Chosen:
     logprobs = logits.log_softmax(-1)
     values, ids = logprobs.topk(rivals)
     return Chosen(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
+    """Return one row with its bias and penalties, and −∞ where reasoning or grammar allow nothing."""
+    adjusted, thinking = _adjusted(logits, sequence), sequence.thinking
+    if thinking is not None and thinking.over:
+        only = torch.full_like(adjusted, float("-inf"))
+        only[thinking.closes] = adjusted[thinking.closes].clamp(min=-1e30)  # a NaN stays one
+        return only
+    if sequence.grammar is None or (thinking is not None and thinking.inside):
+        return adjusted
+    try:
+        return sequence.grammar.restrict(adjusted)
+    except InternalError as error:
+        return error
 
 
 def _adjusted(logits: Tensor, sequence: Sequence) -> Tensor:

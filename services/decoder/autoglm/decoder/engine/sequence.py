@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from autoglm.decoder.engine.grammar import Grammar
 from autoglm.fusion.compose import Prompt
 from autoglm.fusion.model import MediaKind
 
@@ -45,6 +46,29 @@ class Finished:
     reason: str | Exception
 
 
+@dataclass(slots=True)
+class Thinking:
+    """Whether a sequence is inside its reasoning, between the tokens `opens` and `closes`, and how much of it may come:
+    behind `budget` tokens only `closes` can follow (None: as much as it likes)."""
+
+    opens: int
+    closes: int
+    inside: bool
+    budget: int | None = None
+    thoughts: int = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the reasoning has to end with the next token."""
+        return self.inside and self.budget is not None and self.thoughts >= self.budget
+
+    def note(self, token: int, first: bool) -> None:
+        """Go on behind `token`; only the first token of an answer can open the reasoning."""
+        if self.inside and token != self.closes:
+            self.thoughts += 1
+        self.inside = (self.inside and token != self.closes) or (first and token == self.opens)
+
+
 Sink = Callable[[Chosen | Finished], None]
 
 
@@ -57,7 +81,8 @@ def never() -> bool:
 class Sequence:
     """A request from submit to finish. Owned by the engine's thread once submitted.
 
-    `salt` keeps the cached prefixes of one tenant from every other; `full` tells that the consumer does not keep up.
+    `salt` keeps the cached prefixes of one tenant from every other; `full` tells that the consumer does not keep up;
+    `grammar` is what the answer behind the reasoning has to look like.
     `length` counts the positions whose keys and values stand in the sequence's slot, `blocks` what it holds of the
     cache, `cached` the tokens of the prompt that came from the prefix cache. Times are monotonic seconds.
     """
@@ -69,6 +94,8 @@ class Sequence:
     generator: torch.Generator
     salt: bytes = b""
     full: Callable[[], bool] = never
+    thinking: Thinking | None = None
+    grammar: Grammar | None = None
     output: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     inputs: Tensor | None = None
@@ -91,12 +118,14 @@ class Sequence:
         sink: Sink,
         salt: bytes = b"",
         full: Callable[[], bool] = never,
+        thinking: Thinking | None = None,
+        grammar: Grammar | None = None,
     ) -> "Sequence":
         """Return a waiting sequence that may generate up to `room` tokens."""
         generator = torch.Generator()
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed % 2**63)
         most = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        return cls(prompt, sampling, most, sink, generator, salt, full)
+        return cls(prompt, sampling, most, sink, generator, salt, full, thinking, grammar)
 
     @property
     def known(self) -> int:
