@@ -20,7 +20,7 @@ from autoglm.fusion.compose import Composer, Prompt
 from autoglm.fusion.model import FusionModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CACHE_SHARE = 0.25  # of the memory that is free, when nothing else is said
+CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits
     """Return what fits. On a GPU, where a slot takes its memory at once, half is for slots and half for prefixes."""
     cpu, each = device.type == "cpu", blocks(glm.context)
     free = available_memory() if cpu else torch.cuda.mem_get_info(device)[0]
-    memory = settings.kv_cache_memory_bytes or int(CACHE_SHARE * free)
+    memory = settings.kv_cache_memory_bytes or int((CPU_SHARE if cpu else GPU_SHARE) * free)
     fitting = memory // glm.block_bytes // (1 if cpu else 2)
     if fitting < each:
         raise ValueError(

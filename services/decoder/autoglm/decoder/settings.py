@@ -21,7 +21,9 @@ class DecoderSettings(BaseModel):
         256, ge=16, description="Most prompt tokens read between two tokens of the answers that run."
     )
     kv_cache_memory_bytes: int = Field(
-        0, ge=0, description="Memory for keys and values, of prefixes too; 0 means a quarter of what is free, at most."
+        0,
+        ge=0,
+        description="Memory for keys and values, of prefixes too; 0 means a quarter of what is free, at most, on a GPU nine tenths.",
     )
     enable_prefix_caching: bool = Field(True, description="Whether what many prompts begin with is read only once.")
     max_ongoing_requests: int = Field(256, ge=1, description="Requests that a replica takes at a time.")

@@ -32,7 +32,8 @@ class Device:
 class Placed:
     """What one device holds, in bytes. `left` is what remains, negative for what lacks.
 
-    With a decoder on it `left` is for keys and values: `sequences` of `length` tokens each find room.
+    With a decoder on it `left` is for keys and values: `sequences` of `length` tokens each find room, on a GPU beside as
+    much for prefixes.
     """
 
     device: str
@@ -87,7 +88,8 @@ def _placed(report: Report, device: Device, services: tuple[str, ...]) -> Placed
     left = device.memory - weights - ROOM * len(services)
     if "decoder" not in services:
         return Placed(device.name, services, device.memory, weights, left)
-    tokens = max(0, left) // (report.cache_per_token * widths["decoder"])
+    slots_share = 2 if on_gpu else 1  # there half of the cache is for prefixes
+    tokens = max(0, left) // (report.cache_per_token * widths["decoder"] * slots_share)
     length = min(tokens, report.context, AGENT_CONTEXT)
     slots = DecoderSettings.model_fields["max_num_seqs"].default
     sequences = min(slots, tokens // length) if length else 0
