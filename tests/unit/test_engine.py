@@ -20,6 +20,7 @@ from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.engine import Engine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.grammar import Grammars, Kind
+from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence, Thinking
@@ -263,11 +264,18 @@ class Sick(Glm):
 
     poison, memory = -1, False
 
-    def forward(self, embeddings: Tensor, slots: slice, positions: Tensor, stores: Rows[Tensor]) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        slots: slice,
+        positions: Tensor,
+        stores: Rows[Tensor],
+        adapters: Rows[Adapter | None] = (),
+    ) -> Tensor:
         ill = (embeddings[:, -1] == self.embed.weight[self.poison]).all(-1)
         if self.memory and ill.any():
             raise torch.OutOfMemoryError("no memory for this one")
-        logits: Tensor = super().forward(embeddings, slots, positions, stores)
+        logits: Tensor = super().forward(embeddings, slots, positions, stores, adapters)
         return logits.masked_fill(ill[:, None], torch.nan)
 
 

@@ -1,4 +1,4 @@
-"""A bundle is the folder that is served: `bundle.json` and one folder per part.
+"""A bundle is the folder that is served: `bundle.json`, one folder per part, and LoRA adapters in `adapters/NAME/`.
 
 Every part is in Hugging Face format and loads alone, so a service opens only its own. The manifest
 names the files of each part with their SHA-256; a part's revision is the hash of those hashes, and
@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 PartName = Literal["vision", "speech", "fusion", "decoder"]
 PARTS: tuple[PartName, ...] = ("vision", "speech", "fusion", "decoder")
+ADAPTERS = "adapters"
 MANIFEST = "bundle.json"
 FORMAT = 1
 DEFAULT_BUNDLE = "autoglm-phone-nano"
@@ -41,6 +42,7 @@ class Bundle:
     name: str
     architecture: str
     parts: Mapping[PartName, Part]
+    adapters: Mapping[str, Part] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path | str) -> "Bundle":
@@ -51,7 +53,8 @@ class Bundle:
             if raw["format"] != FORMAT:
                 raise BundleError(f"{root} has bundle format {raw['format']}; this release reads format {FORMAT}")
             parts: dict[PartName, Part] = {name: Part(**raw["parts"][name]) for name in PARTS if name in raw["parts"]}
-            return cls(root, raw["name"], raw["architecture"], parts)
+            adapters = {name: Part(**part) for name, part in raw.get("adapters", {}).items()}
+            return cls(root, raw["name"], raw["architecture"], parts, adapters)
         except FileNotFoundError as error:
             raise BundleError(f"no bundle at {root}: {MANIFEST} is missing; set AUTOGLM_BUNDLE to a bundle") from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
@@ -61,10 +64,17 @@ class Bundle:
         """Return the folder of a part whose files are all there; raises BundleError when it is not whole."""
         if name not in self.parts:
             raise BundleError(f"bundle {self.name} has no {name} part; it serves without that modality")
-        folder = self.root / name
-        missing = [file for file in self.parts[name].files if not (folder / file).is_file()]
+        return self._whole(name, self.parts[name])
+
+    def adapter(self, name: str) -> Path:
+        """Return the folder of a LoRA adapter; raises BundleError when it is not whole, KeyError for one unknown."""
+        return self._whole(f"{ADAPTERS}/{name}", self.adapters[name])
+
+    def _whole(self, where: str, part: Part) -> Path:
+        folder = self.root / where
+        missing = [file for file in part.files if not (folder / file).is_file()]
         if missing:
-            raise BundleError(f"bundle {self.name} lacks {name}/{missing[0]}; restore the file")
+            raise BundleError(f"bundle {self.name} lacks {where}/{missing[0]}; restore the file")
         return folder
 
     def revision(self, name: PartName) -> str:
@@ -73,18 +83,26 @@ class Bundle:
         return self.parts[name].revision
 
     def verify(self, names: Iterable[PartName] | None = None) -> None:
-        """Hash every file of the parts named, by default of all; raises BundleError naming the first that differs."""
-        for name in self.parts if names is None else names:
-            folder = self.part(name)
-            for file, expected in self.parts[name].files.items():
-                if sha256_file(folder / file) != expected:
-                    raise BundleError(f"{name}/{file} of bundle {self.name} is damaged; restore the file")
+        """Hash every file of the parts named, by default of all, and of adapters with the decoder; raises BundleError
+        naming the first that differs."""
+        chosen = tuple(self.parts if names is None else names)
+        parts: dict[str, Part] = {name: self.parts[name] for name in chosen if self.part(name)}
+        if "decoder" in chosen:
+            parts |= {f"{ADAPTERS}/{name}": part for name, part in self.adapters.items() if self.adapter(name)}
+        for where, part in parts.items():
+            for file, expected in part.files.items():
+                if sha256_file(self.root / where / file) != expected:
+                    raise BundleError(f"{where}/{file} of bundle {self.name} is damaged; restore the file")
 
 
 def write_manifest(root: Path, name: str, architecture: str) -> Bundle:
     """Write `root`/bundle.json for the parts that lie in `root`, atomically, and return the bundle."""
     parts = {part: asdict(describe(root / part)) for part in PARTS if (root / part).is_dir()}
-    text = json.dumps({"format": FORMAT, "name": name, "architecture": architecture, "parts": parts}, indent=2)
+    manifest: dict[str, object] = {"format": FORMAT, "name": name, "architecture": architecture, "parts": parts}
+    if (root / ADAPTERS).is_dir():
+        folders = sorted(path for path in (root / ADAPTERS).iterdir() if path.is_dir())
+        manifest["adapters"] = {folder.name: asdict(describe(folder)) for folder in folders}
+    text = json.dumps(manifest, indent=2)
     temporary = root / (MANIFEST + ".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, root / MANIFEST)

@@ -89,6 +89,7 @@ class Conversation:
     enable_thinking: bool | None = None
     return_reasoning: bool = False
     n: int = 1
+    adapter: str = ""  # of the bundle, to answer with
     prefix: str = ""  # of the path of every field of the client's request
 
     @property

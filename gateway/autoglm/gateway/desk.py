@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 
 from autoglm.common.bundle import ALIAS
 from autoglm.common.deadlines import Deadline
@@ -47,6 +48,19 @@ def new_call(request_id: str | None, traceparent: str | None) -> Call:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What answers: a bundle, or with an adapter of it."""
+
+    bundle: str
+    adapter: str
+
+    @property
+    def name(self) -> str:
+        """The name that answers carry."""
+        return f"{self.bundle}:{self.adapter}" if self.adapter else self.bundle
+
+
 class Desk:
     """Where a request reports, whichever door it came through."""
 
@@ -76,12 +90,17 @@ class Desk:
             self._running -= 1
             self.metrics.running.set(self._running)
 
-    async def bundle(self, model: str, param: str) -> str:
-        """Return the bundle that answers to `model`, where empty asks for any; raises NotFound when none does."""
-        bundle = (await self.state.decoder()).bundle
-        if model not in ("", bundle, ALIAS):
-            raise NotFound(f"the model {model[:100]!r} does not exist; use {bundle} or {ALIAS}", param=param)
-        return bundle
+    async def model(self, name: str, param: str) -> Model:
+        """Return what answers to `name`: a bundle's own, its alias, or nothing for any, each also as `base:adapter`.
+
+        Raises NotFound when nothing does.
+        """
+        decoder = await self.state.decoder()
+        base, colon, adapter = name.partition(":")
+        if name and (base not in (decoder.bundle, ALIAS) or (colon and adapter not in decoder.adapters)):
+            known = ", ".join([decoder.bundle, ALIAS, *(f"{decoder.bundle}:{each}" for each in decoder.adapters)])
+            raise NotFound(f"the model {name[:100]!r} does not exist; there are {known}", param=param)
+        return Model(decoder.bundle, adapter)
 
     async def models(self) -> list[ModelCard]:
         """Return a card for each name, the bundle's own first; raises UpstreamUnavailable."""
@@ -93,7 +112,8 @@ class Desk:
                 modalities=self.state.modalities,
                 context_length=decoder.context_length,
             )
-            for name in dict.fromkeys((decoder.bundle, ALIAS))
+            for base in dict.fromkeys((decoder.bundle, ALIAS))
+            for name in (base, *(f"{base}:{adapter}" for adapter in decoder.adapters))
         ]
 
     async def chat(self, conversation: Conversation, call: Call) -> AsyncGenerator[Step, None]:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -113,7 +114,7 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
     async def retrieve_model(model: str, request: Request) -> Json:
         """Describe one name."""
         _admit(request, desk)
-        await desk.bundle(model, "model")
+        await desk.model(model, "model")
         (card,) = [card for card in await desk.models() if card.id == model]
         return Json(model_card(card, desk.settings, created))
 
@@ -162,8 +163,9 @@ class ChatExchange(Response):
         settings = self._desk.settings
         asked = chat.parse(await read_body(request, settings.max_body_bytes, call))
         conversation = chat.to_conversation(asked, settings.max_media_parts)
-        bundle = await self._desk.bundle(asked.model, "model")
-        return conversation, Answer(call.request_id, bundle, asked.include_usage), bool(asked.stream)
+        model = await self._desk.model(asked.model, "model")
+        answer = Answer(call.request_id, model.name, asked.include_usage)
+        return replace(conversation, adapter=model.adapter), answer, bool(asked.stream)
 
     async def _whole(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
         async with aclosing(self._desk.chat(conversation, call)) as steps:

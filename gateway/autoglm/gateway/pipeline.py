@@ -226,6 +226,7 @@ def _generate_request(
         return_reasoning=conversation.return_reasoning,
         request_id=call.request_id,
         cache_salt=call.tenant,
+        adapter=conversation.adapter,
     )
     if conversation.enable_thinking is not None:
         request.enable_thinking = conversation.enable_thinking

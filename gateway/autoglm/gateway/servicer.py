@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -55,12 +56,12 @@ class ChatServicer(ChatServiceServicer):
     async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
         """Answer in one message."""
         async with entered(self._desk, context, "ChatService/Complete", request) as call:
-            conversation, bundle = await self._read(request)
+            conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 choices, summary = await collect(steps, conversation.n)
             return CompleteResponse(
                 id=call.request_id,
-                model=bundle,
+                model=model,
                 choices=[
                     Choice(
                         index=index,
@@ -80,17 +81,17 @@ class ChatServicer(ChatServiceServicer):
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
         async with entered(self._desk, context, "ChatService/StreamComplete", request) as call:
-            conversation, bundle = await self._read(request)
+            conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 async for step in steps:
-                    yield _step(step, call, bundle)
+                    yield _step(step, call, model)
 
     async def _read(self, request: CompleteRequest | StreamCompleteRequest) -> tuple[Conversation, str]:
         """Take everything out of `request`, which is emptied so that its media is not held twice."""
         conversation = to_conversation(request.chat, self._desk.settings.max_media_parts)
-        bundle = await self._desk.bundle(request.chat.model, "chat.model")
+        model = await self._desk.model(request.chat.model, "chat.model")
         request.Clear()
-        return conversation, bundle
+        return replace(conversation, adapter=model.adapter), model.name
 
 
 class ModelServicer(ModelServiceServicer):

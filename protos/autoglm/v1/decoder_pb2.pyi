@@ -29,7 +29,7 @@ class DecoderMessage(_message.Message):
     def __init__(self, role: _Optional[_Union[_generation_pb2.Role, str]] = ..., parts: _Optional[_Iterable[_Union[DecoderPart, _Mapping]]] = ...) -> None: ...
 
 class DecoderServiceGenerateRequest(_message.Message):
-    __slots__ = ("messages", "sampling", "enable_thinking", "return_reasoning", "timeout", "request_id", "cache_salt")
+    __slots__ = ("messages", "sampling", "enable_thinking", "return_reasoning", "timeout", "request_id", "cache_salt", "adapter")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ENABLE_THINKING_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class DecoderServiceGenerateRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[DecoderMessage]
     sampling: _generation_pb2.SamplingParams
     enable_thinking: bool
@@ -44,7 +45,8 @@ class DecoderServiceGenerateRequest(_message.Message):
     timeout: _duration_pb2.Duration
     request_id: str
     cache_salt: str
-    def __init__(self, messages: _Optional[_Iterable[_Union[DecoderMessage, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., enable_thinking: bool = ..., return_reasoning: bool = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, messages: _Optional[_Iterable[_Union[DecoderMessage, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., enable_thinking: bool = ..., return_reasoning: bool = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class DecoderServiceGenerateResponse(_message.Message):
     __slots__ = ("text", "reasoning", "logprobs", "finish")
@@ -79,7 +81,7 @@ class DecoderServiceDescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DecoderServiceDescribeResponse(_message.Message):
-    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting", "int8", "kv_cache_usage_perc")
+    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting", "int8", "kv_cache_usage_perc", "adapters")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     MODALITIES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +90,7 @@ class DecoderServiceDescribeResponse(_message.Message):
     NUM_REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     INT8_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_PERC_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     modalities: _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality]
     context_length: int
@@ -96,4 +99,5 @@ class DecoderServiceDescribeResponse(_message.Message):
     num_requests_waiting: int
     int8: bool
     kv_cache_usage_perc: float
-    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., int8: bool = ..., kv_cache_usage_perc: _Optional[float] = ...) -> None: ...
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., int8: bool = ..., kv_cache_usage_perc: _Optional[float] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...

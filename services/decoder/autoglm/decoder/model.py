@@ -13,6 +13,7 @@ from autoglm.decoder.engine.content import BLOCK
 from autoglm.decoder.engine.engine import Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.grammar import Grammars
+from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
 from autoglm.decoder.settings import DecoderSettings
@@ -32,6 +33,7 @@ class DecoderModel:
     limits: Limits
     composer: Composer
     grammars: Grammars
+    adapters: Adapters
     stops: Sequence[int]
     int8: bool
 
@@ -57,7 +59,13 @@ class DecoderModel:
         limits = _limits(settings, glm.to(device), device)
         runner = Runner(glm, fusion, limits.sequences, composer.vocabulary, never)
         grammars = Grammars(folder / "tokenizer.json", stops)
-        return cls(bundle, runner, limits, composer, grammars, stops, settings.int8)
+
+        def adapter(name: str) -> Adapter:
+            revision = bundle.adapters[name].revision
+            return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, device)
+
+        adapters = Adapters(adapter, bundle.adapters, settings.max_loras)
+        return cls(bundle, runner, limits, composer, grammars, adapters, stops, settings.int8)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
         """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""

@@ -10,12 +10,13 @@ import torch
 
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import InvalidRequest
+from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.common.server import Context, fail
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.engine.engine import Engine
 from autoglm.decoder.engine.grammar import Grammar
+from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
@@ -89,6 +90,7 @@ class DecoderServicer:
             num_requests_running=stats.running,
             num_requests_waiting=stats.waiting,
             kv_cache_usage_perc=stats.cache_usage,
+            adapters=self._model.adapters.names,
             int8=self._model.int8,
         )
 
@@ -101,8 +103,9 @@ class DecoderServicer:
         salt = request.cache_salt.encode()
         thinking = self._model.thinking(prompt, _given(request.sampling, "max_thinking_tokens"))
         grammar = self._grammar(request.sampling)
+        adapter = await self._adapter(request.adapter)
         room = self._room(prompt)
-        sequence = Sequence.start(prompt, sampling, room, inbox.put, salt, inbox.full, thinking, grammar)
+        sequence = Sequence.start(prompt, sampling, room, inbox.put, salt, inbox.full, thinking, grammar, adapter)
         answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning)
         self.engine.submit(sequence, deadline.remaining())
         try:
@@ -112,6 +115,15 @@ class DecoderServicer:
                 yield message
         finally:
             self.engine.abort(sequence)
+
+    async def _adapter(self, name: str) -> Adapter | None:
+        """Return the adapter of that name; reading one from disk does not hold the others up."""
+        if not name:
+            return None
+        try:
+            return await asyncio.to_thread(self._model.adapters.get, name)
+        except KeyError:
+            raise NotFound(f"bundle {self._model.bundle.name} has no adapter {name[:100]!r}", param="model") from None
 
     def _prompt(self, request: decoder_pb2.DecoderServiceGenerateRequest) -> Prompt:
         if not request.messages:

@@ -23,9 +23,10 @@ class DecoderSettings(BaseModel):
     kv_cache_memory_bytes: int = Field(
         0,
         ge=0,
-        description="Memory for keys and values, of prefixes too; 0 means a quarter of what is free, at most, on a GPU nine tenths.",
+        description="Memory for keys and values, prefixes too; 0 means a quarter of what is free (GPU: nine tenths).",
     )
     enable_prefix_caching: bool = Field(True, description="Whether what many prompts begin with is read only once.")
+    max_loras: int = Field(8, ge=1, description="Most adapters of the bundle that are held in memory at a time.")
     max_ongoing_requests: int = Field(256, ge=1, description="Requests that a replica takes at a time.")
     max_queued_requests: int = Field(64, ge=-1, description="Requests that may wait before more are refused.")
     num_cpus: float = Field(0.5, ge=0, description="Share of the node's CPUs that Ray reserves for a replica.")

@@ -32,8 +32,8 @@ class Device:
 class Placed:
     """What one device holds, in bytes. `left` is what remains, negative for what lacks.
 
-    With a decoder on it `left` is for keys and values: `sequences` of `length` tokens each find room, on a GPU beside as
-    much for prefixes.
+    With a decoder on it `left` is for keys and values: `sequences` of `length` tokens each find room, on a GPU beside
+    as much for prefixes.
     """
 
     device: str

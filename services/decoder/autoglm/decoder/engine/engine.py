@@ -213,7 +213,7 @@ class Engine:
 
     def _begin(self, sequence: Sequence) -> None:
         """Start with what the prefix cache knows; at least one token is left to be read."""
-        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.salt)
+        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.origin)
         found = self._cache.match(sequence.keys[: (sequence.known - 1) // BLOCK])
         self._runner.slots.put(len(self._running), found)
         sequence.length = len(found) * BLOCK
@@ -298,7 +298,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         """End a running sequence; what follows in its conversation will begin with this answer."""
-        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.salt)
+        sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.origin)
         self._keep(sequence, self._running.index(sequence), 0)
         self._pace.end(busy=len(self._running) == self._limits.sequences)
         self._end(sequence, reason)

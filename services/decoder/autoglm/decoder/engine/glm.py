@@ -14,13 +14,15 @@ from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM
 
 from autoglm.common.int8 import quantize_int8
 from autoglm.decoder.engine.content import BLOCK
+from autoglm.decoder.engine.lora import Adapter, Shapes
 
 
 class Layer(nn.Module):
     """One decoder layer. `store` below is its cache [slots, 2 · kv_heads, context, head_dim], keys before values."""
 
-    def __init__(self, layer: GlmDecoderLayer) -> None:
+    def __init__(self, layer: GlmDecoderLayer, number: int) -> None:
         super().__init__()
+        self.number = number
         attention = layer.self_attn
         self.qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
         self.o, self.gate_up, self.down = attention.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj
@@ -29,15 +31,22 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
         """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
-        x = x + self.o(self._attend(_normed(x, self.norm), store, view))
-        gate, up = self.gate_up(_normed(x, self.mlp_norm)).chunk(2, dim=-1)
-        down: Tensor = self.down(up * silu(gate))
-        return x + down
+        x = x + self._linear("o", self._attend(_normed(x, self.norm), store, view), view)
+        gate, up = self._linear("gate_up", _normed(x, self.mlp_norm), view).chunk(2, dim=-1)
+        return x + self._linear("down", up * silu(gate), view)
+
+    def _linear(self, name: str, x: Tensor, view: "View") -> Tensor:
+        """Return one of the layer's matrices times `x`, and what the adapters of the rows add."""
+        y: Tensor = getattr(self, name)(x)
+        for adapter, rows in view.adapters:
+            if factors := adapter.factors.get((self.number, name)):
+                y[rows] += x[rows] @ factors[0] @ factors[1]
+        return y
 
     def _attend(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
         n, t, _ = x.shape
         kv_heads = store.shape[1] // 2
-        heads = self.qkv(x).view(n, t, -1, self.head_dim)
+        heads = self._linear("qkv", x, view).view(n, t, -1, self.head_dim)
         _rotate(heads[:, :, :-kv_heads], view.turns)
         queries, new = heads[:, :, : -2 * kv_heads], heads[:, :, -2 * kv_heads :]
         store[view.rows, :, view.positions] = new
@@ -50,10 +59,16 @@ class Layer(nn.Module):
 
 
 class View:
-    """What one forward pass writes and sees: `slots` of the cache, and in each the `positions` [n, t] of its tokens."""
+    """What one forward pass writes and sees: `slots` of the cache, in each the `positions` [n, t] of its tokens, and
+    which rows have an adapter."""
 
-    def __init__(self, slots: slice, positions: Tensor, turns: Tensor) -> None:
+    def __init__(self, slots: slice, positions: Tensor, turns: Tensor, adapters: Sequence[Adapter | None]) -> None:
         self.slots, self.positions = slots, positions
+        rows: dict[Adapter, list[int]] = {}
+        for row, adapter in enumerate(adapters):
+            if adapter is not None:
+                rows.setdefault(adapter, []).append(row)
+        self.adapters = list(rows.items())
         self.rows = torch.arange(slots.start, slots.stop, device=positions.device)[:, None]
         self.visible = int(positions.max()) + 1
         self.turns = turns[positions][:, :, None]  # [n, t, 1, rotated / 2], complex
@@ -77,7 +92,7 @@ class Glm(nn.Module):
         super().__init__()
         self.config = source.config
         self.embed, self.head, self.norm = source.model.embed_tokens, source.lm_head, source.model.norm
-        self.layers = nn.ModuleList(Layer(layer) for layer in source.model.layers)
+        self.layers = nn.ModuleList(Layer(layer, number) for number, layer in enumerate(source.model.layers))
         rotary = source.model.rotary_emb
         angles = torch.outer(torch.arange(context, dtype=torch.float32), rotary.inv_freq.float())
         turns = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
@@ -99,10 +114,27 @@ class Glm(nn.Module):
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         return int(heads * config.head_dim * BLOCK * self.head.weight.itemsize)
 
-    def forward(self, embeddings: Tensor, slots: slice, positions: Tensor, stores: Sequence[Tensor]) -> Tensor:
-        """Read `embeddings` [n, t, width] at `positions` [n, t] of `slots`; returns logits [n, vocabulary], float32,
-        of the token behind the last one of each row."""
-        view, x = View(slots, positions, self.turns), embeddings.to(self.head.weight.dtype)
+    def shapes(self) -> Shapes:
+        """Return outputs and inputs of a layer's matrices, by transformers' names, in the order of the joined one."""
+        config = self.config
+        width, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
+        queries, inner = config.num_attention_heads * config.head_dim, config.intermediate_size
+        return {
+            "q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width), "o_proj": (width, queries),
+            "gate_up_proj": (2 * inner, width), "down_proj": (width, inner),
+        }  # fmt: skip
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        slots: slice,
+        positions: Tensor,
+        stores: Sequence[Tensor],
+        adapters: Sequence[Adapter | None] = (),
+    ) -> Tensor:
+        """Read `embeddings` [n, t, width] at `positions` [n, t] of `slots`, each row with its adapter; returns logits
+        [n, vocabulary], float32, of the token behind the last one of each row."""
+        view, x = View(slots, positions, self.turns, adapters), embeddings.to(self.head.weight.dtype)
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, store, view)
         logits: Tensor = self.head(_normed(x[:, -1], self.norm))

@@ -44,7 +44,7 @@ class Runner:
         assert sequence.inputs is not None
         chunk, sequence.inputs = sequence.inputs[:tokens], sequence.inputs[tokens:]
         positions = torch.arange(sequence.length, sequence.length + tokens, device=self.device)[None]
-        logits = self._forward(chunk[None], slice(slot, slot + 1), positions)
+        logits = self._forward(chunk[None], slice(slot, slot + 1), positions, [sequence])
         sequence.length += tokens
         return logits
 
@@ -56,8 +56,9 @@ class Runner:
         """
         tokens = torch.tensor([[sequence.output[-1]] for sequence in running], device=self.device)
         positions = torch.tensor([[sequence.length] for sequence in running], device=self.device)
-        return self._forward(self.glm.embed(tokens), slice(first, first + len(running)), positions)
+        return self._forward(self.glm.embed(tokens), slice(first, first + len(running)), positions, running)
 
-    def _forward(self, embeddings: Tensor, slots: slice, positions: Tensor) -> Tensor:
-        logits: Tensor = self.glm(embeddings, slots, positions, self.slots.stores)
+    def _forward(self, embeddings: Tensor, slots: slice, positions: Tensor, rows: Rows[Sequence]) -> Tensor:
+        adapters = [sequence.adapter for sequence in rows]
+        logits: Tensor = self.glm(embeddings, slots, positions, self.slots.stores, adapters)
         return logits.masked_fill_(self._banned, float("-inf"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from autoglm.decoder.engine.grammar import Grammar
+from autoglm.decoder.engine.lora import Adapter
 from autoglm.fusion.compose import Prompt
 from autoglm.fusion.model import MediaKind
 
@@ -96,6 +97,7 @@ class Sequence:
     full: Callable[[], bool] = never
     thinking: Thinking | None = None
     grammar: Grammar | None = None
+    adapter: Adapter | None = None
     output: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     inputs: Tensor | None = None
@@ -120,12 +122,18 @@ class Sequence:
         full: Callable[[], bool] = never,
         thinking: Thinking | None = None,
         grammar: Grammar | None = None,
+        adapter: Adapter | None = None,
     ) -> "Sequence":
         """Return a waiting sequence that may generate up to `room` tokens."""
         generator = torch.Generator()
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed % 2**63)
         most = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        return cls(prompt, sampling, most, sink, generator, salt, full, thinking, grammar)
+        return cls(prompt, sampling, most, sink, generator, salt, full, thinking, grammar, adapter)
+
+    @property
+    def origin(self) -> bytes:
+        """Return what the keys of its blocks begin with: nothing is shared across tenants, or across adapters."""
+        return self.salt if self.adapter is None else self.salt + b"\0" + self.adapter.revision.encode()
 
     @property
     def known(self) -> int:

@@ -1,0 +1,111 @@
+"""LoRA adapters: small additions to the decoder's matrices, chosen per request and computed beside others in one batch.
+
+An adapter is a folder in PEFT's format (adapter_config.json, adapter_model.safetensors).
+Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
+"""
+
+import json
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autoglm.common.bundle import BundleError
+
+JOINED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv"}  # what the engine computes in one product
+ALONE = {"o_proj": "o", "gate_up_proj": "gate_up", "down_proj": "down"}
+_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
+_PLAIN: Mapping[str, object] = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None}
+
+Shapes = Mapping[str, tuple[int, int]]  # of the decoder's own matrices, by PEFT's name of the module: outputs, inputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """An adapter in memory: for layer and matrix (qkv, o, gate_up, down) the factors A [inputs, rank] and B [rank,
+    outputs], scaled, so that x·A·B is what it adds. `revision` tells it from every other."""
+
+    name: str
+    revision: str
+    factors: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+
+
+def load(folder: Path, name: str, revision: str, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Adapter:
+    """Read an adapter; raises BundleError for what is no LoRA of a decoder of these `shapes`."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    odd = [key for key, value in _PLAIN.items() if config.get(key, value) != value]
+    odd += [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+    if odd:
+        raise BundleError(f"adapter {name}: {odd[0]} {config[odd[0]]!r} is not supported")
+    pairs = _pairs(load_file(folder / "adapter_model.safetensors"), name, shapes)
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    factors = {at: _joined(parts, shapes, scale, dtype, device) for at, parts in pairs.items()}
+    return Adapter(name, revision, factors)
+
+
+Parts = dict[str, tuple[Tensor, Tensor]]  # by PEFT's name of the module: A [rank, inputs], B [outputs, rank]
+
+
+def _pairs(weights: Mapping[str, Tensor], name: str, shapes: Shapes) -> dict[tuple[int, str], Parts]:
+    found: dict[tuple[int, str], Parts] = {}
+    for key, down in weights.items():
+        match = _KEY.fullmatch(key)
+        module = match[2] if match else ""
+        if match is None or module not in shapes:
+            raise BundleError(f"adapter {name}: {key} belongs to no matrix of the decoder")
+        if match[3] == "B":
+            continue
+        up = weights[key.replace("lora_A", "lora_B")]
+        if (up.shape[0], down.shape[1]) != shapes[module]:
+            raise BundleError(f"adapter {name}: {key} is for a matrix of {[up.shape[0], down.shape[1]]}")
+        found.setdefault((int(match[1]), (JOINED | ALONE)[module]), {})[module] = (down, up)
+    return found
+
+
+def _joined(
+    parts: Parts, shapes: Shapes, scale: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return A and B of one matrix of the engine, which may hold several of PEFT's side by side."""
+    modules = [module for module in shapes if (JOINED | ALONE)[module] == (JOINED | ALONE)[next(iter(parts))]]
+    downs = torch.cat([parts[module][0] for module in modules if module in parts])
+    ups, rank = torch.zeros(len(downs), sum(shapes[module][0] for module in modules)), 0
+    column = 0
+    for module in modules:
+        if module in parts:
+            up = parts[module][1]
+            ups[rank : rank + up.shape[1], column : column + len(up)] = scale * up.T
+            rank += up.shape[1]
+        column += shapes[module][0]
+    return downs.T.to(device, dtype).contiguous(), ups.to(device, dtype)
+
+
+class Adapters:
+    """The adapters of a bundle by name; `limit` are kept in memory, the one asked for longest ago goes first."""
+
+    def __init__(self, load_one: Callable[[str], Adapter], names: Iterable[str], limit: int) -> None:
+        self._load, self.names, self._limit = load_one, tuple(names), limit
+        self._held: OrderedDict[str, Adapter] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> Adapter:
+        """Return an adapter, read now if need be; raises KeyError for one that the bundle has not, BundleError for one
+        that cannot be used."""
+        if name not in self.names:
+            raise KeyError(name)
+        with self._lock:
+            adapter = self._held.pop(name, None) or self._load(name)
+            self._held[name] = adapter
+            if len(self._held) > self._limit:
+                self._held.popitem(last=False)
+            return adapter
+
+    def held(self) -> Iterator[str]:
+        """Yield the names of those in memory, the one asked for longest ago first."""
+        yield from self._held
