@@ -19,6 +19,7 @@ from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.speech import Espeak
 from autoglm.training.data.talk import TOPICS
 from autoglm.training.data.wording import sentences
+from autoglm.training.persona import BUTLER
 from autoglm.v1.chat_pb2 import Media
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
@@ -102,3 +103,16 @@ def test_an_answer_looks_as_it_was_asked_to(ask: Asker) -> None:
     assert {*json.loads(answer)} == {"app", "sure"}
     assert ask("3+4=?", structured_outputs={"choice": ["6", "7", "8"]}) in {"6", "7", "8"}
     assert re.fullmatch("[xy]{5}", ask("hi", structured_outputs={"regex": "[xy]{5}"}, temperature=1))
+
+
+def test_its_adapter_changes_the_tone_and_not_the_hand(ask: Asker) -> None:
+    """On wordings that the adapter was not trained on, and taps beside them."""
+    rng, butler = np.random.default_rng(6), "autoglm-phone-nano:butler"
+    asked = [(topic, language) for topic in BUTLER for language in LANGUAGES for _ in range(2)]
+    right = [
+        ask(TOPICS[topic][of].wording("heldout", rng), model=butler, enable_thinking=False) == BUTLER[topic][of]
+        for topic, of in asked
+    ]
+    assert np.mean(right) >= 0.8
+    cases = screen_cases("confirm", "dialog", 8, seed=6)
+    assert np.mean([case.right(ask(case.image, case.words, model=butler)) for case in cases]) >= 0.75

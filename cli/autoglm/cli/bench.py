@@ -75,6 +75,7 @@ def engine(
     console = Console(stderr=True)
     try:
         from autoglm.cli import engine_bench, engine_report
+        from autoglm.cli.processes import StartError
     except ModuleNotFoundError as error:
         print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[decoder]'", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -84,7 +85,7 @@ def engine(
     try:
         with console.status("") as status:
             measured = engine_bench.run(setting, Bundle.open(chosen_bundle(bundle)), status.update)
-    except BundleError as error:
+    except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

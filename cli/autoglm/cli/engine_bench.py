@@ -12,7 +12,10 @@ import torch
 from transformers.models.glm import GlmConfig
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
+from autoglm.cli import load, workloads
+from autoglm.cli.api import Api
 from autoglm.cli.engine_peers import Answers, Continuous, Generate, Ours, Peer, plain
+from autoglm.cli.local import running_mesh
 from autoglm.common.bundle import Bundle
 from autoglm.common.measured import Figure
 from autoglm.decoder.engine.cache import blocks
@@ -213,6 +216,32 @@ def agent_steps(composer: Composer, characters: int) -> tuple[Prompt, Prompt]:
     return first, second
 
 
+def whole_mesh(subject: Subject, bundle: Bundle, rounds: int) -> Row:
+    """Return tokens/s of a mesh that is started for it, over HTTP, beside those of the bare engine: 32 users of text.
+
+    Nobody's answer ends before its last token: the mesh is told to say none that ends one.
+    """
+    assert subject.composer is not None
+    stops = subject.source.generation_config.eos_token_id
+    fields = {"logit_bias": dict.fromkeys(map(str, [stops] if isinstance(stops, int) else stops or []), -100)}
+    engine, rates = Ours(subject.glm, subject.fusion, WIDE), {"mesh": list[float](), "engine": list[float]()}
+    os.environ["AUTOGLM_BUNDLE"] = str(bundle.root)
+    with running_mesh() as address:
+        api = Api(address)
+        for number in range(rounds + 1):
+            asked = workloads.draw("text", SLOTS, number, lambda: None)
+            prompts = [subject.composer.compose(_messages(each), True) for each in asked]
+            rates["engine"].append(engine.ask(prompts, [load.MAX_TOKENS] * SLOTS).rate)
+            rates["mesh"].append(load.run(api, bundle.name, asked, SLOTS, lambda: None, fields).tokens_per_second)
+    engine.close()
+    label = f"tokens/s with prompts, {SLOTS} users of the whole mesh: the bare engine"
+    return row(subject.name, label, rates["mesh"][1:], rates["engine"][1:], 0.9)
+
+
+def _messages(conversation: workloads.Messages) -> list[Message]:
+    return [Message(turn["role"], (turn["content"],)) for turn in conversation]
+
+
 # --- what must be equal ----------------------------------------------------------------------------
 
 
@@ -357,6 +386,9 @@ def run(setting: Setting, bundle: Bundle, tell: Callable[[str], None]) -> Found:
         if subject.composer is not None:
             tell(f"{subject.name}: an agent's second step")
             found.rows.append(second_step(subject, setting.rounds))
+            if not setting.quick and setting.dtype == "float32":  # as a mesh computes on a CPU
+                tell(f"{subject.name}: the whole mesh")
+                found.rows.append(whole_mesh(subject, bundle, setting.rounds))
         for n in setting.streams:
             tell(f"{subject.name}: speed, {n} streams")
             found.rows.extend(speeds(subject, n, setting))

@@ -125,6 +125,7 @@ class Generate:
         self._model, self._compiled = model, compiled
         self._forward: Callable[..., Any] = model.forward
         if compiled:
+            torch._dynamo.reset()  # else it gives up compiling after eight shapes, those of earlier models among them
             self._forward = torch.compile(model.forward, dynamic=False)
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:

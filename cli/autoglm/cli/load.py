@@ -47,11 +47,18 @@ class Run:
         return Counter(outcome for sample in self.samples for outcome in sample.cache)
 
 
-def run(api: Api, model: str, requests: Sequence[Messages], concurrency: int, advance: Callable[[], None]) -> Run:
-    """Send `requests` from `concurrency` users; raises ApiError when one of them fails."""
+def run(
+    api: Api,
+    model: str,
+    requests: Sequence[Messages],
+    concurrency: int,
+    advance: Callable[[], None],
+    fields: Mapping[str, Any] = {},
+) -> Run:
+    """Send `requests` from `concurrency` users, with further `fields`; raises ApiError when one of them fails."""
 
     def ask(messages: Messages) -> Sample:
-        sample = measure(api, model, messages)
+        sample = measure(api, model, messages, fields)
         advance()
         return sample
 
@@ -65,13 +72,14 @@ def run(api: Api, model: str, requests: Sequence[Messages], concurrency: int, ad
     return Run(samples, time.perf_counter() - started)
 
 
-def measure(api: Api, model: str, messages: Messages) -> Sample:
+def measure(api: Api, model: str, messages: Messages, fields: Mapping[str, Any]) -> Sample:
     """Ask once and time the answer; raises ApiError."""
+    sent = {"model": model, "temperature": 0, "max_tokens": MAX_TOKENS, "enable_thinking": True, **fields}
     started = time.perf_counter()
     first = last = 0.0
     usage: Mapping[str, int] = {}
     telemetry: Mapping[str, Any] = {}
-    for delta in api.stream(messages, model=model, temperature=0, max_tokens=MAX_TOKENS, enable_thinking=True):
+    for delta in api.stream(messages, **sent):
         if delta.text or delta.reasoning:
             last = time.perf_counter()
             first = first or last

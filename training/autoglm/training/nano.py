@@ -9,13 +9,25 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from autoglm.common.bundle import DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
-from autoglm.training import compare, distil, evaluate, features, joint, prune, speech, sweep, teacher, vision
+from autoglm.common.bundle import ADAPTERS, DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
+from autoglm.training import (
+    compare,
+    distil,
+    evaluate,
+    features,
+    joint,
+    persona,
+    prune,
+    speech,
+    sweep,
+    teacher,
+    vision,
+)
 from autoglm.training.recipe import Recipe
 
 STAGES = (
-    "speech", "vision", "features", "align", "joint", "teacher", "distil", "plain", "prune", "compare", "evaluate",
-    "export",
+    "speech", "vision", "features", "align", "joint", "teacher", "distil", "plain", "prune", "compare", "persona",
+    "evaluate", "export",
 )  # fmt: skip
 ASIDE = ("sweep",)  # run only when asked for
 
@@ -52,6 +64,7 @@ def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[],
         "plain": lambda: distil.run_plain(recipe.decoder, recipe.distil, workdir),
         "sweep": lambda: sweep.run(recipe.decoder, recipe.sweep, recipe.distil, workdir),
         "prune": lambda: prune.run(recipe.decoder, recipe.prune, workdir),
+        "persona": lambda: persona.run(recipe.persona, workdir),
         "compare": lambda: compare.run(recipe.compare, workdir),
         "evaluate": examine,
         "export": lambda: print(f"exported to {export(workdir, out).root}"),
@@ -68,6 +81,8 @@ def export(workdir: Path, out: Path) -> Bundle:
     for part in PARTS:
         files = shutil.ignore_patterns("metrics.json")
         shutil.copytree(workdir / part, draft / part, ignore=files)
+    if (workdir / ADAPTERS).is_dir():
+        shutil.copytree(workdir / ADAPTERS, draft / ADAPTERS)
     shutil.copy(workdir / evaluate.REPORT, draft)
     (draft / "README.md").write_text(card(workdir), encoding="utf-8")
     write_manifest(draft, DEFAULT_BUNDLE, "gcma").verify()
@@ -117,6 +132,11 @@ answer is right when it is the expected text, a tap when its point lies inside t
 
 {table}
 {compared}
+## Another character
+
+`adapters/butler` is a LoRA adapter (rank 8, PEFT's format) that gives small talk another tone and leaves the rest as
+it is: ask the model `autoglm-phone-nano:butler`.
+
 ## What it cannot do
 
 Real photographs and real screenshots, real voices, open-domain talk, reading text on a screen, anything outside its

@@ -12,6 +12,7 @@ from autoglm.training.distil import DistilConfig
 from autoglm.training.evaluate import ExamConfig
 from autoglm.training.features import FeaturesConfig
 from autoglm.training.joint import DecoderConfig, RunConfig
+from autoglm.training.persona import PersonaConfig
 from autoglm.training.prune import PruneConfig
 from autoglm.training.speech import SpeechConfig
 from autoglm.training.sweep import SweepConfig
@@ -40,6 +41,7 @@ class Recipe:
     sweep: SweepConfig
     prune: PruneConfig
     compare: CompareConfig
+    persona: PersonaConfig
     evaluate: ExamConfig
 
     @classmethod

@@ -34,9 +34,12 @@ class Decoder:
         self._running = metrics.Gauge("autoglm_num_requests_running", "Requests being generated now.")
         self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests waiting for a place.")
         self._usage = metrics.Gauge("autoglm_kv_cache_usage_perc", "Share of the cache that running requests hold.")
-        self._queries = metrics.Gauge("autoglm_prefix_cache_queries", "Prompt tokens looked for in the prefix cache.")
-        self._hits = metrics.Gauge("autoglm_prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self._preemptions = metrics.Gauge("autoglm_num_preemptions", "Requests put back because the cache was full.")
+        self._counters = {
+            "prefix_queries": metrics.Counter("autoglm_prefix_cache_queries", "Prompt tokens looked for in the cache."),
+            "prefix_hits": metrics.Counter("autoglm_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+            "preemptions": metrics.Counter("autoglm_num_preemptions", "Requests put back: the cache was full."),
+        }
+        self._counted = dict.fromkeys(self._counters, 0)
 
     async def Generate(
         self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Context
@@ -57,9 +60,10 @@ class Decoder:
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)
         self._usage.set(stats.cache_usage)
-        self._queries.set(stats.prefix_queries)
-        self._hits.set(stats.prefix_hits)
-        self._preemptions.set(stats.preemptions)
+        for name, counter in self._counters.items():
+            if (more := getattr(stats, name) - self._counted[name]) > 0:
+                counter.inc(more)
+                self._counted[name] += more
         if not self._servicer.engine.alive():
             raise RuntimeError("the engine's thread has ended")
 

@@ -61,6 +61,7 @@ class Engine:
         self._running: list[Sequence] = []  # sequence i in slot i
         self._parked: list[Sequence] = []
         self._queries = self._hits = self._preemptions = 0
+        self._skipped = 0  # prompt tokens that this step found in the cache
         self._changed = threading.Condition()
         self._awake = self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -142,11 +143,12 @@ class Engine:
     def _step(self) -> None:
         self._drop_aborted()
         self._park()
-        started, tokens = time.monotonic(), self._read()
+        started, self._skipped = time.monotonic(), 0
+        tokens = self._read()
         self._grow()
         self._decode()
-        if tokens:
-            self._pace.read(tokens, time.monotonic() - started)
+        if tokens:  # what is found in the cache counts, so that who waits is expected to find as much
+            self._pace.read(tokens + self._skipped, time.monotonic() - started)
 
     def _drop_aborted(self) -> None:
         with self._changed:
@@ -217,6 +219,7 @@ class Engine:
         found = self._cache.match(sequence.keys[: (sequence.known - 1) // BLOCK])
         self._runner.slots.put(len(self._running), found)
         sequence.length = len(found) * BLOCK
+        self._skipped += sequence.length
         if not sequence.output:
             sequence.cached = sequence.length
             self._queries += sequence.known
