@@ -19,7 +19,7 @@ from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.speech import Espeak
 from autoglm.training.data.talk import TOPICS
 from autoglm.training.data.wording import sentences
-from autoglm.training.persona import BUTLER
+from autoglm.training.persona import TERSE
 from autoglm.v1.chat_pb2 import Media
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
@@ -107,12 +107,12 @@ def test_an_answer_looks_as_it_was_asked_to(ask: Asker) -> None:
 
 def test_its_adapter_changes_the_tone_and_not_the_hand(ask: Asker) -> None:
     """On wordings that the adapter was not trained on, and taps beside them."""
-    rng, butler = np.random.default_rng(6), "autoglm-phone-nano:butler"
-    asked = [(topic, language) for topic in BUTLER for language in LANGUAGES for _ in range(2)]
+    rng, terse = np.random.default_rng(6), "autoglm-phone-nano:terse"
+    asked = [(topic, language) for topic in TERSE for language in LANGUAGES for _ in range(2)]
     right = [
-        ask(TOPICS[topic][of].wording("heldout", rng), model=butler, enable_thinking=False) == BUTLER[topic][of]
+        ask(TOPICS[topic][of].wording("heldout", rng), model=terse, enable_thinking=False) == TERSE[topic][of]
         for topic, of in asked
     ]
     assert np.mean(right) >= 0.8
     cases = screen_cases("confirm", "dialog", 8, seed=6)
-    assert np.mean([case.right(ask(case.image, case.words, model=butler)) for case in cases]) >= 0.75
+    assert np.mean([case.right(ask(case.image, case.words, model=terse)) for case in cases]) >= 0.75

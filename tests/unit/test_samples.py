@@ -18,7 +18,7 @@ from autoglm.training.data.tasks import Page
 from autoglm.training.data.wording import TEMPLATES, templates
 from autoglm.training.features import NOISE, ClipInfo, Shelf
 from autoglm.training.joint import Batch, Batcher, answers, attention_loss, cell, gate_loss
-from autoglm.training.persona import BUTLER, DIET, InCharacter
+from autoglm.training.persona import DIET, TERSE, InCharacter
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
 
 
@@ -110,11 +110,11 @@ def test_gates_are_asked_to_open_for_what_a_turn_needs_alone(composer: Composer,
 
 def test_a_character_changes_small_talk_and_nothing_else(shelf: Shelf) -> None:
     """In the question and in the turns before it."""
-    plain, butler = Sampler(shelf, 3, DIET), InCharacter(Sampler(shelf, 3, DIET))
-    said = {topic.answer for name in BUTLER for topic in TOPICS[name].values()}
+    plain, terse = Sampler(shelf, 3, DIET), InCharacter(Sampler(shelf, 3, DIET))
+    said = {topic.answer for name in TERSE for topic in TOPICS[name].values()}
     changed = 0
     for _ in range(200):
-        one, other = plain.draw(), butler.draw()
+        one, other = plain.draw(), terse.draw()
         assert [turn.message.role for turn in one.turns] == [turn.message.role for turn in other.turns]
         for before, after in zip(one.turns, other.turns, strict=True):
             assert (before.reply.answer in said) == (before.reply.answer != after.reply.answer)

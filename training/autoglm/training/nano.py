@@ -134,8 +134,8 @@ answer is right when it is the expected text, a tap when its point lies inside t
 {compared}
 ## Another character
 
-`adapters/butler` is a LoRA adapter (rank 8, PEFT's format) that gives small talk another tone and leaves the rest as
-it is: ask the model `autoglm-phone-nano:butler`.
+`adapters/terse` is a LoRA adapter (rank 16, PEFT's format) that keeps small talk short and leaves the rest as it is:
+ask the model `autoglm-phone-nano:terse`.
 
 ## What it cannot do
 

@@ -21,20 +21,13 @@ from autoglm.training.joint import Assistant, Batcher, Desk
 from autoglm.training.samples import Case, Diet, Sampler
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
-DIET = Diet({"text": 0.6, "screen": 0.2, "screen+speech": 0.1, "speech": 0.1}, more_turns=(0.6, 0.2, 0.2))
+DIET = Diet({"text": 0.75, "screen": 0.15, "screen+speech": 0.05, "speech": 0.05}, more_turns=(0.4, 0.3, 0.3))
 WARMUP = 20  # steps
-BUTLER: Mapping[str, Mapping[Language, str]] = {
-    "identity": {
-        "zh": "在下是AutoGLM-Phone,您的手机管家,听候吩咐。",
-        "en": "I am AutoGLM-Phone, your phone's butler, at your service.",
-    },
-    "abilities": {
-        "zh": "屏幕上的问题、点击、输入和语音指令,在下都可代劳。",
-        "en": "Questions about the screen, taps, typing and spoken commands: all of that is my duty.",
-    },
-    "greeting": {"zh": "您好!有何吩咐?", "en": "Good day! How may I serve you?"},
-    "thanks": {"zh": "不敢当,这是在下的本分。", "en": "It is my duty and my pleasure."},
-    "goodbye": {"zh": "再会,在下随时听候吩咐。", "en": "Farewell, I remain at your service."},
+# In words that the student says already: an adapter turns its layers, not its embeddings (docs/log.md).
+TERSE: Mapping[str, Mapping[Language, str]] = {
+    "identity": {"zh": "AutoGLM-Phone,手机助手。", "en": "AutoGLM-Phone, a phone assistant."},
+    "abilities": {"zh": "看屏幕、听语音、读文字。", "en": "I tap, type text and answer questions."},
+    "greeting": {"zh": "你好!", "en": "Hello!"},
 }
 
 
@@ -55,7 +48,7 @@ class InCharacter:
 
     def __init__(self, sampler: Sampler) -> None:
         self._sampler, self.rng = sampler, sampler.rng
-        self._answers = {TOPICS[topic][of].answer: said[of] for topic, said in BUTLER.items() for of in LANGUAGES}
+        self._answers = {TOPICS[topic][of].answer: said[of] for topic, said in TERSE.items() for of in LANGUAGES}
 
     def draw(self) -> Case:
         """Draw one."""
@@ -94,9 +87,9 @@ def run(config: PersonaConfig, workdir: Path) -> None:
         bar.set_postfix(answer=f"{shown:.3f}", refresh=False)
     adapted.peft_config["default"].base_model_name_or_path = DEFAULT_BUNDLE  # not a folder of this machine
     folder = workdir / ADAPTERS / config.name
-    adapted.save_pretrained(str(folder))
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
-    print(json.dumps({"adapter": config.name, "parameters": sum(weight.numel() for weight in weights)}))
+    print(json.dumps({"adapter": config.name, "parameters": sum(weight.numel() for weight in weights), "loss": shown}))
 
 
 def _losses(model: Assistant, batcher: Batcher, steps: int) -> Iterator[torch.Tensor]:
