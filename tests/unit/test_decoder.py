@@ -9,17 +9,9 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.fusion.compose import Composer
-from autoglm.training import tokenizer
 from autoglm.training.joint import Assistant, DecoderConfig, glm_config
 
 SMALL = DecoderConfig(hidden=128, layers=2, context=256)
-
-
-@pytest.fixture(scope="module")
-def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
-    folder = tmp_path_factory.mktemp("decoder")
-    tokenizer.build(folder)
-    return Composer(folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
+from autoglm.cli.engine_bench import resident
 from autoglm.common.errors import InvalidRequest, RateLimited
 from autoglm.decoder.engine.cache import Cache, Slots, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
@@ -26,20 +26,12 @@ from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence, Thinking
 from autoglm.fusion.compose import Composer, Media, Message, Prompt
 from autoglm.fusion.fuse import fuse
-from autoglm.training import tokenizer
 from autoglm.training.joint import Assistant, DecoderConfig
 
 SLOTS, CONTEXT = 3, 512
 WIDE = Limits(SLOTS, step_tokens=48, blocks=SLOTS * blocks(CONTEXT))
 Events = SimpleQueue[Chosen | Finished]
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
-    folder = tmp_path_factory.mktemp("decoder")
-    tokenizer.build(folder)
-    return Composer(folder)
 
 
 @pytest.fixture(scope="module")
@@ -456,13 +448,6 @@ def test_slots_give_their_memory_back(glm: Glm) -> None:
     assert before - resident() > 2 * 2**20
     assert not slots.stores[0][0].any()
     assert slots.stores[0][1, :, :10].all()
-
-
-def resident() -> int:
-    """Return the bytes of this process that are in memory and nobody else's."""
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
-    rows = dict(line.split(":", 1) for line in lines)
-    return 1024 * int(rows["Private_Dirty"].split()[0])
 
 
 def test_prefixes_give_way_to_sequences_the_oldest_first() -> None:

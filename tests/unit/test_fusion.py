@@ -14,17 +14,9 @@ from autoglm.fusion.batch import collate, fuse_batch
 from autoglm.fusion.compose import Composer, Media, Message
 from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import GCMA, FusionConfig, FusionModel
-from autoglm.training import tokenizer
 from autoglm.training.init import initialise
 
 Array = NDArray[np.float64]
-
-
-@pytest.fixture(scope="module")
-def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
-    folder = tmp_path_factory.mktemp("decoder")
-    tokenizer.build(folder)
-    return Composer(folder)
 
 
 @pytest.fixture(scope="module")

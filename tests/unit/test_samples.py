@@ -1,7 +1,6 @@
 """Cases as training sees them: what is learned, where the right cell and the needed medium are."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 from autoglm.fusion.batch import Additions
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.model import Enriched
-from autoglm.training import tokenizer
 from autoglm.training.data.catalog import LANGUAGES, Language, Split
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.data.talk import TOPICS
@@ -20,13 +18,6 @@ from autoglm.training.features import NOISE, ClipInfo, Shelf
 from autoglm.training.joint import Batch, Batcher, answers, attention_loss, cell, gate_loss
 from autoglm.training.persona import DIET, TERSE, InCharacter
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
-
-
-@pytest.fixture(scope="module")
-def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
-    folder: Path = tmp_path_factory.mktemp("decoder")
-    tokenizer.build(folder)
-    return Composer(folder)
 
 
 def test_every_word_of_a_held_out_wording_is_met_in_training(composer: Composer) -> None:

@@ -99,9 +99,8 @@ class Engine:
     def stats(self) -> Stats:
         """Return how busy the engine is."""
         with self._changed:
-            taken = [*self._running, *([self._reading] if self._reading else [])]
             waiting = sum(not sequence.aborted for sequence in (*self._waiting, *self._parked))
-            running = sum(not sequence.aborted for sequence in taken)
+            running = sum(not sequence.aborted for sequence in self._placed())
             return Stats(running, waiting, self._cache.usage, self._queries, self._hits, self._preemptions)
 
     def alive(self) -> bool:

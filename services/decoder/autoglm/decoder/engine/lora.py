@@ -19,8 +19,9 @@ from torch import Tensor
 
 from autoglm.common.bundle import BundleError
 
-JOINED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv"}  # what the engine computes in one product
-ALONE = {"o_proj": "o", "gate_up_proj": "gate_up", "down_proj": "down"}
+MATRICES = {  # of PEFT's modules, the engine's matrix; it computes the first three in one product
+    "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_up_proj": "gate_up", "down_proj": "down",
+}  # fmt: skip
 _KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
 _PLAIN: Mapping[str, object] = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None}
 
@@ -65,7 +66,7 @@ def _pairs(weights: Mapping[str, Tensor], name: str, shapes: Shapes) -> dict[tup
         up = weights[key.replace("lora_A", "lora_B")]
         if (up.shape[0], down.shape[1]) != shapes[module]:
             raise BundleError(f"adapter {name}: {key} is for a matrix of {[up.shape[0], down.shape[1]]}")
-        found.setdefault((int(match[1]), (JOINED | ALONE)[module]), {})[module] = (down, up)
+        found.setdefault((int(match[1]), MATRICES[module]), {})[module] = (down, up)
     return found
 
 
@@ -73,7 +74,7 @@ def _joined(
     parts: Parts, shapes: Shapes, scale: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return A and B of one matrix of the engine, which may hold several of PEFT's side by side."""
-    modules = [module for module in shapes if (JOINED | ALONE)[module] == (JOINED | ALONE)[next(iter(parts))]]
+    modules = [module for module in shapes if MATRICES[module] == MATRICES[next(iter(parts))]]
     downs = torch.cat([parts[module][0] for module in modules if module in parts])
     ups, rank = torch.zeros(len(downs), sum(shapes[module][0] for module in modules)), 0
     column = 0
