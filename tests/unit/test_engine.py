@@ -17,7 +17,7 @@ from autoglm.cli.engine_bench import resident
 from autoglm.common.errors import InvalidRequest, RateLimited
 from autoglm.decoder.engine.cache import Cache, Slots, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
-from autoglm.decoder.engine.engine import Engine, Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.grammar import Grammars, Kind
 from autoglm.decoder.engine.lora import Adapter
@@ -54,12 +54,11 @@ class Engines:
     """Makes engines, and closes them."""
 
     def __init__(self, glm: Glm, assistant: Assistant) -> None:
-        self.glm, self.assistant, self.made = glm, assistant, list[Engine]()
+        self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
 
-    def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> Engine:
-        every = self.glm.config.vocab_size  # transformers' generate forbids nothing either
-        runner = Runner(self.glm, self.assistant.fusion, limits.sequences, every, never=())
-        self.made.append(Engine(runner, limits, stops))
+    def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> EmbeddedEngine:
+        runner = Runner(self.glm, self.assistant.fusion, limits.sequences)
+        self.made.append(EmbeddedEngine(runner, limits, stops))
         return self.made[-1]
 
 
@@ -84,7 +83,7 @@ def prompts(composer: Composer) -> list[Prompt]:
     return [composer.compose([Message("user", part)]) for part in parts]
 
 
-def submit(engine: Engine, prompt: Prompt, sampling: Sampling, salt: bytes = b"") -> tuple[Sequence, Events]:
+def submit(engine: EmbeddedEngine, prompt: Prompt, sampling: Sampling, salt: bytes = b"") -> tuple[Sequence, Events]:
     events: Events = SimpleQueue()
     sequence = Sequence.start(prompt, sampling, CONTEXT - len(prompt.token_ids), events.put, salt)
     engine.submit(sequence)
@@ -98,7 +97,7 @@ def collect(events: Events) -> tuple[list[int], Finished]:
     return tokens, event
 
 
-def say(engine: Engine, prompt: Prompt, n: int, salt: bytes = b"") -> tuple[list[int], Sequence]:
+def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tuple[list[int], Sequence]:
     sequence, events = submit(engine, prompt, replace(GREEDY, max_tokens=n), salt)
     return collect(events)[0], sequence
 
@@ -124,7 +123,7 @@ def expected(assistant: Assistant, composer: Composer) -> list[list[int]]:
     return answers
 
 
-def run_all(engine: Engine, composer: Composer) -> list[list[int]]:
+def run_all(engine: EmbeddedEngine, composer: Composer) -> list[list[int]]:
     pending = [
         submit(engine, prompt, replace(GREEDY, max_tokens=n))[1]
         for prompt, n in zip(prompts(composer), LENGTHS, strict=True)
@@ -149,7 +148,7 @@ def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
     torch.manual_seed(1)
     ids = torch.randint(0, 500, (2, 40))
     wanted = assistant.decoder(ids).logits[:, -1].detach()
-    runner = Runner(glm, assistant.fusion, 2, glm.config.vocab_size, never=())
+    runner = Runner(glm, assistant.fusion, 2)
     with torch.inference_mode():
         got = glm(glm.embed(ids), slice(0, 2), torch.arange(40).expand(2, -1), runner.slots.stores)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
@@ -282,7 +281,7 @@ def test_what_fails_in_a_batch_fails_alone(
     sick.poison = next(
         token for token in expected[2][3:] if token not in own[0] | own[1] and token not in expected[2][:3]
     )
-    engine = Engine(Runner(sick, assistant.fusion, SLOTS, sick.config.vocab_size, never=()), WIDE, stops=())
+    engine = EmbeddedEngine(Runner(sick, assistant.fusion, SLOTS), WIDE, stops=())
     ends = [
         collect(submit(engine, prompt, replace(GREEDY, max_tokens=n))[1])
         for prompt, n in zip(prompts(composer)[:3], LENGTHS, strict=False)
@@ -295,7 +294,7 @@ def test_what_fails_in_a_batch_fails_alone(
     engine.close()
 
 
-def run_one(engine: Engine, composer: Composer) -> list[int]:
+def run_one(engine: EmbeddedEngine, composer: Composer) -> list[int]:
     return say(engine, prompts(composer)[0], LENGTHS[0])[0]
 
 

@@ -15,7 +15,7 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
 from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.engine import Engine, Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.runner import Runner
@@ -69,9 +69,9 @@ def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
 
 
 @pytest.fixture
-def engine(glm: Glm) -> Iterator[Engine]:
-    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4, VOCABULARY, never=())
-    engine = Engine(runner, Limits(4, 64, 4 * blocks(CONTEXT)), stops=())
+def engine(glm: Glm) -> Iterator[EmbeddedEngine]:
+    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4)
+    engine = EmbeddedEngine(runner, Limits(4, 64, 4 * blocks(CONTEXT)), stops=())
     yield engine
     engine.close()
 
@@ -79,7 +79,7 @@ def engine(glm: Glm) -> Iterator[Engine]:
 IDS = list(range(20, 120))
 
 
-def ask(engine: Engine, adapter: Adapter | None) -> tuple[Sequence, "SimpleQueue[Chosen | Finished]"]:
+def ask(engine: EmbeddedEngine, adapter: Adapter | None) -> tuple[Sequence, "SimpleQueue[Chosen | Finished]"]:
     events: SimpleQueue[Chosen | Finished] = SimpleQueue()
     prompt = Prompt(IDS, (Run(0, len(IDS), enriched=False),), "")
     sampling = Sampling(temperature=0, max_tokens=LENGTH)
@@ -108,7 +108,7 @@ def theirs(folder: Path | None) -> list[int]:
 
 
 def test_adapters_answer_side_by_side_as_peft_merges_them(
-    engine: Engine, adapters: dict[str, Adapter], folders: dict[str, Path]
+    engine: EmbeddedEngine, adapters: dict[str, Adapter], folders: dict[str, Path]
 ) -> None:
     """And a second time, from prefixes that each of them has for itself."""
     wanted = {name: theirs(folder) for name, folder in folders.items()} | {None: theirs(None)}
@@ -125,7 +125,7 @@ def test_few_are_held_and_the_one_longest_unused_goes_first() -> None:
 
     def make(name: str) -> Adapter:
         made.append(name)
-        return Adapter(name, name, {})
+        return Adapter(name, name, Path(name))
 
     adapters = Adapters(make, ["a", "b", "c"], limit=2)
     for name in ("a", "b", "a", "c", "a", "b"):
@@ -173,7 +173,7 @@ def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
     x, positions = torch.randn(1, 6, 256), torch.arange(6)[None]
     logits = []
     for model in (plain, rounded):
-        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1, VOCABULARY, never=())
+        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1)
         with torch.inference_mode():
             logits += [model(x, slice(0, 1), positions, runner.slots.stores, [a]) for a in (adapters["all"], None)]
     change, rounding = (logits[0] - logits[1]).norm(), (logits[0] - logits[2]).norm()

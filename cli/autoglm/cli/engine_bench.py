@@ -19,7 +19,7 @@ from autoglm.cli.local import running_mesh
 from autoglm.common.bundle import Bundle
 from autoglm.common.measured import Figure
 from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.engine import Limits
+from autoglm.decoder.engine.embedded import Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.sequence import Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request

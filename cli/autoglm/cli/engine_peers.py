@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.engine import Engine, Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
@@ -62,8 +62,8 @@ class Ours:
 
     def __init__(self, glm: Glm, fusion: FusionModel, limits: Limits) -> None:
         self.limits = limits
-        runner = Runner(glm, fusion, limits.sequences, glm.config.vocab_size, never=())
-        self.engine = Engine(runner, limits, stops=())
+        runner = Runner(glm, fusion, limits.sequences)
+        self.engine = EmbeddedEngine(runner, limits, stops=())
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
         """Return the likeliest tokens behind each prompt."""

@@ -1,6 +1,7 @@
 """An assembled bundle in the classes that serve it, against transformers' own on the published folders."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassification, WhisperForConditionalGeneration
 
 from autoglm.common.bundle import Bundle
+from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
@@ -31,8 +34,15 @@ TALK = [Message("system", ("你是手机助手。",)), Message("user", ("Open th
 
 
 @pytest.fixture(scope="module")
-def decoder(bundle: Bundle) -> DecoderModel:
-    return DecoderModel.load(bundle, DecoderSettings.model_validate({"device": "cpu", "max_num_seqs": 2}))
+def decoder(bundle: Bundle) -> Iterator[DecoderModel]:
+    loaded = DecoderModel.load(bundle, DecoderSettings.model_validate({"device": "cpu", "max_num_seqs": 2}))
+    yield loaded
+    loaded.engine.close()
+
+
+def runner_of(decoder: DecoderModel) -> Runner:
+    assert isinstance(decoder.engine, EmbeddedEngine)
+    return decoder.engine.runner
 
 
 def test_what_serves_images_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
@@ -72,6 +82,13 @@ def test_a_decoder_on_a_gpu_has_no_8_bit_form(bundle: Bundle) -> None:
         DecoderModel.load(bundle, DecoderSettings.model_validate({"device": "cuda:1", "int8": True}))
 
 
+def test_vllm_is_asked_for_where_it_cannot_be_had(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="not installed here: docs/operate.md"):
+        DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm"}))
+    with pytest.raises(ValueError, match="embedded engine alone"):
+        DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm", "int8": True}))
+
+
 def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Sources) -> None:
     plain = GlmForCausalLM.from_pretrained(sources.decoder).eval()
     rows = [{"role": message.role, "content": message.parts[0]} for message in TALK]
@@ -81,8 +98,9 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
     prompt = decoder.composer.compose(TALK)
     assert prompt.token_ids == ids
     sequence = Sequence.start(prompt, Sampling(), 8, lambda event: None)
-    decoder.runner.prepare(sequence)
-    ours = decoder.runner.read(sequence, 0, sequence.known)[0]
+    runner = runner_of(decoder)
+    runner.prepare(sequence)
+    ours = runner.read(sequence, 0, sequence.known)[0]
     said = torch.isfinite(ours)  # special tokens and padding are never said
     theirs = plain(torch.tensor([ids])).logits[0, -1].detach()
     assert said.sum() >= 256
@@ -93,8 +111,9 @@ def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(deco
     torch.manual_seed(3)
     media = (Media("image", torch.randn(49, IMAGE)), Media("audio", 3 * torch.randn(20, AUDIO)))
     prompt = decoder.composer.compose([TALK[0], Message("user", (*media, "Open the camera, please."))])
-    embed = decoder.runner.glm.embed
-    plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(decoder.runner.fusion, embed, prompt)
+    runner = runner_of(decoder)
+    embed = runner.glm.embed
+    plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(runner.fusion, embed, prompt)
     words = torch.ones(len(prompt.token_ids), dtype=torch.bool)
     for run in prompt.runs:
         words[run.start : run.stop] = run.media is None

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.engine import Engine, Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
@@ -80,14 +80,14 @@ class Speaker:
 
     def runner(self, slots: int) -> Runner:
         """Return the engine's forward passes over `slots` conversations at once."""
-        return Runner(self.glm, self.fusion, slots, self.composer.vocabulary, never=())
+        return Runner(self.glm, self.fusion, slots, range(self.composer.vocabulary, self.glm.config.vocab_size))
 
 
 def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
     """Return the greedy answer of `speaker` to every case, in order."""
     composer = speaker.composer
     limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
-    engine = Engine(speaker.runner(SLOTS), limits, speaker.stops)
+    engine = EmbeddedEngine(speaker.runner(SLOTS), limits, speaker.stops)
     sinks = [_Answer() for _ in cases]
     requests = [
         Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)

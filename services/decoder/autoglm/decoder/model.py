@@ -1,24 +1,30 @@
 """The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
+from transformers import AutoConfig, GenerationConfig
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
 from autoglm.common.memory import available_memory
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.content import BLOCK
-from autoglm.decoder.engine.engine import Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
 from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
+from autoglm.decoder.engine.protocol import Engine
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
+from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer, Prompt
-from autoglm.fusion.model import FusionModel
+from autoglm.fusion.model import FusionModel, MediaKind
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
@@ -26,46 +32,39 @@ CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, w
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """What the servicer needs: the runner of the engine and its limits, the composer, and the bundle's name."""
+    """What the servicer needs: an engine that runs, and what makes a request's words into what it takes."""
 
     bundle: Bundle
-    runner: Runner
-    limits: Limits
+    engine: Engine
+    media_widths: Mapping[MediaKind, int]
+    context: int
+    device: torch.device
     composer: Composer
     grammars: Grammars
     adapters: Adapters
-    stops: Sequence[int]
     int8: bool
 
     @classmethod
     def load(cls, bundle: Bundle, settings: DecoderSettings) -> "DecoderModel":
-        """Open the decoder and fusion parts of `bundle`.
+        """Open the decoder and fusion parts of `bundle` and start the engine.
 
-        Raises BundleError when one is not whole, ValueError for `int8` on a GPU and for a cache in which not even one
-        conversation fits.
+        Raises BundleError when one is not whole, ValueError for settings that cannot be met: `int8` on a GPU or with
+        vLLM, a cache in which not even one conversation fits, vLLM where it is not installed.
         """
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if settings.int8 and device.type != "cpu":
-            raise ValueError(f"the decoder computes in 8 bits on a CPU alone, not on {device}: remove int8")
-        dtype = _DTYPES[settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+        _check(settings, device)
+        dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         folder = bundle.part("decoder")
-        source = GlmForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        context = min(source.config.max_position_embeddings, settings.max_model_len or 2**31)
-        glm = Glm(source, context, settings.int8)
-        fusion = FusionModel.from_pretrained(bundle.part("fusion"), dtype).to(device)
-        composer = Composer(folder)
-        stops = _as_list(source.generation_config.eos_token_id)
-        never = [i for i in _special_ids(composer) if i not in stops]
-        limits = _limits(settings, glm.to(device), device)
-        runner = Runner(glm, fusion, limits.sequences, composer.vocabulary, never)
-        grammars = Grammars(folder / "tokenizer.json", stops)
-
-        def adapter(name: str) -> Adapter:
-            revision = bundle.adapters[name].revision
-            return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, device)
-
-        adapters = Adapters(adapter, bundle.adapters, settings.max_loras)
-        return cls(bundle, runner, limits, composer, grammars, adapters, stops, settings.int8)
+        config = AutoConfig.from_pretrained(folder)
+        words = Words.of(folder, config.vocab_size)
+        context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
+        fusion = FusionModel.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
+        start = _start_vllm if settings.engine == "vllm" else _start_embedded
+        engine, load_adapter = start(bundle, settings, fusion, Place(device, dtype, context), words)
+        adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
+        grammars = Grammars(folder / "tokenizer.json", words.stops)
+        widths = fusion.config.media_widths
+        return cls(bundle, engine, widths, context, device, words.composer, grammars, adapters, settings.int8)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
         """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
@@ -73,6 +72,83 @@ class DecoderModel:
         if opens is None or closes is None:
             return None
         return Thinking(opens, closes, inside=prompt.echo == "<think>", budget=budget)
+
+
+def _check(settings: DecoderSettings, device: torch.device) -> None:
+    if settings.int8 and settings.engine == "vllm":
+        raise ValueError("int8 is of the embedded engine alone: remove it, or set engine to embedded")
+    if settings.int8 and device.type != "cpu":
+        raise ValueError(f"the decoder computes in 8 bits on a CPU alone, not on {device}: remove int8")
+    if settings.engine == "vllm" and find_spec("vllm") is None:
+        raise ValueError("engine is vllm, which is not installed here: docs/operate.md says how")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A decoder's tokens: the ids that end an answer, and those that none may hold, the vocabulary's padding too."""
+
+    composer: Composer
+    stops: Rows[int]
+    never: Rows[int]
+
+    @classmethod
+    def of(cls, folder: Path, size: int) -> "Words":
+        """Read them from a decoder's folder; its vocabulary has `size` ids."""
+        composer, stops = Composer(folder), GenerationConfig.from_pretrained(folder).eos_token_id
+        ends = [stops] if isinstance(stops, int) else list(stops or ())
+        added = composer.tokenizer.get_added_tokens_decoder()
+        special = [token_id for token_id, token in added.items() if token.special and token_id not in ends]
+        return cls(composer, ends, [*special, *range(composer.vocabulary, size)])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a decoder computes, in what, and for how many tokens."""
+
+    device: torch.device
+    dtype: str
+    context: int
+
+
+Started = tuple[Engine, Callable[[str], Adapter]]  # and what reads an adapter for it
+
+
+def _start_embedded(
+    bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words
+) -> Started:
+    dtype = _DTYPES[place.dtype]
+    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval()
+    glm = Glm(source, place.context, settings.int8)
+    limits = _limits(settings, glm.to(place.device), place.device)
+    engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, words.never), limits, words.stops)
+
+    def adapter(name: str) -> Adapter:
+        return load(bundle.adapter(name), name, bundle.adapters[name].revision, glm.shapes(), dtype, place.device)
+
+    return engine, adapter
+
+
+def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words) -> Started:
+    def adapter(name: str) -> Adapter:
+        return Adapter(name, bundle.adapters[name].revision, bundle.adapter(name))
+
+    options = VllmOptions(
+        dtype=place.dtype,
+        max_model_len=place.context,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(place.device),
+        enable_prefix_caching=settings.enable_prefix_caching,
+        max_loras=settings.max_loras,
+        max_lora_rank=rank_room([bundle.adapter(name) for name in bundle.adapters]),
+        threads=settings.threads,
+    )
+    return VllmEngine(bundle.part("decoder"), fusion, options, words.stops, words.never), adapter
+
+
+def _cpu_memory(device: torch.device) -> int | None:
+    """Return what the cache may take on a CPU when nothing else is said; on a GPU vLLM finds out by itself."""
+    return int(CPU_SHARE * available_memory()) if device.type == "cpu" else None
 
 
 def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits:
@@ -89,13 +165,3 @@ def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits
     sequences = settings.max_num_seqs if cpu else min(settings.max_num_seqs, fitting // each)
     total = min(fitting, sequences * each)
     return Limits(sequences, settings.max_num_batched_tokens, total, settings.enable_prefix_caching)
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [value] if isinstance(value, int) else list(value or ())
-
-
-def _special_ids(composer: Composer) -> list[int]:
-    """Return the ids of the special tokens; the model may end with one but never say another."""
-    added = composer.tokenizer.get_added_tokens_decoder()
-    return [token_id for token_id, token in added.items() if token.special]

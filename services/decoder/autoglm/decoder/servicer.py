@@ -14,7 +14,6 @@ from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.common.server import Context, fail
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
-from autoglm.decoder.engine.engine import Engine
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
@@ -39,8 +38,7 @@ class DecoderServicer:
     """Generates answers with one engine."""
 
     def __init__(self, model: DecoderModel) -> None:
-        self._model = model
-        self.engine = Engine(model.runner, model.limits, model.stops)
+        self._model, self.engine = model, model.engine
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
@@ -52,8 +50,7 @@ class DecoderServicer:
 
     def warm_up(self) -> None:
         """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
-        widths = self._model.runner.fusion.config.media_widths
-        media = [Media(kind, torch.zeros(49, width)) for kind, width in widths.items()]
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.media_widths.items()]
         prompt = self._model.composer.compose([Message("user", (*media, "你好" * 20))])
         events: SimpleQueue[Chosen | Finished] = SimpleQueue()
         for _ in range(2):
@@ -81,12 +78,12 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats, runner = self.engine.stats(), self._model.runner
+        stats = self.engine.stats()
         return decoder_pb2.DecoderServiceDescribeResponse(
             bundle=self._model.bundle.name,
-            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in runner.fusion.config.media_widths)],
-            context_length=runner.context,
-            device=str(runner.device),
+            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in self._model.media_widths)],
+            context_length=self._model.context,
+            device=str(self._model.device),
             num_requests_running=stats.running,
             num_requests_waiting=stats.waiting,
             kv_cache_usage_perc=stats.cache_usage,
@@ -140,7 +137,7 @@ class DecoderServicer:
 
     def _media(self, embedding: embedding_pb2.Embedding) -> Media:
         kind = _KINDS.get(embedding.modality)
-        widths = self._model.runner.fusion.config.media_widths
+        widths = self._model.media_widths
         if kind is None or kind not in widths:
             raise InvalidRequest(f"bundle {self._model.bundle.name} does not understand this medium", param="messages")
         try:
@@ -154,7 +151,7 @@ class DecoderServicer:
         return Media(kind, tokens, embedding.transcript)
 
     def _room(self, prompt: Prompt) -> int:
-        context, used = self._model.runner.context, len(prompt.token_ids)
+        context, used = self._model.context, len(prompt.token_ids)
         if used >= context:
             raise InvalidRequest(
                 f"this model's maximum context length is {context} tokens, but the messages have {used}; shorten them",

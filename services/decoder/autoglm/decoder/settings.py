@@ -11,6 +11,9 @@ class DecoderSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str = Field("", description="Folder of the bundle; empty means AUTOGLM_BUNDLE, else the packaged one.")
+    engine: Literal["embedded", "vllm"] = Field(
+        "embedded", description="What generates: the mesh's own engine, or vLLM, which has to be installed beside it."
+    )
     device: str = Field("", description="Where to compute, as PyTorch names it; empty means cuda if there, else cpu.")
     dtype: Literal["", "float32", "bfloat16"] = Field("", description="Empty means bfloat16 on cuda, else float32.")
     int8: bool = Field(False, description="Whether the layers' weights are held and multiplied in 8 bits, on a CPU.")

@@ -4,7 +4,7 @@ grammar. The automata are llguidance's."""
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from llguidance import LLMatcher, LLTokenizer
@@ -12,14 +12,19 @@ from torch import Tensor
 
 from autoglm.common.errors import InternalError, InvalidRequest
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 Kind = Literal["json_schema", "regex", "choice", "grammar"]
+# As json.dumps writes it: a model that may add white space where it likes can go on with that for ever.
+JSON_STYLE: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Grammar:
-    """Where one answer stands in what it has to look like."""
+    """Where one answer stands in what it has to look like: `given`, as it was asked for."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, kind: Kind, given: str | Sequence[str], matcher: LLMatcher) -> None:
+        self.kind, self.given, self._matcher = kind, given, matcher
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Return `logits` [vocabulary] with −∞ for what cannot follow; raises InternalError when nothing can."""
@@ -55,15 +60,12 @@ class Grammars:
             raise InvalidRequest(f"the answer's {kind} cannot be read: {error}", param=kind) from None
         if matcher.is_error():
             raise InvalidRequest(f"the answer's {kind} cannot be used: {matcher.get_error()}", param=kind)
-        return Grammar(matcher)
+        return Grammar(kind, given, matcher)
 
 
 def _lark(kind: Kind, given: str | Sequence[str]) -> str:
     if isinstance(given, str):
         if kind == "json_schema":
-            # As json.dumps writes it: a model that may add white space where it likes can go on with that for ever.
-            return LLMatcher.grammar_from_json_schema(
-                given, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-            )
+            return LLMatcher.grammar_from_json_schema(given, overrides=JSON_STYLE)
         return LLMatcher.grammar_from_regex(given) if kind == "regex" else LLMatcher.grammar_from_lark(given)
     return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in given))

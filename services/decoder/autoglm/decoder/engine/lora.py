@@ -10,7 +10,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,12 +30,14 @@ Shapes = Mapping[str, tuple[int, int]]  # of the decoder's own matrices, by PEFT
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """An adapter in memory: for layer and matrix (qkv, o, gate_up, down) the factors A [inputs, rank] and B [rank,
-    outputs], scaled, so that x·A·B is what it adds. `revision` tells it from every other."""
+    """An adapter: for layer and matrix (qkv, o, gate_up, down) the factors A [inputs, rank] and B [rank, outputs],
+    scaled, so that x·A·B is what it adds; none where the engine reads `folder` itself. `revision` tells it from every
+    other."""
 
     name: str
     revision: str
-    factors: Mapping[tuple[int, str], tuple[Tensor, Tensor]]
+    folder: Path
+    factors: Mapping[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def load(folder: Path, name: str, revision: str, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Adapter:
@@ -48,7 +50,7 @@ def load(folder: Path, name: str, revision: str, shapes: Shapes, dtype: torch.dt
     pairs = _pairs(load_file(folder / "adapter_model.safetensors"), name, shapes)
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
     factors = {at: _joined(parts, shapes, scale, dtype, device) for at, parts in pairs.items()}
-    return Adapter(name, revision, factors)
+    return Adapter(name, revision, folder, factors)
 
 
 Parts = dict[str, tuple[Tensor, Tensor]]  # by PEFT's name of the module: A [rank, inputs], B [outputs, rank]

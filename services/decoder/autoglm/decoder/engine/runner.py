@@ -13,20 +13,15 @@ from autoglm.fusion.model import FusionModel
 
 
 class Runner:
-    """Owns the weights and the slots; knows nothing of scheduling.
+    """Owns the weights and the slots; knows nothing of scheduling. The ids in `never` are never chosen."""
 
-    `allowed` is how many ids the tokenizer has: the vocabulary's padding is never chosen, nor are
-    the ids in `never`.
-    """
-
-    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, allowed: int, never: Rows[int]) -> None:
+    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, never: Rows[int] = ()) -> None:
         self.glm, self.fusion, self.context = glm, fusion, glm.context
         config, weight = glm.config, glm.head.weight
         self.device = weight.device
         shape = (slots, 2 * config.num_key_value_heads, self.context, config.head_dim)
         self.slots = Slots(config.num_hidden_layers, shape, weight.dtype, self.device)
-        self._banned = torch.ones(config.vocab_size, dtype=torch.bool, device=self.device)
-        self._banned[:allowed] = False
+        self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(never)] = True
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from autoglm.common.errors import RateLimited
 from autoglm.decoder.engine.cache import Cache, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.pace import Pace
+from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose, note
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
@@ -36,24 +37,11 @@ class Limits:
     keep_prefixes: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """How busy the engine is, and what it has done: prompt tokens asked of the prefix cache and found there, and
-    sequences put back because the cache was full."""
-
-    running: int
-    waiting: int
-    cache_usage: float
-    prefix_queries: int
-    prefix_hits: int
-    preemptions: int
-
-
-class Engine:
-    """Continuous batching. `submit`, `abort`, `wake` and `stats` may be called from any thread."""
+class EmbeddedEngine:
+    """The engine that needs nothing but torch; see Engine for what it promises."""
 
     def __init__(self, runner: Runner, limits: Limits, stops: Collection[int]) -> None:
-        self._runner, self._limits, self._stops = runner, limits, frozenset(stops)
+        self.runner, self._limits, self._stops = runner, limits, frozenset(stops)
         self._cache = Cache(runner.slots, limits.blocks, limits.keep_prefixes)
         self._pace = Pace()
         self._waiting: deque[Sequence] = deque()
@@ -70,10 +58,7 @@ class Engine:
     # --- for everyone -------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence, within: float | None = None) -> None:
-        """Queue a sequence; its sink gets every token and then one Finished, from the engine's thread.
-
-        Raises RateLimited when its first token cannot be expected `within` so many seconds.
-        """
+        """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds."""
         with self._changed:
             wait = self._expected_wait(sequence)
             if within is not None and wait > within:
@@ -202,7 +187,7 @@ class Engine:
             self._begin(sequence)
             tokens = min(tokens, sequence.known - sequence.length)
         slot, before = len(self._running), sequence.length
-        logits = self._runner.read(sequence, slot, tokens)
+        logits = self.runner.read(sequence, slot, tokens)
         self._keep(sequence, slot, before // BLOCK)
         if sequence.length == sequence.known:
             with self._changed:
@@ -216,14 +201,14 @@ class Engine:
         """Start with what the prefix cache knows; at least one token is left to be read."""
         sequence.keys = block_keys(sequence.prompt, sequence.output[:-1], sequence.origin)
         found = self._cache.match(sequence.keys[: (sequence.known - 1) // BLOCK])
-        self._runner.slots.put(len(self._running), found)
+        self.runner.slots.put(len(self._running), found)
         sequence.length = len(found) * BLOCK
         self._skipped += sequence.length
         if not sequence.output:
             sequence.cached = sequence.length
             self._queries += sequence.known
             self._hits += sequence.cached
-        self._runner.prepare(sequence)
+        self.runner.prepare(sequence)
 
     def _keep(self, sequence: Sequence, slot: int, first: int) -> None:
         for number in range(first, min(sequence.length // BLOCK, len(sequence.keys))):
@@ -266,7 +251,7 @@ class Engine:
         if not batch:
             return
         try:
-            yield batch, self._runner.decode(batch, first)
+            yield batch, self.runner.decode(batch, first)
         except Exception as error:
             if len(batch) == 1:
                 yield batch, error
@@ -320,7 +305,7 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         """Free a slot; the last running sequence moves into it, and the one that is being read follows."""
         slot = self._placed().index(sequence)
-        self._runner.slots.clear(slot, sequence.length)
+        self.runner.slots.clear(slot, sequence.length)
         with self._changed:
             if sequence is self._reading:
                 self._reading = None
@@ -336,5 +321,5 @@ class Engine:
         sequence.inputs = None
 
     def _shift(self, sequence: Sequence, source: int, target: int) -> None:
-        self._runner.slots.move(source, target, sequence.length)
-        self._runner.slots.clear(source, sequence.length)
+        self.runner.slots.move(source, target, sequence.length)
+        self.runner.slots.clear(source, sequence.length)
