@@ -214,7 +214,7 @@ SCHEMA = {"type": "object", "properties": {"app": {"enum": ["Camera", "Maps"]}, 
         ("json_schema", json.dumps(SCHEMA), lambda text: json.loads(text)["app"] in ("Camera", "Maps")),
         ("regex", r"\[\d{1,3}, \d{1,3}\]", lambda text: re.fullmatch(r"\[\d{1,3}, \d{1,3}\]", text)),
         ("choice", ["Camera", "打开相机"], lambda text: text in ("Camera", "打开相机")),
-        ("grammar", 'start: "a"+ "b"', lambda text: re.fullmatch("a+b", text)),
+        ("grammar", 'start: "a" "a"? "b"', lambda text: re.fullmatch("aa?b", text)),
     ],
 )
 @pytest.mark.parametrize("thinks", [False, True])
