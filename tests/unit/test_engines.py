@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -103,11 +104,9 @@ def prompts(model: DecoderModel) -> list[Prompt]:
     return [model.composer.compose([Message("user", part)]) for part in parts]
 
 
-def submit(model: DecoderModel, prompt: Prompt, sampling: Sampling, **more: object) -> tuple[Sequence, Events]:
+def submit(model: DecoderModel, prompt: Prompt, sampling: Sampling, **more: Any) -> tuple[Sequence, Events]:
     events: Events = SimpleQueue()
-    sequence = Sequence.start(prompt, sampling, CONTEXT - len(prompt.token_ids), events.put)
-    for name, value in more.items():
-        setattr(sequence, name, value)
+    sequence = Sequence.start(prompt, sampling, CONTEXT - len(prompt.token_ids), events.put, **more)
     model.engine.submit(sequence)
     return sequence, events
 
@@ -124,7 +123,7 @@ def ids(said: list[Chosen]) -> list[int]:
     return [chosen.token_id for chosen in said]
 
 
-def answer(model: DecoderModel, prompt: Prompt, sampling: Sampling, **more: object) -> list[int]:
+def answer(model: DecoderModel, prompt: Prompt, sampling: Sampling, **more: Any) -> list[int]:
     return ids(collect(submit(model, prompt, sampling, **more)[1])[0])
 
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autoglm.common.errors import RateLimited
 from autoglm.decoder.engine.cache import Cache, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.pace import Pace
 from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose, note
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
+from autoglm.decoder.engine.sequence import Chosen, Sequence
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -60,13 +59,10 @@ class EmbeddedEngine:
     def submit(self, sequence: Sequence, within: float | None = None) -> None:
         """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds."""
         with self._changed:
-            wait = self._expected_wait(sequence)
-            if within is not None and wait > within:
-                raise RateLimited(
-                    f"the answer could not begin before the deadline: {wait:.1f} s of work are queued, {within:.1f} s "
-                    "are left; try again later or allow more time",
-                    retry_after=wait - within,
-                )
+            ahead = [*self._waiting, *([self._reading] if self._reading else []), sequence]
+            tokens = sum(one.known - one.length for one in ahead if not one.aborted)
+            crowd = len(self._running) + len(ahead) - self._limits.sequences
+            self._pace.admit(tokens, max(0, crowd), within)
             self._waiting.append(sequence)
             self._wake()
 
@@ -102,12 +98,6 @@ class EmbeddedEngine:
     def _wake(self) -> None:
         self._awake = True
         self._changed.notify()
-
-    def _expected_wait(self, sequence: Sequence) -> float:
-        ahead = [*self._waiting, *([self._reading] if self._reading else []), sequence]
-        tokens = sum(one.known - one.length for one in ahead if not one.aborted)
-        crowd = len(self._running) + len(ahead) - self._limits.sequences
-        return self._pace.wait(tokens, max(0, crowd))
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -271,15 +261,10 @@ class EmbeddedEngine:
                 self._fail(sequence, error)
 
     def _give(self, sequence: Sequence, chosen: Chosen) -> None:
-        sequence.first_token = sequence.first_token or time.monotonic()
-        sequence.output.append(chosen.token_id)
+        sequence.take(chosen.token_id)
         note(sequence, chosen.token_id)
-        if chosen.token_id in self._stops:
-            self._finish(sequence, "stop")
-            return
-        sequence.sink(chosen)
-        if len(sequence.output) >= sequence.max_tokens:
-            self._finish(sequence, "length")
+        if reason := sequence.tell(chosen, self._stops):
+            self._finish(sequence, reason)
 
     # --- ends ---------------------------------------------------------------------------------------
 
@@ -297,10 +282,7 @@ class EmbeddedEngine:
 
     def _end(self, sequence: Sequence, reason: str | Exception) -> None:
         self._release(sequence)
-        try:
-            sequence.sink(Finished(reason))
-        except Exception:
-            logger.exception("nobody takes the end of a sequence")
+        sequence.end(reason)
 
     def _release(self, sequence: Sequence) -> None:
         """Free a slot; the last running sequence moves into it, and the one that is being read follows."""

@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
+from autoglm.common.errors import RateLimited
+
 NEW = 0.1  # weight of the newest observation
 
 
@@ -31,6 +33,16 @@ class Pace:
     def wait(self, tokens: int, answers: int) -> float:
         """Return the seconds until a first token, with `tokens` to read up to it and `answers` to end before."""
         return max(tokens * (self.token or 0.0), answers * (self.answer or 0.0))
+
+    def admit(self, tokens: int, answers: int, within: float | None) -> None:
+        """Raise RateLimited when `wait` is longer than `within` seconds."""
+        wait = self.wait(tokens, answers)
+        if within is not None and wait > within:
+            raise RateLimited(
+                f"the answer could not begin before the deadline: {wait:.1f} s of work are queued, {within:.1f} s "
+                "are left; try again later or allow more time",
+                retry_after=wait - within,
+            )
 
 
 def _mean(old: float | None, new: float) -> float:

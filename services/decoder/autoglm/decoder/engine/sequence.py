@@ -1,7 +1,8 @@
 """One request inside the engine: what it asks, where it stands, and how its answer gets out."""
 
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,8 @@ from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.fusion.compose import Prompt
 from autoglm.fusion.model import MediaKind
+
+logger = logging.getLogger("autoglm.decoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,25 @@ class Sequence:
     def origin(self) -> bytes:
         """Return what the keys of its blocks begin with: nothing is shared across tenants, or across adapters."""
         return self.salt if self.adapter is None else self.salt + b"\0" + self.adapter.revision.encode()
+
+    def take(self, token: int) -> None:
+        """Note that the model chose `token`."""
+        self.first_token = self.first_token or time.monotonic()
+        self.output.append(token)
+
+    def tell(self, chosen: Chosen, stops: Collection[int]) -> str:
+        """Pass the newest token on; returns why the answer is over with it ("stop" is said to nobody), or ""."""
+        if chosen.token_id in stops:
+            return "stop"
+        self.sink(chosen)
+        return "length" if len(self.output) >= self.max_tokens else ""
+
+    def end(self, reason: str | Exception) -> None:
+        """Tell the consumer why the answer is over; one that is gone harms nobody else."""
+        try:
+            self.sink(Finished(reason))
+        except Exception:
+            logger.exception("nobody takes the end of a sequence")
 
     @property
     def known(self) -> int:

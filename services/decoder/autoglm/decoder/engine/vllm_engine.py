@@ -4,7 +4,6 @@ It runs in processes of its own. One thread here, with an event loop, hands it r
 """
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -23,11 +22,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from autoglm.common.errors import InternalError, RateLimited
+from autoglm.common.errors import InternalError
 from autoglm.decoder.engine.grammar import JSON_STYLE, Grammar
+from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.pace import Pace
 from autoglm.decoder.engine.protocol import Stats
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
+from autoglm.decoder.engine.sequence import Chosen, Sequence
 from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import FusionModel
 
@@ -106,13 +106,7 @@ class VllmEngine:
         """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds."""
         with self._lock:
             crowd = len(self._asked) + 1 - self._limit
-            wait = self._pace.wait(sequence.known, max(0, crowd))
-            if within is not None and wait > within:
-                raise RateLimited(
-                    f"the answer could not begin before the deadline: {wait:.1f} s of work are queued, {within:.1f} s "
-                    "are left; try again later or allow more time",
-                    retry_after=wait - within,
-                )
+            self._pace.admit(sequence.known, max(0, crowd), within)
             room = asyncio.Event()
             task = asyncio.run_coroutine_threadsafe(self._run(sequence, room), self._loop)
             self._asked[sequence] = _Asked(task, room)
@@ -174,10 +168,7 @@ class VllmEngine:
                 busy = len(self._asked) > self._limit
                 self._asked.pop(sequence, None)
         self._pace.end(busy)
-        try:
-            sequence.sink(Finished(reason))
-        except Exception:
-            logger.exception("nobody takes the end of a sequence")
+        sequence.end(reason)
 
     async def _answer(self, sequence: Sequence, room: asyncio.Event) -> str:
         """Pass vLLM's tokens on until the answer is over, and return why it is."""
@@ -217,14 +208,10 @@ class VllmEngine:
             room.clear()
             if sequence.full():
                 await room.wait()
-        sequence.first_token = sequence.first_token or time.monotonic()
-        sequence.output.append(chosen.token_id)
+        sequence.take(chosen.token_id)
         if sequence.thinking is not None:
             sequence.thinking.note(chosen.token_id, first=len(sequence.output) == 1)
-        if chosen.token_id in self._stops:
-            return "stop"
-        sequence.sink(chosen)
-        return "length" if len(sequence.output) >= sequence.max_tokens else ""
+        return sequence.tell(chosen, self._stops)
 
     async def _tokens(self, sequence: Sequence, inputs: Tensor) -> AsyncGenerator[Chosen, None]:
         """Yield vLLM's tokens behind `inputs` [tokens, width]; raises InternalError when it gives up."""
@@ -235,7 +222,7 @@ class VllmEngine:
             "prompt_is_token_ids": [False] * len(token_ids),
             "cache_salt": sequence.salt.hex() or "-",
         }
-        adapter = sequence.adapter and _adapter(sequence.adapter.name, sequence.adapter.folder)
+        adapter = sequence.adapter and _request(sequence.adapter)
         asked = self._vllm.generate(prompt, self._parameters(sequence), uuid4().hex, lora_request=adapter)
         async with aclosing(asked) as outputs:
             async for output in outputs:
@@ -335,11 +322,11 @@ def rank_room(folders: Rows[Path]) -> int:
     return next(known for known in RANKS if known >= max(ranks)) if ranks else 0
 
 
-def _adapter(name: str, folder: Path) -> Any:
+def _request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")  # vLLM tells them apart by it
-    return LoRARequest(name, number, str(folder))
+    number = int(adapter.revision[:14], 16)  # vLLM tells them apart by it, in 63 bits
+    return LoRARequest(adapter.name, number, str(adapter.folder))
 
 
 def _format(grammar: Grammar) -> Any:
