@@ -232,13 +232,14 @@ def test_an_answer_has_the_format_that_was_asked_for(
     assert fits(model.composer.tokenizer.decode(said))
 
 
-def test_reasoning_ends_within_its_budget(model: DecoderModel) -> None:
+@pytest.mark.parametrize("budget", [0, 7])
+def test_reasoning_ends_within_its_budget(model: DecoderModel, budget: int) -> None:
     prompt = model.composer.compose([Message("user", ("Hi",))], True)
-    thinking = model.thinking(prompt, budget=7)
+    thinking = model.thinking(prompt, budget)
     assert thinking is not None
     said = answer(model, prompt, replace(GREEDY, max_tokens=40, logit_bias={thinking.closes: -90.0}), thinking=thinking)
-    assert said.index(thinking.closes) == 7
-    assert (thinking.thoughts, thinking.inside) == (7, False)
+    assert said.index(thinking.closes) == budget
+    assert (thinking.thoughts, thinking.inside) == (budget, False)
 
 
 def test_adapters_answer_side_by_side_as_peft_computes_them(model: DecoderModel, plain: Plain, bundle: Bundle) -> None:

@@ -78,7 +78,7 @@ class VllmEngine:
         self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
         self._never = dict.fromkeys(never, NEVER)
         table = embeddings(folder).to(fusion.out.weight)
-        self._embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table)
+        self._embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
         self._meter, self._pace = _Meter(), Pace()
         self._asked: dict[Sequence, _Asked] = {}
         self._lock = threading.Lock()
@@ -172,9 +172,14 @@ class VllmEngine:
 
     async def _answer(self, sequence: Sequence, room: asyncio.Event) -> str:
         """Pass vLLM's tokens on until the answer is over, and return why it is."""
-        inputs = await self._loop.run_in_executor(self._fusing, self._fuse, sequence)
+        prompt, thinking = await self._loop.run_in_executor(self._fusing, self._fuse, sequence), sequence.thinking
         while True:
-            async with aclosing(self._tokens(sequence, inputs)) as tokens:
+            if thinking is not None and thinking.over:
+                close = Chosen(thinking.closes, 0.0 if sequence.sampling.top_logprobs is not None else None)
+                if ended := await self._give(sequence, close, room):
+                    return ended
+            said = torch.tensor(sequence.output, dtype=torch.long, device=prompt.device)
+            async with aclosing(self._tokens(sequence, torch.cat([prompt, self._embed(said)]))) as tokens:
                 async for chosen in tokens:
                     if ended := await self._give(sequence, chosen, room):
                         return ended
@@ -182,13 +187,6 @@ class VllmEngine:
                         break
                 else:
                     return "stop"  # vLLM ended it without saying a token
-            assert sequence.thinking is not None
-            if sequence.thinking.over:
-                close = Chosen(sequence.thinking.closes, 0.0 if sequence.sampling.top_logprobs is not None else None)
-                if ended := await self._give(sequence, close, room):
-                    return ended
-            said = torch.tensor(sequence.output, device=inputs.device)
-            inputs = torch.cat([inputs[: len(sequence.prompt.token_ids)], self._embed(said)])
 
     @torch.inference_mode()
     def _fuse(self, sequence: Sequence) -> Tensor:
