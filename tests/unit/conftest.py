@@ -1,9 +1,16 @@
 """What several unit tests need."""
 
-import pytest
+from collections.abc import Iterator
 
+import pytest
+import torch
+
+from autoglm.decoder.engine.glm import Glm
 from autoglm.fusion.compose import Composer
 from autoglm.training import tokenizer
+from autoglm.training.joint import Assistant, DecoderConfig
+
+from .engines import CONTEXT, LENGTHS, Engines, prompts, theirs
 
 
 @pytest.fixture(scope="module")
@@ -11,3 +18,34 @@ def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
     folder = tmp_path_factory.mktemp("decoder")
     tokenizer.build(folder)
     return Composer(folder)
+
+
+@pytest.fixture(scope="module")
+def assistant(composer: Composer) -> Assistant:
+    """A model that says many different things: untrained, but for layers that add something."""
+    config = DecoderConfig(hidden=256, layers=2, context=CONTEXT)
+    made = Assistant.fresh(config, composer.tokenizer.get_vocab_size(), seed=4).eval()
+    for layer in made.decoder.model.layers:
+        torch.nn.init.xavier_uniform_(layer.self_attn.o_proj.weight)
+        torch.nn.init.xavier_uniform_(layer.mlp.down_proj.weight)
+    return made
+
+
+@pytest.fixture(scope="module")
+def glm(assistant: Assistant) -> Glm:
+    return Glm(assistant.decoder, CONTEXT)
+
+
+@pytest.fixture
+def engines(glm: Glm, assistant: Assistant) -> Iterator[Engines]:
+    made = Engines(glm, assistant)
+    yield made
+    for engine in made.made:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def expected(assistant: Assistant, composer: Composer) -> list[list[int]]:
+    answers = [theirs(assistant, prompt, n) for prompt, n in zip(prompts(composer), LENGTHS, strict=True)]
+    assert len({token for answer in answers for token in answer}) > 50  # they tell one place from another
+    return answers

@@ -1,8 +1,5 @@
 """The embedded engine against transformers' own generate, token for token, whatever happens beside; and its faults."""
 
-import json
-import re
-from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
 from dataclasses import replace
 from queue import SimpleQueue
@@ -11,124 +8,21 @@ from threading import Event
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.cli.engine_bench import resident
-from autoglm.common.errors import InvalidRequest, RateLimited
+from autoglm.common.errors import RateLimited
 from autoglm.decoder.engine.cache import Cache, Slots, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.embedded import EmbeddedEngine
 from autoglm.decoder.engine.glm import Glm
-from autoglm.decoder.engine.grammar import Grammars, Kind
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence, Thinking
-from autoglm.fusion.compose import Composer, Media, Message, Prompt
-from autoglm.fusion.fuse import fuse
-from autoglm.training.joint import Assistant, DecoderConfig
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.training.joint import Assistant
 
-SLOTS, CONTEXT = 3, 512
-WIDE = Limits(SLOTS, step_tokens=48, blocks=SLOTS * blocks(CONTEXT))
-Events = SimpleQueue[Chosen | Finished]
-GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def assistant(composer: Composer) -> Assistant:
-    """A model that says many different things: untrained, but for layers that add something."""
-    config = DecoderConfig(hidden=256, layers=2, context=CONTEXT)
-    made = Assistant.fresh(config, composer.tokenizer.get_vocab_size(), seed=4).eval()
-    for layer in made.decoder.model.layers:
-        torch.nn.init.xavier_uniform_(layer.self_attn.o_proj.weight)
-        torch.nn.init.xavier_uniform_(layer.mlp.down_proj.weight)
-    return made
-
-
-@pytest.fixture(scope="module")
-def glm(assistant: Assistant) -> Glm:
-    return Glm(assistant.decoder, CONTEXT)
-
-
-class Engines:
-    """Makes engines, and closes them."""
-
-    def __init__(self, glm: Glm, assistant: Assistant) -> None:
-        self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
-
-    def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> EmbeddedEngine:
-        runner = Runner(self.glm, self.assistant.fusion, limits.sequences)
-        self.made.append(EmbeddedEngine(runner, limits, stops))
-        return self.made[-1]
-
-
-@pytest.fixture
-def engines(glm: Glm, assistant: Assistant) -> Iterator[Engines]:
-    made = Engines(glm, assistant)
-    yield made
-    for engine in made.made:
-        engine.close()
-
-
-def prompts(composer: Composer) -> list[Prompt]:
-    torch.manual_seed(0)
-    image, audio = Media("image", torch.randn(49, 320)), Media("audio", torch.randn(17, 1536))
-    parts: list[tuple[str | Media, ...]] = [
-        ("Hello",),
-        (image, "Where is Camera?"),
-        (audio,),
-        ("你好" * 60,),
-        (image, audio, "Which app is it?" * 9),
-    ]
-    return [composer.compose([Message("user", part)]) for part in parts]
-
-
-def submit(engine: EmbeddedEngine, prompt: Prompt, sampling: Sampling, salt: bytes = b"") -> tuple[Sequence, Events]:
-    events: Events = SimpleQueue()
-    sequence = Sequence.start(prompt, sampling, CONTEXT - len(prompt.token_ids), events.put, salt)
-    engine.submit(sequence)
-    return sequence, events
-
-
-def collect(events: Events) -> tuple[list[int], Finished]:
-    tokens = []
-    while isinstance(event := events.get(timeout=60), Chosen):
-        tokens.append(event.token_id)
-    return tokens, event
-
-
-def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tuple[list[int], Sequence]:
-    sequence, events = submit(engine, prompt, replace(GREEDY, max_tokens=n), salt)
-    return collect(events)[0], sequence
-
-
-def theirs(assistant: Assistant, prompt: Prompt, n: int) -> list[int]:
-    """Return transformers' own greedy continuation of the fused prompt."""
-    decoder: GlmForCausalLM = assistant.decoder
-    fused = fuse(assistant.fusion, decoder.model.embed_tokens, prompt).embeddings[None]
-    mask = torch.ones(fused.shape[:2], dtype=torch.long)
-    out = decoder.generate(
-        inputs_embeds=fused, attention_mask=mask, max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    return [int(token) for token in out[0]]
-
-
-LENGTHS = (24, 5, 17, 90, 70)
-
-
-@pytest.fixture(scope="module")
-def expected(assistant: Assistant, composer: Composer) -> list[list[int]]:
-    answers = [theirs(assistant, prompt, n) for prompt, n in zip(prompts(composer), LENGTHS, strict=True)]
-    assert len({token for answer in answers for token in answer}) > 50  # they tell one place from another
-    return answers
-
-
-def run_all(engine: EmbeddedEngine, composer: Composer) -> list[list[int]]:
-    pending = [
-        submit(engine, prompt, replace(GREEDY, max_tokens=n))[1]
-        for prompt, n in zip(prompts(composer), LENGTHS, strict=True)
-    ]
-    return [collect(events)[0] for events in pending]
+from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
 
 
 @pytest.mark.parametrize("keep_prefixes", [True, False])
@@ -347,93 +241,6 @@ def test_who_cannot_be_answered_in_time_is_told_at_once(engines: Engines, compos
     engine.submit(patient, within=3600)
     for sequence, _ in queued:
         engine.abort(sequence)
-
-
-@pytest.fixture(scope="module")
-def grammars(tmp_path_factory: pytest.TempPathFactory, composer: Composer) -> Grammars:
-    path = tmp_path_factory.mktemp("grammars") / "tokenizer.json"
-    composer.tokenizer.save(str(path))
-    return Grammars(path, [mark(composer, "<|user|>")])
-
-
-def mark(composer: Composer, text: str) -> int:
-    """Return the id of one of the tokenizer's own tokens."""
-    token_id = composer.tokenizer.token_to_id(text)
-    assert token_id is not None
-    return token_id
-
-
-SCHEMA = {
-    "type": "object",
-    "properties": {"app": {"enum": ["Camera", "相机"]}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
-    "required": ["app", "n"],
-    "additionalProperties": False,
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "fits"),
-    [
-        ("json_schema", json.dumps(SCHEMA), lambda text: {*json.loads(text)} == {"app", "n"}),
-        ("regex", r"[0-9]{3}-[a-f]+x", lambda text: re.fullmatch(r"[0-9]{3}-[a-f]+x", text)),
-        ("choice", ['say "yes"', "不"], lambda text: text in ('say "yes"', "不")),
-        ("grammar", 'start: "a" ("b" | "c")~2 "!"', lambda text: re.fullmatch("a[bc]{2}!", text)),
-    ],
-)
-def test_an_answer_keeps_to_its_grammar_and_nobody_else_does(
-    engines: Engines,
-    composer: Composer,
-    expected: list[list[int]],
-    grammars: Grammars,
-    kind: Kind,
-    given: str | list[str],
-    fits: Callable[[str], object],
-) -> None:
-    """Even where the cache is full and everybody is put back now and then."""
-    engine = engines(replace(WIDE, blocks=blocks(CONTEXT)), [mark(composer, "<|user|>")])
-    _, free = submit(engine, prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3]))
-    for temperature in (0.0, 1.0):
-        events: Events = SimpleQueue()
-        sampling = Sampling(temperature=temperature, seed=1, max_tokens=200)
-        engine.submit(
-            Sequence.start(prompts(composer)[1], sampling, 200, events.put, grammar=grammars.make(kind, given))
-        )
-        tokens, end = collect(events)
-        assert fits(composer.tokenizer.decode(tokens))
-        assert end.reason == "stop"
-    assert collect(free)[0] == expected[3]
-
-
-@pytest.mark.parametrize(
-    ("kind", "given"),
-    [("json_schema", "[1"), ("json_schema", '{"type": "nonsense"}'), ("regex", "[a"), ("grammar", "start: b")],
-)
-def test_what_is_no_grammar_is_the_requests_fault(grammars: Grammars, kind: Kind, given: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        grammars.make(kind, given)
-    assert refused.value.param == kind
-
-
-@pytest.mark.parametrize("echoed", [True, False])
-def test_reasoning_ends_with_its_budget_and_the_grammar_begins_behind_it(
-    engines: Engines, composer: Composer, grammars: Grammars, echoed: bool
-) -> None:
-    """Whether the template or the model itself opened it."""
-    opens, closes, ends = (mark(composer, text) for text in ("<think>", "</think>", "<|user|>"))
-    engine, prompt = engines(stops=[ends]), composer.compose([Message("user", ("Hi",))], True if echoed else None)
-    bias = {closes: -100.0} if echoed else {closes: -100.0, opens: 100.0}
-    thinking = Thinking(opens, closes, inside=prompt.echo == "<think>", budget=7)
-    events: Events = SimpleQueue()
-    sampling = Sampling(temperature=0, logit_bias=bias, max_tokens=60)
-    grammar = grammars.make("choice", ["Camera"]) if echoed else None
-    engine.submit(Sequence.start(prompt, sampling, 60, events.put, thinking=thinking, grammar=grammar))
-    tokens, end = collect(events)
-    start = 0 if echoed else 1
-    assert tokens[:start] == [opens][:start]
-    assert tokens.index(closes) == start + 7
-    assert thinking.thoughts == 7
-    if echoed:
-        assert (composer.tokenizer.decode(tokens[8:]), end.reason) == ("Camera", "stop")
 
 
 def test_slots_give_their_memory_back(glm: Glm) -> None:
