@@ -29,7 +29,7 @@ class Engines:
         self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
 
     def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> EmbeddedEngine:
-        runner = Runner(self.glm, self.assistant.fusion, limits.sequences)
+        runner = Runner(self.glm, self.assistant.fusion, limits.sequences, limits.step_tokens)
         self.made.append(EmbeddedEngine(runner, limits, stops))
         return self.made[-1]
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoglm.cli.engine_bench import resident
+from autoglm.cli.engine.checks import resident
 from autoglm.common.errors import RateLimited
 from autoglm.decoder.engine.cache import Cache, Slots, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.embedded import EmbeddedEngine
-from autoglm.decoder.engine.glm import Glm
-from autoglm.decoder.engine.lora import Adapter
+from autoglm.decoder.engine.glm import Glm, View
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
@@ -42,10 +41,36 @@ def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
     torch.manual_seed(1)
     ids = torch.randint(0, 500, (2, 40))
     wanted = assistant.decoder(ids).logits[:, -1].detach()
-    runner = Runner(glm, assistant.fusion, 2)
+    runner = Runner(glm, assistant.fusion, 2, CONTEXT)
     with torch.inference_mode():
-        got = glm(glm.embed(ids), slice(0, 2), torch.arange(40).expand(2, -1), runner.slots.stores)
+        view = View(glm.turns, slice(0, 2), torch.arange(40).expand(2, -1), 40)
+        got = glm(glm.embed(ids), view, runner.slots.stores)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
+    assistant: Assistant, glm: Glm, composer: Composer
+) -> None:
+    """As graphs compute them: more rows than sequences, more tokens than a piece has, more positions than anyone."""
+    runner = Runner(glm, assistant.fusion, SLOTS, CONTEXT)
+    running = [Sequence.start(prompt, GREEDY, 10, lambda event: None) for prompt in prompts(composer)[:2]]
+    for slot, sequence in enumerate(running):
+        runner.prepare(sequence)
+        inputs = torch.cat([torch.ones(9, 256), sequence.inputs])  # type: ignore[list-item]
+        said = runner.read(sequence, slot, sequence.known)
+        before = [store[slot, :, :CONTEXT].clone() for store in runner.slots.stores]
+        places = torch.tensor([*[CONTEXT] * 9, *range(sequence.length)])
+        torch.testing.assert_close(runner.piece(inputs, places, torch.tensor([slot]), CONTEXT), said)
+        for store, kept in zip(runner.slots.stores, before, strict=True):
+            torch.testing.assert_close(store[slot, :, :CONTEXT], kept)
+        sequence.output.append(7)
+    for store in runner.slots.stores:
+        store[2] = 9  # of somebody who is being read
+    wanted = runner.decode(running)
+    with torch.inference_mode():
+        got = runner.step(torch.tensor([[7, 7, 0], [*(sequence.length for sequence in running), CONTEXT]]), CONTEXT)
+    torch.testing.assert_close(got[:2], wanted, rtol=1e-4, atol=1e-4)
+    assert all((store[2, :, :CONTEXT] == 9).all() for store in runner.slots.stores)
 
 
 def test_a_full_cache_puts_the_youngest_back_and_answers_all(
@@ -149,18 +174,11 @@ class Sick(Glm):
 
     poison, memory = -1, False
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        slots: slice,
-        positions: Tensor,
-        stores: Rows[Tensor],
-        adapters: Rows[Adapter | None] = (),
-    ) -> Tensor:
+    def forward(self, embeddings: Tensor, view: View, stores: Rows[Tensor]) -> Tensor:
         ill = (embeddings[:, -1] == self.embed.weight[self.poison]).all(-1)
         if self.memory and ill.any():
             raise torch.OutOfMemoryError("no memory for this one")
-        logits: Tensor = super().forward(embeddings, slots, positions, stores, adapters)
+        logits: Tensor = super().forward(embeddings, view, stores)
         return logits.masked_fill(ill[:, None], torch.nan)
 
 
@@ -175,7 +193,7 @@ def test_what_fails_in_a_batch_fails_alone(
     sick.poison = next(
         token for token in expected[2][3:] if token not in own[0] | own[1] and token not in expected[2][:3]
     )
-    engine = EmbeddedEngine(Runner(sick, assistant.fusion, SLOTS), WIDE, stops=())
+    engine = EmbeddedEngine(Runner(sick, assistant.fusion, SLOTS, CONTEXT), WIDE, stops=())
     ends = [
         collect(submit(engine, prompt, replace(GREEDY, max_tokens=n))[1])
         for prompt, n in zip(prompts(composer)[:3], LENGTHS, strict=False)

@@ -1,6 +1,7 @@
 """What every engine must do, asked of a bundle's decoder the way the servicer asks it.
 
-The embedded engine by default; AUTOGLM_TEST_ENGINE=vllm asks vLLM the same (tools/test_vllm.sh).
+The embedded engine on the CPU by default; AUTOGLM_TEST_ENGINE=vllm asks vLLM the same (tools/test_vllm.sh), and
+AUTOGLM_TEST_DEVICE=cuda whichever it is on a GPU. transformers answers on the CPU, always.
 """
 
 import json
@@ -35,6 +36,7 @@ from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import FusionModel
 
 ENGINE = os.environ.get("AUTOGLM_TEST_ENGINE", "embedded")
+DEVICE = os.environ.get("AUTOGLM_TEST_DEVICE", "cpu")
 CONTEXT, SLOTS = 1024, 3
 GREEDY = Sampling(temperature=0)
 Events = SimpleQueue[Chosen | Finished]
@@ -47,7 +49,7 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def model(bundle: Bundle) -> Iterator[DecoderModel]:
-    settings = {"engine": ENGINE, "device": "cpu", "max_num_seqs": SLOTS, "max_model_len": CONTEXT}
+    settings = {"engine": ENGINE, "device": DEVICE, "dtype": "float32", "max_num_seqs": SLOTS, "max_model_len": CONTEXT}
     loaded = DecoderModel.load(bundle, DecoderSettings.model_validate(settings | {"kv_cache_memory_bytes": 2**28}))
     yield loaded
     loaded.engine.close()

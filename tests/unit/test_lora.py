@@ -16,7 +16,7 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
-from autoglm.decoder.engine.glm import Glm
+from autoglm.decoder.engine.glm import Glm, View
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
@@ -70,7 +70,7 @@ def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
 
 @pytest.fixture
 def engine(glm: Glm) -> Iterator[EmbeddedEngine]:
-    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4)
+    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4, 64)
     engine = EmbeddedEngine(runner, Limits(4, 64, 4 * blocks(CONTEXT)), stops=())
     yield engine
     engine.close()
@@ -170,12 +170,14 @@ def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
     """The sums of rounded weights and an adapter in full stay near those of full weights."""
     torch.manual_seed(7)
     plain, rounded = Glm(decoder(), CONTEXT), Glm(decoder(), CONTEXT, int8=True)
-    x, positions = torch.randn(1, 6, 256), torch.arange(6)[None]
+    x = torch.randn(1, 6, 256)
     logits = []
     for model in (plain, rounded):
-        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1)
+        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1, 64)
         with torch.inference_mode():
-            logits += [model(x, slice(0, 1), positions, runner.slots.stores, [a]) for a in (adapters["all"], None)]
+            for adapter in (adapters["all"], None):
+                view = View(model.turns, slice(0, 1), torch.arange(6)[None], 6, [adapter])
+                logits.append(model(x, view, runner.slots.stores))
     change, rounding = (logits[0] - logits[1]).norm(), (logits[0] - logits[2]).norm()
     assert rounding < 0.2 * change
 

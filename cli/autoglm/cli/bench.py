@@ -74,24 +74,33 @@ def engine(
     """The decoder's engine beside transformers: equality, tokens/s, an agent's second step, more than fits."""
     console = Console(stderr=True)
     try:
-        from autoglm.cli import engine_bench, engine_report
+        import torch
+
+        from autoglm.cli.engine import bench
+        from autoglm.cli.engine import report as engine_report
+        from autoglm.cli.engine.subject import Setting
         from autoglm.cli.processes import StartError
     except ModuleNotFoundError as error:
         print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[decoder]'", file=sys.stderr)
         raise typer.Exit(1) from None
-    if dtype not in engine_bench.DTYPES:
-        raise typer.BadParameter(f"{dtype} is neither {' nor '.join(engine_bench.DTYPES)}", param_hint="--dtype")
-    setting = engine_bench.Setting.of(quick, dtype, threads, rounds)
+    if dtype not in bench.DTYPES:
+        raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
+    setting = Setting.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
-        with console.status("") as status:
-            measured = engine_bench.run(setting, Bundle.open(chosen_bundle(bundle)), status.update)
+        with _progress(console) as progress:
+            task = progress.add_task("")
+            measured = bench.run(
+                setting,
+                Bundle.open(chosen_bundle(bundle)),
+                lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
+            )
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise _stopped() from None
     found = conditions() | {"benchmark": "autoglm bench engine"} | setting.as_json()
-    name = f"engine-{dtype}" + ("-quick" if quick else "")
+    name = f"engine-{setting.device}-{dtype}" + ("-quick" if quick else "")
     _hand_over(
         out, name, found, engine_report.as_json(found, measured), engine_report.as_markdown(found, measured), as_json
     )

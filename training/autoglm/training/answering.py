@@ -80,7 +80,8 @@ class Speaker:
 
     def runner(self, slots: int) -> Runner:
         """Return the engine's forward passes over `slots` conversations at once."""
-        return Runner(self.glm, self.fusion, slots, range(self.composer.vocabulary, self.glm.config.vocab_size))
+        never = range(self.composer.vocabulary, self.glm.config.vocab_size)
+        return Runner(self.glm, self.fusion, slots, STEP_TOKENS, never)
 
 
 def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:

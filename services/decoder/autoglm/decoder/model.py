@@ -27,6 +27,7 @@ from autoglm.fusion.compose import Composer, Prompt
 from autoglm.fusion.model import FusionModel, MediaKind
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # prompt tokens read in a step, when nothing else is said
 CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
 
 
@@ -120,7 +121,7 @@ def _start_embedded(
     source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval()
     glm = Glm(source, place.context, settings.int8)
     limits = _limits(settings, glm.to(place.device), place.device)
-    engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, words.never), limits, words.stops)
+    engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, limits.step_tokens, words.never), limits, words.stops)
 
     def adapter(name: str) -> Adapter:
         return load(bundle.adapter(name), name, bundle.adapters[name].revision, glm.shapes(), dtype, place.device)
@@ -136,7 +137,7 @@ def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, 
         dtype=place.dtype,
         max_model_len=place.context,
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
+        max_num_batched_tokens=_step_tokens(settings, place.device),
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(place.device),
         enable_prefix_caching=settings.enable_prefix_caching,
         max_loras=settings.max_loras,
@@ -164,4 +165,8 @@ def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits
         )
     sequences = settings.max_num_seqs if cpu else min(settings.max_num_seqs, fitting // each)
     total = min(fitting, sequences * each)
-    return Limits(sequences, settings.max_num_batched_tokens, total, settings.enable_prefix_caching)
+    return Limits(sequences, _step_tokens(settings, device), total, settings.enable_prefix_caching)
+
+
+def _step_tokens(settings: DecoderSettings, device: torch.device) -> int:
+    return settings.max_num_batched_tokens or STEP_TOKENS[device.type]

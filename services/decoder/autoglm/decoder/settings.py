@@ -21,7 +21,9 @@ class DecoderSettings(BaseModel):
     max_num_seqs: int = Field(32, ge=1, le=1024, description="Most requests generated at a time.")
     max_model_len: int = Field(0, ge=0, description="Most tokens of prompt and answer; 0 means the model's own limit.")
     max_num_batched_tokens: int = Field(
-        256, ge=16, description="Most prompt tokens read between two tokens of the answers that run."
+        0,
+        ge=0,
+        description="Most prompt tokens read between two tokens of the answers that run; 0 means 256 (GPU: 1024).",
     )
     kv_cache_memory_bytes: int = Field(
         0,

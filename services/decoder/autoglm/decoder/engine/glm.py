@@ -17,6 +17,39 @@ from autoglm.decoder.engine.content import BLOCK
 from autoglm.decoder.engine.lora import Adapter, Shapes
 
 
+class View:
+    """What one forward pass writes and sees: in each of `slots` (a slice, or their numbers), the keys and values of
+    tokens at `positions` [n, t]. A token sees none behind it, and none behind the first `visible`.
+    """
+
+    def __init__(
+        self,
+        turns: Tensor,
+        slots: slice | Tensor,
+        positions: Tensor,
+        visible: int,
+        adapters: Sequence[Adapter | None] = (),
+    ) -> None:
+        self.slots, self.positions, self.visible = slots, positions, visible
+        rows = torch.arange(slots.start, slots.stop, device=positions.device) if isinstance(slots, slice) else slots
+        self.rows = rows[:, None]
+        by_adapter: dict[Adapter, list[int]] = {}
+        for row, adapter in enumerate(adapters):
+            if adapter is not None:
+                by_adapter.setdefault(adapter, []).append(row)
+        self.adapters = list(by_adapter.items())
+        self.turns = turns[positions][:, :, None]  # [n, t, 1, rotated / 2], complex
+        self._hidden = torch.arange(visible, device=positions.device) > positions[..., None]
+        self._masks: dict[int, Tensor] = {}
+
+    def mask(self, group: int, dtype: torch.dtype) -> Tensor:
+        """Return what to add to the scores of each row of queries, 0 or −∞: [n, 1, t · group, visible]."""
+        if group not in self._masks:
+            mask = torch.zeros_like(self._hidden, dtype=dtype).masked_fill_(self._hidden, float("-inf"))
+            self._masks[group] = mask.repeat_interleave(group, dim=1)[:, None]
+        return self._masks[group]
+
+
 class Layer(nn.Module):
     """One decoder layer. `store` below is its cache [slots, 2 · kv_heads, context, head_dim], keys before values."""
 
@@ -29,13 +62,13 @@ class Layer(nn.Module):
         self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.head_dim = attention.head_dim
 
-    def forward(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
+    def forward(self, x: Tensor, store: Tensor, view: View) -> Tensor:
         """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
         x = x + self._linear("o", self._attend(_normed(x, self.norm), store, view), view)
         gate, up = self._linear("gate_up", _normed(x, self.mlp_norm), view).chunk(2, dim=-1)
         return x + self._linear("down", up * silu(gate), view)
 
-    def _linear(self, name: str, x: Tensor, view: "View") -> Tensor:
+    def _linear(self, name: str, x: Tensor, view: View) -> Tensor:
         """Return one of the layer's matrices times `x`, and what the adapters of the rows add."""
         y: Tensor = getattr(self, name)(x)
         for adapter, rows in view.adapters:
@@ -43,7 +76,7 @@ class Layer(nn.Module):
                 y[rows] += x[rows] @ factors[0] @ factors[1]
         return y
 
-    def _attend(self, x: Tensor, store: Tensor, view: "View") -> Tensor:
+    def _attend(self, x: Tensor, store: Tensor, view: View) -> Tensor:
         n, t, _ = x.shape
         kv_heads = store.shape[1] // 2
         heads = self._linear("qkv", x, view).view(n, t, -1, self.head_dim)
@@ -54,39 +87,15 @@ class Layer(nn.Module):
         # The queries of one key head stand side by side as rows: [n, kv_heads, t · group, head_dim].
         group = queries.shape[2] // kv_heads
         rows = queries.view(n, t, kv_heads, group, -1).transpose(1, 2).reshape(n, kv_heads, t * group, -1)
-        seen = scaled_dot_product_attention(rows, past[:, :kv_heads], past[:, kv_heads:], view.mask(group))
-        return seen.view(n, kv_heads, t, -1).transpose(1, 2).reshape(n, t, -1)
-
-
-class View:
-    """What one forward pass writes and sees: `slots` of the cache, in each the `positions` [n, t] of its tokens, and
-    which rows have an adapter."""
-
-    def __init__(self, slots: slice, positions: Tensor, turns: Tensor, adapters: Sequence[Adapter | None]) -> None:
-        self.slots, self.positions = slots, positions
-        rows: dict[Adapter, list[int]] = {}
-        for row, adapter in enumerate(adapters):
-            if adapter is not None:
-                rows.setdefault(adapter, []).append(row)
-        self.adapters = list(rows.items())
-        self.rows = torch.arange(slots.start, slots.stop, device=positions.device)[:, None]
-        self.visible = int(positions.max()) + 1
-        self.turns = turns[positions][:, :, None]  # [n, t, 1, rotated / 2], complex
-        self._seen = torch.arange(self.visible, device=positions.device) <= positions[..., None]
-        self._masks: dict[int, Tensor] = {}
-
-    def mask(self, group: int) -> Tensor:
-        """Return which positions each row of queries sees: bool [n, 1, t · group, visible]."""
-        if group not in self._masks:
-            self._masks[group] = self._seen.repeat_interleave(group, dim=1)[:, None]
-        return self._masks[group]
+        seen = scaled_dot_product_attention(rows, past[:, :kv_heads], past[:, kv_heads:], view.mask(group, rows.dtype))
+        return seen.reshape(n, kv_heads, t, -1).transpose(1, 2).reshape(n, t, -1)
 
 
 class Glm(nn.Module):
-    """The weights of a GlmForCausalLM, in inference only, for `context` positions; with `int8` the layers' matrices are
-    held and multiplied in 8 bits, on a CPU."""
+    """The weights of a GlmForCausalLM, in inference only, for `context` positions and one more, which no token of a
+    sequence has; with `int8` the layers' matrices are held and multiplied in 8 bits, on a CPU."""
 
-    turns: Tensor  # [context, rotated / 2], complex: how far each pair is turned at each position
+    turns: Tensor  # [context + 1, rotated / 2], complex: how far each pair is turned at each position
 
     def __init__(self, source: GlmForCausalLM, context: int, int8: bool = False) -> None:
         super().__init__()
@@ -94,7 +103,9 @@ class Glm(nn.Module):
         self.embed, self.head, self.norm = source.model.embed_tokens, source.lm_head, source.model.norm
         self.layers = nn.ModuleList(Layer(layer, number) for number, layer in enumerate(source.model.layers))
         rotary = source.model.rotary_emb
-        angles = torch.outer(torch.arange(context, dtype=torch.float32), rotary.inv_freq.float())
+        angles = torch.outer(
+            torch.arange(context + 1, dtype=torch.float32, device=rotary.inv_freq.device), rotary.inv_freq.float()
+        )
         turns = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
         self.register_buffer("turns", turns, persistent=False)
         if int8:
@@ -104,8 +115,8 @@ class Glm(nn.Module):
 
     @property
     def context(self) -> int:
-        """Return how many positions there are."""
-        return len(self.turns)
+        """Return how many positions a sequence has."""
+        return len(self.turns) - 1
 
     @property
     def block_bytes(self) -> int:
@@ -124,17 +135,10 @@ class Glm(nn.Module):
             "gate_up_proj": (2 * inner, width), "down_proj": (width, inner),
         }  # fmt: skip
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        slots: slice,
-        positions: Tensor,
-        stores: Sequence[Tensor],
-        adapters: Sequence[Adapter | None] = (),
-    ) -> Tensor:
-        """Read `embeddings` [n, t, width] at `positions` [n, t] of `slots`, each row with its adapter; returns logits
-        [n, vocabulary], float32, of the token behind the last one of each row."""
-        view, x = View(slots, positions, self.turns, adapters), embeddings.to(self.head.weight.dtype)
+    def forward(self, embeddings: Tensor, view: View, stores: Sequence[Tensor]) -> Tensor:
+        """Read `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
+        behind the last one of each row."""
+        x = embeddings.to(self.head.weight.dtype)
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, store, view)
         logits: Tensor = self.head(_normed(x[:, -1], self.norm))

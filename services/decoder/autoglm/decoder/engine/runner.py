@@ -6,23 +6,29 @@ import torch
 from torch import Tensor
 
 from autoglm.decoder.engine.cache import Slots
-from autoglm.decoder.engine.glm import Glm
+from autoglm.decoder.engine.glm import Glm, View
+from autoglm.decoder.engine.graphs import Graphs, Room
+from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import FusionModel
 
 
 class Runner:
-    """Owns the weights and the slots; knows nothing of scheduling. The ids in `never` are never chosen."""
+    """Owns the weights and the slots; knows nothing of scheduling. It reads up to `tokens` of a prompt at a time; the
+    ids in `never` are never chosen."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, never: Rows[int] = ()) -> None:
+    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, tokens: int, never: Rows[int] = ()) -> None:
         self.glm, self.fusion, self.context = glm, fusion, glm.context
         config, weight = glm.config, glm.head.weight
         self.device = weight.device
-        shape = (slots, 2 * config.num_key_value_heads, self.context, config.head_dim)
+        shape = (slots, 2 * config.num_key_value_heads, self.context + 1, config.head_dim)
         self.slots = Slots(config.num_hidden_layers, shape, weight.dtype, self.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(never)] = True
+        room = Room(slots, tokens, self.context, config.hidden_size)
+        on_gpu = self.device.type == "cuda"
+        self._graphs = Graphs(self.step, self.piece, room, weight.dtype) if on_gpu else None
 
     @torch.inference_mode()
     def prepare(self, sequence: Sequence) -> None:
@@ -38,22 +44,46 @@ class Runner:
         """Read the next `tokens` of what `prepare` set into `slot`; returns logits [1, vocabulary] behind them."""
         assert sequence.inputs is not None
         chunk, sequence.inputs = sequence.inputs[:tokens], sequence.inputs[tokens:]
-        positions = torch.arange(sequence.length, sequence.length + tokens, device=self.device)[None]
-        logits = self._forward(chunk[None], slice(slot, slot + 1), positions, [sequence])
-        sequence.length += tokens
-        return logits
+        start, sequence.length = sequence.length, sequence.length + tokens
+        if self._graphs is not None and sequence.adapter is None:
+            return self._graphs.piece(chunk, start, slot)
+        positions = torch.arange(start, sequence.length, device=self.device)
+        return self.piece(chunk, positions, slice(slot, slot + 1), sequence.length, [sequence.adapter])
 
     @torch.inference_mode()
     def decode(self, running: Rows[Sequence], first: int = 0) -> Tensor:
-        """Read each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary].
+        """Read each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary], which
+        are good until the next call.
 
         The sequences' lengths stay as they are, so that a failed pass can be tried again.
         """
-        tokens = torch.tensor([[sequence.output[-1]] for sequence in running], device=self.device)
-        positions = torch.tensor([[sequence.length] for sequence in running], device=self.device)
-        return self._forward(self.glm.embed(tokens), slice(first, first + len(running)), positions, running)
+        tokens, positions = [sequence.output[-1] for sequence in running], [sequence.length for sequence in running]
+        adapters = [sequence.adapter for sequence in running]
+        if self._graphs is not None and first == 0 and not any(adapters):
+            return self._graphs.step(tokens, positions)
+        inputs = torch.tensor([tokens, positions], device=self.device)
+        return self.step(inputs, max(positions) + 1, first, adapters)
 
-    def _forward(self, embeddings: Tensor, slots: slice, positions: Tensor, rows: Rows[Sequence]) -> Tensor:
-        adapters = [sequence.adapter for sequence in rows]
-        logits: Tensor = self.glm(embeddings, slots, positions, self.slots.stores, adapters)
+    def piece(
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        slot: slice | Tensor,
+        visible: int,
+        adapters: Rows[Adapter | None] = (),
+    ) -> Tensor:
+        """Read `embeddings` [t, width] at `positions` [t] of one slot, which see the first `visible`; returns logits
+        [1, vocabulary] behind the last. A token at position `context` disturbs no sequence."""
+        return self._forward(embeddings[None], View(self.glm.turns, slot, positions[None], visible, adapters))
+
+    def step(self, inputs: Tensor, visible: int, first: int = 0, adapters: Rows[Adapter | None] = ()) -> Tensor:
+        """Read one token in each slot from `first` on: `inputs` [2, n] are tokens and positions, of which each sees
+        the first `visible`. A row at position `context` disturbs no sequence."""
+        tokens, positions = inputs
+        slots = slice(first, first + len(tokens))
+        view = View(self.glm.turns, slots, positions[:, None], visible, adapters)
+        return self._forward(self.glm.embed(tokens)[:, None], view)
+
+    def _forward(self, embeddings: Tensor, view: View) -> Tensor:
+        logits: Tensor = self.glm(embeddings, view, self.slots.stores)
         return logits.masked_fill_(self._banned, float("-inf"))

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from autoglm.cli.engine_bench import Crowd, Equal, Found, Row
+from autoglm.cli.engine.bench import Found
+from autoglm.cli.engine.checks import Crowd, Equal
+from autoglm.cli.engine.speed import Row
 from autoglm.cli.report import machine_lines
 
 
@@ -25,8 +27,8 @@ def as_markdown(found: Mapping[str, Any], measured: Found) -> str:
         f"# {found['benchmark']}, {found['date']}",
         "",
         *machine_lines(found),
-        f"- {found['dtype']}, {found['threads']} thread(s) on both sides; prompts of {found['prompt_tokens']} random "
-        f"tokens, answers of {found['answer_tokens']}",
+        f"- {found['dtype']}, {found['gpu'] or str(found['threads']) + ' thread(s)'} on both sides; prompts of "
+        f"{found['prompt_tokens']} random tokens, answers of {found['answer_tokens']}",
         f"- {found['rounds']} rounds after one that warms up, both sides in each, in random order; a figure is the "
         "median of the rounds (least–most)",
         "- × is engine over peer, round by round; what stands behind the colon is the peer",
@@ -35,7 +37,7 @@ def as_markdown(found: Mapping[str, Any], measured: Found) -> str:
         "|---|---|---|---|---|---|---|",
         *map(_row, measured.rows),
         "",
-        "Greedy answers that are, token for token, those of transformers' generate on the same fused inputs:",
+        "Greedy answers in float32 that are, token for token, those of transformers' generate on the same inputs:",
         "",
         "| Model | Computed | Asked | Equal |",
         "|---|---|---|---|",

@@ -62,7 +62,7 @@ class Ours:
 
     def __init__(self, glm: Glm, fusion: FusionModel, limits: Limits) -> None:
         self.limits = limits
-        runner = Runner(glm, fusion, limits.sequences)
+        runner = Runner(glm, fusion, limits.sequences, limits.step_tokens)
         self.engine = EmbeddedEngine(runner, limits, stops=())
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
@@ -119,18 +119,19 @@ class _Pending:
 
 
 class Generate:
-    """transformers' generate over one batch. With `compiled` as its docs advise: a static cache and torch.compile."""
+    """transformers' generate over one batch. With `compiled` as its docs advise: a static cache and torch.compile, to
+    which it sees by itself on a GPU."""
 
     def __init__(self, model: GlmForCausalLM, compiled: bool) -> None:
         self._model, self._compiled = model, compiled
         self._forward: Callable[..., Any] = model.forward
-        if compiled:
+        if compiled and model.device.type == "cpu":
             torch._dynamo.reset()  # else it gives up compiling after eight shapes, those of earlier models among them
             self._forward = torch.compile(model.forward, dynamic=False)
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
         """Return the likeliest tokens behind each prompt."""
-        ids, stamps = torch.tensor(prompts), list[float]()
+        ids, stamps = torch.tensor(prompts, device=self._model.device), list[float]()
 
         def note(_: Tensor, scores: Tensor) -> Tensor:
             stamps.append(time.perf_counter())
