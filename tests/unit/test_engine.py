@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autoglm.cli.engine.checks import resident
-from autoglm.common.errors import RateLimited
+from autoglm.common.errors import RateLimited, UpstreamUnavailable
 from autoglm.decoder.engine.cache import Cache, Slots, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.embedded import EmbeddedEngine
@@ -244,6 +244,26 @@ def test_a_consumer_that_breaks_harms_only_itself(
     engine.submit(Sequence.start(prompts(composer)[0], GREEDY, 10, sink))
     assert run_one(engine, composer) == expected[0]
     assert engine.alive()
+
+
+def test_an_engine_that_cannot_go_on_tells_everyone(
+    engines: Engines, composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is gone: neither the pass nor the tidying behind it works. Who runs, waits and comes is told."""
+    engine = engines(replace(WIDE, sequences=1))
+    pending = [submit(engine, prompt, replace(GREEDY, max_tokens=300))[1] for prompt in prompts(composer)[:2]]
+    pending[0].get(timeout=60)
+
+    def gone(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.runner, "decode", gone)
+    monkeypatch.setattr(engine.runner.slots, "clear", gone)
+    for events in pending:
+        assert isinstance(collect(events)[1].reason, UpstreamUnavailable)
+    with pytest.raises(UpstreamUnavailable, match="stopped"):
+        submit(engine, prompts(composer)[0], GREEDY)
+    assert not engine.alive()
 
 
 def test_who_cannot_be_answered_in_time_is_told_at_once(engines: Engines, composer: Composer) -> None:

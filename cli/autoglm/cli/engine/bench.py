@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from importlib.util import find_spec
 
 import torch
 
 from autoglm.cli.engine.checks import Crowd, Equal, crowd, equality
-from autoglm.cli.engine.speed import Row, second_step, speeds, whole_mesh
+from autoglm.cli.engine.speed import Row, beside_vllm, second_step, speeds, whole_mesh
 from autoglm.cli.engine.subject import GLM_4_9B, GLM_127M, Setting, Subject
 from autoglm.common.bundle import Bundle
 
@@ -61,6 +62,9 @@ def _jobs(setting: Setting, bundle: Bundle, found: Found) -> Iterator[Job]:
     def fast(name: str, n: int) -> None:
         found.rows.extend(speeds(subject(name, setting.dtype), n, setting))
 
+    def vllm(name: str, n: int) -> None:
+        found.rows.extend(beside_vllm(subject(name, setting.dtype), n, setting))
+
     for name in makers:
         yield f"{name}: equality", partial(exact, name)
         yield f"{name}: more than fits", partial(crowded, name)
@@ -72,3 +76,6 @@ def _jobs(setting: Setting, bundle: Bundle, found: Found) -> Iterator[Job]:
     for name in makers:
         for n in setting.streams:
             yield f"{name}: speed, {n} streams", partial(fast, name, n)
+        if not setting.quick and find_spec("vllm"):
+            for n in (setting.streams[0], setting.streams[-1]):
+                yield f"{name}: vLLM, {n} streams", partial(vllm, name, n)

@@ -11,7 +11,8 @@ import torch
 from autoglm.cli import load, workloads
 from autoglm.cli.api import Api
 from autoglm.cli.engine.peers import Answers, Continuous, Generate, Ours, Peer
-from autoglm.cli.engine.subject import IN, OUT, SLOTS, WIDE, Setting, Subject
+from autoglm.cli.engine.subject import CONTEXT, IN, OUT, SLOTS, WIDE, Setting, Subject
+from autoglm.cli.engine.vllm_peer import Vllm
 from autoglm.cli.local import running_mesh
 from autoglm.common.bundle import Bundle
 from autoglm.common.measured import Figure
@@ -83,6 +84,21 @@ def speeds(subject: Subject, n: int, setting: Setting) -> Iterator[Row]:
     if last:
         whole, their = ([one.rate for one in answers[name]] for name in ("engine", "continuous"))
         yield row(subject.name, f"tokens/s with prompts, {n} streams: continuous batching", whole, their, 4.0)
+
+
+def beside_vllm(subject: Subject, n: int, setting: Setting) -> Iterator[Row]:
+    """Yield tokens a second of `n` streams beside vLLM, without the prompts and with them."""
+    engine = Ours(subject.glm, subject.fusion, setting.limits)
+    vllm = Vllm(subject.source, n, CONTEXT, setting.threads)
+    answers = interleaved({"engine": engine, "vllm": vllm}, subject, n, setting.rounds)
+    engine.close()
+    vllm.close()
+    ours, theirs = answers["engine"], answers["vllm"]
+    name = f"{n} streams: vLLM {vllm.version}"
+    yield row(
+        subject.name, f"decode tokens/s, {name}", [a.decode_rate for a in ours], [a.decode_rate for a in theirs], 1.0
+    )
+    yield row(subject.name, f"tokens/s with prompts, {name}", [a.rate for a in ours], [a.rate for a in theirs], 1.0)
 
 
 def weight_bytes(glm: Glm) -> int:

@@ -27,7 +27,8 @@ from autoglm.fusion.compose import Composer, Prompt
 from autoglm.fusion.model import FusionModel, MediaKind
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # prompt tokens read in a step, when nothing else is said
+STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
+GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
 CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
 
 
@@ -137,7 +138,7 @@ def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, 
         dtype=place.dtype,
         max_model_len=place.context,
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=_step_tokens(settings, place.device),
+        max_num_batched_tokens=settings.max_num_batched_tokens or STEP_TOKENS[place.device.type],
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(place.device),
         enable_prefix_caching=settings.enable_prefix_caching,
         max_loras=settings.max_loras,
@@ -165,8 +166,13 @@ def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits
         )
     sequences = settings.max_num_seqs if cpu else min(settings.max_num_seqs, fitting // each)
     total = min(fitting, sequences * each)
-    return Limits(sequences, _step_tokens(settings, device), total, settings.enable_prefix_caching)
+    tokens = settings.max_num_batched_tokens or (STEP_TOKENS["cpu"] if cpu else _piece_on_gpu(glm))
+    return Limits(sequences, tokens, total, settings.enable_prefix_caching)
 
 
-def _step_tokens(settings: DecoderSettings, device: torch.device) -> int:
-    return settings.max_num_batched_tokens or STEP_TOKENS[device.type]
+def _piece_on_gpu(glm: Glm) -> int:
+    """Return how many tokens a piece of prompt has there: every query of a token has its own row in the mask."""
+    config = glm.config
+    group = int(config.num_attention_heads // config.num_key_value_heads)
+    fitting = GPU_MASK // (group * glm.context * glm.head.weight.itemsize)
+    return max(32, min(STEP_TOKENS["cuda"], fitting))

@@ -23,7 +23,7 @@ class DecoderSettings(BaseModel):
     max_num_batched_tokens: int = Field(
         0,
         ge=0,
-        description="Most prompt tokens read between two tokens of the answers that run; 0 means 256 (GPU: 1024).",
+        description="Most prompt tokens read between two tokens of running answers; 0 means 256 (GPU: up to 1024).",
     )
     kv_cache_memory_bytes: int = Field(
         0,

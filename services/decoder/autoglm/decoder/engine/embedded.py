@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from autoglm.common.errors import UpstreamUnavailable
 from autoglm.decoder.engine.cache import Cache, blocks
 from autoglm.decoder.engine.content import BLOCK, block_keys
 from autoglm.decoder.engine.pace import Pace
@@ -57,8 +58,11 @@ class EmbeddedEngine:
     # --- for everyone -------------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence, within: float | None = None) -> None:
-        """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds."""
+        """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds,
+        UpstreamUnavailable when the engine has stopped."""
         with self._changed:
+            if self._closed:
+                raise _stopped()
             ahead = [*self._waiting, *([self._reading] if self._reading else []), sequence]
             tokens = sum(one.known - one.length for one in ahead if not one.aborted)
             crowd = len(self._running) + len(ahead) - self._limits.sequences
@@ -102,8 +106,20 @@ class EmbeddedEngine:
     # --- the loop -----------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while self._wait():
-            self._step()
+        try:
+            while self._wait():
+                self._step()
+        except Exception:  # not even a failed sequence could be laid aside: a device that is gone, say
+            logger.exception("the engine has stopped")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._closed = True
+            left = [*self._placed(), *self._waiting, *self._parked]
+        for sequence in left:
+            if not sequence.aborted:
+                sequence.end(_stopped())
 
     def _wait(self) -> bool:
         with self._changed:
@@ -305,3 +321,7 @@ class EmbeddedEngine:
     def _shift(self, sequence: Sequence, source: int, target: int) -> None:
         self.runner.slots.move(source, target, sequence.length)
         self.runner.slots.clear(source, sequence.length)
+
+
+def _stopped() -> UpstreamUnavailable:
+    return UpstreamUnavailable("the decoder's engine has stopped and is being started again; try again")

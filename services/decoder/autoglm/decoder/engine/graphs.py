@@ -60,6 +60,8 @@ class Graphs:
         self._positions = torch.full((room.tokens,), self._spare, device="cuda")
         self._slot = torch.zeros(1, dtype=torch.long, device="cuda")
         self._pool = torch.cuda.graph_pool_handle()  # one memory for all: no two run at a time
+        # cuBLAS keeps a workspace for each stream: that of these graphs must lie in their own memory.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         pieces = [(t, visible) for t in self._tokens for visible in self._visible if visible > t // 2]
         self._pieces = {
             (t, visible): self._record(partial(piece, *self._piece(t), visible)) for t, visible in reversed(pieces)
@@ -81,7 +83,7 @@ class Graphs:
             compute()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             logits = compute()
         return graph, logits
 

@@ -25,7 +25,8 @@ class Engine(Protocol):
     def submit(self, sequence: Sequence, within: float | None = None) -> None:
         """Queue a sequence; its sink gets every token and then one Finished, from a thread of the engine's.
 
-        Raises RateLimited when its first token cannot be expected `within` so many seconds.
+        Raises RateLimited when its first token cannot be expected `within` so many seconds, UpstreamUnavailable when
+        the engine has stopped.
         """
 
     def abort(self, sequence: Sequence) -> None:
