@@ -1,4 +1,5 @@
-"""A client that leaves, or whose time is up, stops the work in the decoder's replica.
+"""A client that leaves, or whose time is up, stops the work in the decoder's replica; one that does not read
+halts nobody.
 
 What is watched is the replica's own count of running sequences. A second answer, which was started
 first and so would end first, goes on beside: while it is unfinished, a count that has come down to it
@@ -7,6 +8,7 @@ means that the other was cancelled.
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -56,16 +58,20 @@ class Watch:
         message = ChatMessage(role=ROLE_USER, parts=[ContentPart(text=QUESTION)])
         return StreamCompleteRequest(chat=ChatRequest(messages=[message]))
 
-    async def running(self) -> int:
+    async def busy(self) -> tuple[int, int]:
+        """Return how many run, and how many wait."""
         answer = await self._decoder.Describe(
             DecoderServiceDescribeRequest(), metadata=(("application", "decoder"),), timeout=10
         )
-        return int(answer.num_requests_running + answer.num_requests_waiting)
+        return int(answer.num_requests_running), int(answer.num_requests_waiting)
+
+    async def until(self, condition: Callable[[int, int], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition(*await self.busy()):  # noqa: ASYNC110  (another process's: nothing to wait on)
+                await asyncio.sleep(0.02)
 
     async def until_running(self, count: int) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while await self.running() != count:  # noqa: ASYNC110  (another process's state: nothing to wait on)
-                await asyncio.sleep(0.02)
+        await self.until(lambda running, waiting: running + waiting == count)
 
     async def keep_reading(self) -> None:
         """Read an answer that nobody cancels."""
@@ -163,3 +169,43 @@ async def test_the_replica_stops_working(endless: Mesh, way: Callable[[Watch], A
         async with watch.beside():
             await way(watch)
             await watch.until_running(1)
+
+
+STUCK = 3
+
+
+def connect(mesh: Mesh, body: bytes) -> socket.socket:
+    """Ask over a connection that takes little, and read nothing."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", mesh.http_port))
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: mesh\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def said(stream: bytes) -> str:
+    """Return the text of all chunks of a stream that came to its end."""
+    events = [line[len(b"data: ") :] for line in stream.splitlines() if line.startswith(b"data: ")]
+    assert events[-1] == b"[DONE]"
+    return "".join(json.loads(event)["choices"][0]["delta"].get("content") or "" for event in events[:-1])
+
+
+def read(connection: socket.socket) -> bytes:
+    with connection:
+        return b"".join(iter(lambda: connection.recv(2**16), b""))
+
+
+async def test_who_does_not_read_holds_nobody_up_and_loses_nothing(endless: Mesh) -> None:
+    """Their answers wait in the buffers on the way, or in the engine; who reads is answered, and so are they, late."""
+    async with httpx.AsyncClient(base_url=endless.http_url, timeout=60, trust_env=False) as http:
+        watch = Watch(endless, http)
+        body = watch.body(stream=True, temperature=0, max_tokens=1500)  # some 300 kB
+        whole = said(await (await http.post(CHAT, json=body)).aread())
+        stuck = [connect(endless, json.dumps(body).encode()) for _ in range(STUCK)]
+        await watch.until(lambda running, waiting: running == STUCK)
+        await watch.until(lambda running, waiting: running == 0)
+        assert (await http.post(CHAT, json=watch.body(max_tokens=5))).status_code == 200
+        streams = await asyncio.gather(*(asyncio.to_thread(read, connection) for connection in stuck))
+        assert [said(stream) for stream in streams] == [whole] * STUCK
+        await watch.until_running(0)

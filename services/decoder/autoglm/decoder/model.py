@@ -174,5 +174,5 @@ def _piece_on_gpu(glm: Glm) -> int:
     """Return how many tokens a piece of prompt has there: every query of a token has its own row in the mask."""
     config = glm.config
     group = int(config.num_attention_heads // config.num_key_value_heads)
-    fitting = GPU_MASK // (group * glm.context * glm.head.weight.itemsize)
+    fitting = int(GPU_MASK // (group * glm.context * glm.head.weight.itemsize))
     return max(32, min(STEP_TOKENS["cuda"], fitting))
