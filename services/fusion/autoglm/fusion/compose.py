@@ -73,7 +73,8 @@ class Prompt:
 
 
 class Composer:
-    """The tokenizer and chat template of a decoder, applied to conversations with media."""
+    """The tokenizer and chat template of a decoder, applied to conversations with media. `vocabulary` is how many ids
+    the tokenizer reaches, gaps included."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -81,13 +82,9 @@ class Composer:
         self._plain.encode_special_tokens = True
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        self.vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
         self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
-
-    @property
-    def vocabulary(self) -> int:
-        """Return how many ids the tokenizer reaches, gaps included."""
-        return max(self.tokenizer.get_vocab().values()) + 1
 
     def compose(self, messages: Sequence[Message], enable_thinking: bool | None = None) -> Prompt:
         """Lay out `messages` with the prompt for the next assistant turn."""
