@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
+from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.cli import load, workloads
 from autoglm.cli.api import Api
@@ -16,7 +17,6 @@ from autoglm.cli.engine.vllm_peer import Vllm
 from autoglm.cli.local import running_mesh
 from autoglm.common.bundle import Bundle
 from autoglm.common.measured import Figure
-from autoglm.decoder.engine.glm import Glm
 from autoglm.fusion.compose import Composer, Media, Message, Prompt
 
 SYSTEM_CHARACTERS = 3000  # of a phone agent's prompt
@@ -78,7 +78,7 @@ def speeds(subject: Subject, n: int, setting: Setting) -> Iterator[Row]:
     label = f"decode tokens/s, {n} streams: generate, {kind}"
     yield row(subject.name, label, ours, [one.decode_rate for one in answers["generate"]], GOALS[n])
     if n == 1:
-        limit = 1000 * weight_bytes(subject.glm) / read_bandwidth(setting.device)
+        limit = 1000 * weight_bytes(subject.source) / read_bandwidth(setting.device)
         label = "ms a token, 1 stream: bytes of the weights / measured bandwidth"
         yield row(subject.name, label, [1000 / rate for rate in ours], [limit] * rounds, 1.5, at_most=True)
     if last:
@@ -101,10 +101,11 @@ def beside_vllm(subject: Subject, n: int, setting: Setting) -> Iterator[Row]:
     yield row(subject.name, f"tokens/s with prompts, {name}", [a.rate for a in ours], [a.rate for a in theirs], 1.0)
 
 
-def weight_bytes(glm: Glm) -> int:
+def weight_bytes(source: GlmForCausalLM) -> int:
     """Return the bytes that a token's pass reads: every weight but the embedding, of which it reads one row."""
-    total = sum(int(weight.numel() * weight.itemsize) for weight in glm.parameters())
-    return total - int(glm.embed.weight.numel() * glm.embed.weight.itemsize)
+    total = sum(weight.numel() * weight.itemsize for weight in source.parameters())
+    embedding = source.model.embed_tokens.weight
+    return int(total - embedding.numel() * embedding.itemsize)
 
 
 def read_bandwidth(device: str) -> float:

@@ -119,9 +119,10 @@ def _start_embedded(
     bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words
 ) -> Started:
     dtype = _DTYPES[place.dtype]
-    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval()
+    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval().to(place.device)
     glm = Glm(source, place.context, settings.int8)
-    limits = _limits(settings, glm.to(place.device), place.device)
+    del source  # what the joined matrices were made of
+    limits = _limits(settings, glm, place.device)
     engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, limits.step_tokens, words.never), limits, words.stops)
 
     def adapter(name: str) -> Adapter:
@@ -156,6 +157,7 @@ def _cpu_memory(device: torch.device) -> int | None:
 def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits:
     """Return what fits. On a GPU, where a slot takes its memory at once, half is for slots and half for prefixes."""
     cpu, each = device.type == "cpu", blocks(glm.context)
+    torch.cuda.empty_cache()  # what loading has left over is free too
     free = available_memory() if cpu else torch.cuda.mem_get_info(device)[0]
     memory = settings.kv_cache_memory_bytes or int((CPU_SHARE if cpu else GPU_SHARE) * free)
     fitting = memory // glm.block_bytes // (1 if cpu else 2)
