@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -18,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
-from autoglm.gateway import chat
+from autoglm.gateway import chat, transcription
 from autoglm.gateway.conversation import Call, Conversation
 from autoglm.gateway.desk import Desk, new_call
 from autoglm.gateway.pipeline import collect
@@ -42,6 +44,7 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
 ]
+Reply = Callable[[Send], Awaitable[None]]
 STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
 
 
@@ -89,6 +92,11 @@ def _add_chat(app: FastAPI, desk: Desk) -> None:
     async def create_chat_completion() -> ChatExchange:
         """Answer a conversation of text, images and speech; with `stream`, as server-sent events."""
         return ChatExchange(desk)
+
+    @app.post("/v1/audio/transcriptions", openapi_extra=transcription.DOCUMENT)
+    async def create_transcription() -> TranscriptionExchange:
+        """Write down what is said in a recording."""
+        return TranscriptionExchange(desk)
 
     plain = app.openapi
 
@@ -141,8 +149,8 @@ def _add_operations(app: FastAPI, desk: Desk) -> None:
         return Response(desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-class ChatExchange(Response):
-    """One chat request from its first byte to the last of its answer, so that its place is held throughout."""
+class Exchange(Response, ABC):
+    """One request from its first byte to the last of its answer, so that its place is held throughout."""
 
     def __init__(self, desk: Desk) -> None:
         super().__init__()
@@ -153,19 +161,47 @@ class ChatExchange(Response):
         request = Request(scope, receive)
         call = _admit(request, self._desk)
         with self._desk.place():
-            conversation, answer, streamed = await self._read(request, call)
-            reply = self._stream if streamed else self._whole
+            reply = await self._read(request, call)
             left = call.deadline.remaining()
             limit = None if left is None else left + STALLED_SECONDS
-            await unless_disconnected(receive, reply(conversation, call, answer, send), limit)
+            await unless_disconnected(receive, reply(send), limit)
 
-    async def _read(self, request: Request, call: Call) -> tuple[Conversation, Answer, bool]:
-        settings = self._desk.settings
-        asked = chat.parse(await read_body(request, settings.max_body_bytes, call))
-        conversation = chat.to_conversation(asked, settings.max_media_parts)
+    async def _body(self, request: Request, call: Call) -> bytearray:
+        return await read_body(request, self._desk.settings.max_body_bytes, call)
+
+    @abstractmethod
+    async def _read(self, request: Request, call: Call) -> Reply:
+        """Read the request and return what answers it."""
+
+
+class TranscriptionExchange(Exchange):
+    """A recording comes, its transcript goes."""
+
+    async def _read(self, request: Request, call: Call) -> Reply:
+        asked = await transcription.parse(request.headers, await self._body(request, call))
+        await self._desk.model(asked.model, "model")
+        return partial(self._reply, asked, call)
+
+    async def _reply(self, asked: transcription.Asked, call: Call, send: Send) -> None:
+        said = await self._desk.transcribe(asked.audio, call)
+        if asked.stream:
+            await _start(send, EVENT_STREAM)
+            await _send(send, transcription.events(said), more=False)
+            return
+        await _start(send, [(b"content-type", transcription.FORMATS[asked.format].encode())])
+        await _send(send, transcription.render(said, asked.format), more=False)
+
+
+class ChatExchange(Exchange):
+    """A conversation comes, its answer goes, whole or in steps."""
+
+    async def _read(self, request: Request, call: Call) -> Reply:
+        asked = chat.parse(await self._body(request, call))
+        conversation = chat.to_conversation(asked, self._desk.settings.max_media_parts)
         model = await self._desk.model(asked.model, "model")
         answer = Answer(call.request_id, model.name, asked.include_usage)
-        return replace(conversation, adapter=model.adapter), answer, bool(asked.stream)
+        reply = self._stream if asked.stream else self._whole
+        return partial(reply, replace(conversation, adapter=model.adapter), call, answer)
 
     async def _whole(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
         async with aclosing(self._desk.chat(conversation, call)) as steps:

@@ -180,19 +180,26 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """Yield what any of `streams` yields, as it comes; the first failure ends all of them."""
-    queue: asyncio.Queue[T | None] = asyncio.Queue()
+    """Yield what any of `streams` yields, as it comes; the first failure ends all of them.
+
+    No stream is read more than two items ahead of who reads here.
+    """
+    queue: asyncio.Queue[T | None] = asyncio.Queue(1)
 
     async def pump(stream: AsyncGenerator[T, None]) -> None:
         async with aclosing(stream):
             async for item in stream:
-                queue.put_nowait(item)
+                await queue.put(item)
 
     async def pump_all() -> None:
+        failed = None
         try:
             await together([pump(stream) for stream in streams])
-        finally:
-            queue.put_nowait(None)
+        except Exception as error:
+            failed = error
+        await queue.put(None)
+        if failed is not None:
+            raise failed
 
     pumps = asyncio.create_task(pump_all())
     try:
