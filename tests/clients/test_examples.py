@@ -33,3 +33,11 @@ def test_grpc(mesh: Mesh) -> None:
     answer, figures = run("grpc_client.py", mesh.grpc_address).splitlines()
     assert answer
     assert figures.startswith("prompt ")
+
+
+def test_typed(mesh: Mesh) -> None:
+    action, first, answer, second = run("typed_client.py", mesh.grpc_address).splitlines()
+    assert "do(action=" in action
+    assert first.startswith("image ")
+    assert answer
+    assert second.startswith("image local, ")

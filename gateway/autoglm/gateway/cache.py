@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown
 from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.conversation import MODALITY_NAMES
 from autoglm.gateway.metrics import Metrics
@@ -218,8 +218,9 @@ class EmbeddingCache:
         while flight := self._flights.get(key):
             try:
                 return (await self._join(key, flight))[0], CACHE_OUTCOME_SHARED
-            except DeadlineExceeded:
-                continue  # the deadline of whoever started it, not ours: ours would be a TimeoutError
+            except (DeadlineExceeded, MediaUnknown):
+                # The deadline of whoever started it, not ours, which would be a TimeoutError; or its lack of bytes.
+                continue
         flight = self._flights[key] = _Flight(asyncio.create_task(self._look_up(key, encode)))
         return await self._join(key, flight)
 
