@@ -1,6 +1,7 @@
 """What browsers are told about the answers: who may read them, and what a page may load."""
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,9 +19,11 @@ EXPOSED = (
 ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 # Pages take scripts and styles from here alone; what a user attaches is shown from memory.
 PAGE_POLICY = (
-    b"default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; "
-    b"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+# FastAPI's page starts Swagger by a script inside it; nothing of a client's is in that page.
+DOCS_POLICY = PAGE_POLICY + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
 
 
 def protect(app: FastAPI, settings: Settings) -> None:
@@ -47,12 +50,14 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_headers(message)]
+                message["headers"] = [*message["headers"], *_headers(scope["path"], message)]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
 
-def _headers(start: Message) -> list[tuple[bytes, bytes]]:
-    page = any(name.lower() == b"content-type" and value.startswith(b"text/html") for name, value in start["headers"])
-    return [*ALWAYS, (b"content-security-policy", PAGE_POLICY)] if page else ALWAYS
+def _headers(path: str, start: Message) -> list[tuple[bytes, bytes]]:
+    if not Headers(raw=start["headers"]).get("content-type", "").startswith("text/html"):
+        return ALWAYS
+    policy = DOCS_POLICY if path == "/docs" else PAGE_POLICY
+    return [*ALWAYS, (b"content-security-policy", policy.encode())]

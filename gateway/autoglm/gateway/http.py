@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -62,7 +63,7 @@ class Json(Response):
 
 def create_app(desk: Desk) -> FastAPI:
     """Return the application; `desk` does the work."""
-    app = FastAPI(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
+    app = FastAPIOffline(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
     app.add_middleware(RequestScope, desk=desk)
     protect(app, desk.settings)
     _add_errors(app, desk)

@@ -51,7 +51,11 @@ async def test_other_origins_may_do_nothing_by_default(shared: Client) -> None:
 
 async def test_origins_that_are_named_may_ask_and_others_may_not(serve: Serve) -> None:
     client = await serve(cors_allow_origins="https://app.example, http://localhost:3000", api_keys="k1")
-    for origin, allowed in {"https://app.example": True, "http://localhost:3000": True, "https://b.example": False}.items():
+    for origin, allowed in {
+        "https://app.example": True,
+        "http://localhost:3000": True,
+        "https://b.example": False,
+    }.items():
         asked = await client.http.options("/v1/chat/completions", headers={"origin": origin} | PREFLIGHT)
         headers = {"origin": origin, "authorization": "Bearer k1"}
         answer = await client.http.post("/v1/chat/completions", json=HI, headers=headers)
