@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from limits import RateLimitItem, RateLimitItemPerMinute, WindowStats
 from limits.aio.storage import MemoryStorage, RedisStorage
@@ -70,5 +71,5 @@ async def _hit(limiter: MovingWindowRateLimiter, limit: RateLimitItem, tenant: s
 
 
 def _storage(store: Store) -> RedisStorage:
-    pool = store.client.connection_pool
-    return RedisStorage("async+redis://", implementation="redispy", key_prefix="ag1", connection_pool=pool)
+    options: Any = {"connection_pool": store.client.connection_pool}
+    return RedisStorage("async+redis://", implementation="redispy", key_prefix="ag1", **options)

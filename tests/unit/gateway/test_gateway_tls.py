@@ -88,7 +88,7 @@ def settings(mount: Mount, mutual: bool = False) -> dict[str, Any]:
 
 @asynccontextmanager
 async def gateway(mesh: FakeMesh, **given: Any) -> AsyncIterator[Doors]:
-    ports = {"host": HOST, "http_port": 0, "grpc_port": 0, "serve_address": mesh.address}
+    ports: dict[str, Any] = {"host": HOST, "http_port": 0, "grpc_port": 0, "serve_address": mesh.address}
     async with running(Settings(**ports, poll_interval=0.05, drain_timeout=1.0, **given)) as doors:
         yield doors
 
