@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -21,12 +22,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
 from autoglm.gateway import chat, transcription
+from autoglm.gateway.browsers import protect
 from autoglm.gateway.conversation import Call, Conversation
 from autoglm.gateway.desk import Desk, new_call
 from autoglm.gateway.pipeline import collect
 from autoglm.gateway.render import (
     DONE,
     Answer,
+    allowance_headers,
     error_body,
     error_event,
     error_headers,
@@ -60,8 +63,9 @@ class Json(Response):
 
 def create_app(desk: Desk) -> FastAPI:
     """Return the application; `desk` does the work."""
-    app = FastAPI(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
+    app = FastAPIOffline(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
     app.add_middleware(RequestScope, desk=desk)
+    protect(app, desk.settings)
     _add_errors(app, desk)
     _add_chat(app, desk)
     _add_models(app, desk)
@@ -160,7 +164,7 @@ class Exchange(Response, ABC):
         """Answer; raises MeshError as long as nothing was sent."""
         request = Request(scope, receive)
         call = _admit(request, self._desk)
-        with self._desk.place():
+        async with self._desk.place(call):
             reply = await self._read(request, call)
             left = call.deadline.remaining()
             limit = None if left is None else left + STALLED_SECONDS
@@ -245,7 +249,11 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", call.request_id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", call.request_id.encode()),
+                    *allowance_headers(call.allowance),
+                ]
             await send(message)
 
         try:
