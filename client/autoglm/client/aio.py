@@ -81,9 +81,7 @@ class AsyncClient(Base):
 
     async def transcribe(self, recording: File) -> Transcript:
         """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""
-        return read_transcript(
-            await self._ask(self._transcriptions.Transcribe, lambda: self._transcribe(recording))
-        )
+        return read_transcript(await self._ask(self._transcriptions.Transcribe, lambda: self._transcribe(recording)))
 
     async def models(self) -> Sequence[Model]:
         """Return the names that questions may use, the bundle's own first; raises MeshError."""

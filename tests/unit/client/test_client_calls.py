@@ -15,10 +15,10 @@ from autoglm.client import (
     InternalError,
     InvalidRequest,
     MediaUnknown,
-    Message,
     MeshError,
-    Model,
+    Message,
     ModalityUnavailable,
+    Model,
     NotFound,
     Piece,
     RateLimited,
@@ -63,7 +63,9 @@ EVERY_SAMPLING: Sampling = {
 def test_a_whole_answer(mesh: FakeMesh, connect: Connect) -> None:
     media = MediaStage(modality=MODALITY_AUDIO, cache=CACHE_OUTCOME_LOCAL)
     media.encode.FromMilliseconds(20)
-    mesh.summary = Summary(usage=Usage(prompt_tokens=9, image_tokens=2), gates=[Gate(modality=MODALITY_AUDIO, mean=0.5)])
+    mesh.summary = Summary(
+        usage=Usage(prompt_tokens=9, image_tokens=2), gates=[Gate(modality=MODALITY_AUDIO, mean=0.5)]
+    )
     mesh.summary.stages.media.append(media)
     mesh.summary.stages.prefill.FromMilliseconds(1500)
     answer = connect(mesh.address).chat("hi")
