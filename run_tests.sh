@@ -4,6 +4,7 @@
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 sh "$root/tools/venv.sh" dev
+sh "$root/tools/node.sh"
 cd "$root"
 if [ $# -eq 0 ]; then
     make check

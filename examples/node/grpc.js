@@ -6,16 +6,16 @@ import { credentials, loadPackageDefinition } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
 const protos = fileURLToPath(new URL("../../protos", import.meta.url));
-const { autoglm } = loadPackageDefinition(loadSync("autoglm/v1/chat.proto", { includeDirs: [protos], defaults: true }));
-const mesh = new autoglm.v1.ChatService(process.argv[2] ?? "localhost:50051", credentials.createInsecure());
+const { autoglm } = loadPackageDefinition(loadSync("autoglm/v1/chat.proto", { includeDirs: [protos] }));
+const chats = new autoglm.v1.ChatService(process.argv[2] ?? "localhost:50051", credentials.createInsecure());
 
 const screen = readFileSync(new URL("../home.png", import.meta.url));
 const messages = [{ role: "ROLE_USER", parts: [{ image: { data: screen } }, { text: "屏幕上有游戏吗?" }] }];
 const request = { chat: { messages, sampling: { temperature: 0 } } };
 let last;
-for await (const response of mesh.StreamComplete(request, { deadline: Date.now() + 30_000 })) {
-  process.stdout.write(response.delta?.text ?? "");
+for await (const response of chats.StreamComplete(request, { deadline: Date.now() + 30_000 })) {
+  process.stdout.write(response.delta.text);
   last = response;
 }
 console.log(`\nprompt ${last.summary.usage.promptTokens} tokens`);
-mesh.close();
+chats.close();

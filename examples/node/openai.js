@@ -1,13 +1,13 @@
-// openai-node, unchanged but for the address: a screenshot and an instruction, whole and streamed.
+// openai-node as published: a screenshot and a spoken instruction in, one phone action out, whole and streamed.
 
 import { readFileSync } from "node:fs";
 import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: process.argv[2] ?? "http://localhost:8000/v1", apiKey: "EMPTY" });
-const screen = readFileSync(new URL("../home.png", import.meta.url)).toString("base64");
+const base64 = (name) => readFileSync(new URL(`../${name}`, import.meta.url)).toString("base64");
 const content = [
-  { type: "image_url", image_url: { url: `data:image/png;base64,${screen}` } },
-  { type: "text", text: "打开游戏" },
+  { type: "image_url", image_url: { url: `data:image/png;base64,${base64("home.png")}` } },
+  { type: "input_audio", input_audio: { data: base64("instruction.wav"), format: "wav" } },
 ];
 const question = { model: "autoglm-phone-9b", temperature: 0, messages: [{ role: "user", content }] };
 
