@@ -1,5 +1,7 @@
 """The client for asyncio."""
 
+# ruff: noqa: ASYNC109 -- a timeout here is a deadline that the mesh is told too
+
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
@@ -66,26 +68,32 @@ class AsyncClient(Base):
 
     _transport = grpc.aio
 
-    async def chat(self, messages: str | Sequence[Message], **options: Unpack[Options]) -> Answer:
-        """Return the whole answer to a question or a conversation; raises MeshError."""
-        return read_answer(await self._ask(self._chats.Complete, lambda: self._complete(messages, options)))
+    async def chat(
+        self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """Return the whole answer to a question or a conversation, within `timeout` seconds; raises MeshError."""
+        return read_answer(await self._ask(self._chats.Complete, lambda: self._complete(messages, options, timeout)))
 
-    def stream(self, messages: str | Sequence[Message], **options: Unpack[Options]) -> AsyncStream:
-        """Return the answer as it comes; iterating raises MeshError.
+    def stream(
+        self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> AsyncStream:
+        """Return the answer as it comes, whole within `timeout` seconds; iterating raises MeshError.
 
         >>> async with client.stream("你是谁?") as stream:
         ...     async for piece in stream:
         ...         print(piece.text, end="", flush=True)
         """
-        return AsyncStream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options))
+        return AsyncStream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options, timeout))
 
-    async def transcribe(self, recording: File) -> Transcript:
+    async def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
         """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""
-        return read_transcript(await self._ask(self._transcriptions.Transcribe, lambda: self._transcribe(recording)))
+        return read_transcript(
+            await self._ask(self._transcriptions.Transcribe, lambda: self._transcribe(recording, timeout))
+        )
 
-    async def models(self) -> Sequence[Model]:
+    async def models(self, *, timeout: float | None = None) -> Sequence[Model]:
         """Return the names that questions may use, the bundle's own first; raises MeshError."""
-        return read_models(await self._ask(self._models.ListModels, self._list_models))
+        return read_models(await self._ask(self._models.ListModels, lambda: self._list_models(timeout)))
 
     async def close(self) -> None:
         """Close the connection; calls in progress are cancelled."""

@@ -21,6 +21,11 @@ OPTIONS = (
     # gRPC would wait a second and more before it tries a restarted mesh again.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # While a call waits, a connection that nothing comes through is given up after half a minute. The mesh allows
+    # a ping each ten seconds; gRPC itself would send only two, and wait a minute for the answer.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 
@@ -43,8 +48,9 @@ class Base:
 
         `api_key` goes with every call. `tls` is True for a server that one of the public authorities that gRPC
         brings vouches for, or a file of those to trust; `certificate` is the client's own certificate and its key,
-        for mutual TLS; all files are PEM. `timeout` is the seconds that a call may take, its repetitions included,
-        of which there are at most `max_retries`. Raises OSError for a file that cannot be read.
+        for mutual TLS; all files are PEM. `timeout` is the seconds that a call may take unless it says otherwise,
+        its repetitions included, of which there are at most `max_retries`. Raises OSError for a file that cannot
+        be read.
         """
         self._channel = self._open(target, tls, certificate)
         self._chats = ChatServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -62,17 +68,25 @@ class Base:
         chain, key = (path.read_bytes() for path in certificate) if certificate else (None, None)
         return self._transport.secure_channel(target, grpc.ssl_channel_credentials(roots, key, chain), OPTIONS)
 
-    def _complete(self, messages: str | Sequence[Message], options: Options) -> Call[CompleteRequest]:
-        return self._call(lambda whole: CompleteRequest(chat=chat_request(messages, options, self._sent, whole)))
+    def _complete(
+        self, messages: str | Sequence[Message], options: Options, timeout: float | None
+    ) -> Call[CompleteRequest]:
+        return self._call(
+            lambda whole: CompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
+        )
 
-    def _stream_complete(self, messages: str | Sequence[Message], options: Options) -> Call[StreamCompleteRequest]:
-        return self._call(lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)))
+    def _stream_complete(
+        self, messages: str | Sequence[Message], options: Options, timeout: float | None
+    ) -> Call[StreamCompleteRequest]:
+        return self._call(
+            lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
+        )
 
-    def _transcribe(self, recording: File) -> Call[TranscribeRequest]:
-        return self._call(lambda _: transcribe_request(recording))
+    def _transcribe(self, recording: File, timeout: float | None) -> Call[TranscribeRequest]:
+        return self._call(lambda _: transcribe_request(recording), timeout)
 
-    def _list_models(self) -> Call[ListModelsRequest]:
-        return self._call(lambda _: ListModelsRequest())
+    def _list_models(self, timeout: float | None) -> Call[ListModelsRequest]:
+        return self._call(lambda _: ListModelsRequest(), timeout)
 
-    def _call(self, build: Callable[[bool], Request]) -> Call[Request]:
-        return Call(build, self._api_key, self._timeout, self._max_retries)
+    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> Call[Request]:
+        return Call(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)

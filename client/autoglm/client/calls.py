@@ -2,7 +2,8 @@
 
 Asking changes nothing in the mesh, so every call may be repeated. It is when the mesh says when (RetryInfo) or when
 the connection fails, as long as the deadline allows and no step of a stream has come. An error without RetryInfo is
-final. A mesh that no longer knows the media that a hash names gets the bytes, at once.
+final. As google.rpc asks, the told wait doubles with each try. A mesh that no longer knows the media that a hash names
+gets the bytes, at once.
 """
 
 import random
@@ -35,7 +36,8 @@ class Call(Generic[Request]):
     """A request on its way. `build` makes it: its argument says whether every medium is to go as bytes."""
 
     def __init__(self, build: Callable[[bool], Request], key: str | None, timeout: float, retries: int) -> None:
-        self._build, self._key, self._retries, self._whole = build, key, retries, False
+        self._build, self._key, self._retries = build, key, retries
+        self._whole, self._failures = False, 0
         self._deadline = time.monotonic() + timeout
         self._request_id = uuid.uuid4().hex
         self.request = build(False)
@@ -56,12 +58,12 @@ class Call(Generic[Request]):
         if isinstance(error, MediaUnknown) and not self._whole:
             self._whole, self.request = True, self._build(True)
             return 0.0
-        if error.retry_after is None or self._retries == 0:
+        if error.retry_after is None or self._failures == self._retries:
             raise error from failure
-        wait = error.retry_after * (1 + JITTER * random.random())
+        wait = error.retry_after * 2**self._failures * (1 + JITTER * random.random())
         if wait >= self._remaining():
             raise error from failure
-        self._retries -= 1
+        self._failures += 1
         return wait
 
     def _remaining(self) -> float:

@@ -64,30 +64,34 @@ class Client(Base):
 
     _transport = grpc
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[Options]) -> Answer:
-        """Return the whole answer to a question or a conversation; raises MeshError.
+    def chat(
+        self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Answer:
+        """Return the whole answer to a question or a conversation, within `timeout` seconds; raises MeshError.
 
         >>> client.chat("打开游戏", images=[Path("home.png")], temperature=0).text
         """
-        return read_answer(self._ask(self._chats.Complete, self._complete(messages, options)))
+        return read_answer(self._ask(self._chats.Complete, self._complete(messages, options, timeout)))
 
-    def stream(self, messages: str | Sequence[Message], **options: Unpack[Options]) -> Stream:
-        """Return the answer as it comes; iterating raises MeshError.
+    def stream(
+        self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Stream:
+        """Return the answer as it comes, whole within `timeout` seconds; iterating raises MeshError.
 
         >>> with client.stream("你是谁?") as stream:
         ...     for piece in stream:
         ...         print(piece.text, end="", flush=True)
         >>> stream.answer.usage.completion_tokens
         """
-        return Stream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options))
+        return Stream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options, timeout))
 
-    def transcribe(self, recording: File) -> Transcript:
+    def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
         """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""
-        return read_transcript(self._ask(self._transcriptions.Transcribe, self._transcribe(recording)))
+        return read_transcript(self._ask(self._transcriptions.Transcribe, self._transcribe(recording, timeout)))
 
-    def models(self) -> Sequence[Model]:
+    def models(self, *, timeout: float | None = None) -> Sequence[Model]:
         """Return the names that questions may use, the bundle's own first; raises MeshError."""
-        return read_models(self._ask(self._models.ListModels, self._list_models()))
+        return read_models(self._ask(self._models.ListModels, self._list_models(timeout)))
 
     def close(self) -> None:
         """Close the connection; calls in progress are cancelled."""

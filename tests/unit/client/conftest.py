@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,15 +40,23 @@ class FakeMesh(
     before: int = 0
     summary: Summary = field(default_factory=lambda: SUMMARY)
     hold: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    arrived: list[float] = field(default_factory=list)
     time_remaining: list[float] = field(default_factory=list)
-    address: str = ""
+    port: int = 0
+
+    @property
+    def address(self) -> str:
+        """Where it is served."""
+        return f"localhost:{self.port}"
 
     def Complete(self, request: Any, context: grpc.ServicerContext) -> CompleteResponse:
         self._enter(request, context)
         self._fail(context)
+        self.hold.wait(20)
         choice = Choice(text="你好", reasoning="hm", finish_reason=FINISH_REASON_STOP)
         return CompleteResponse(id=self._id(context), model="nano", choices=[choice], summary=self.summary)
 
@@ -79,8 +88,10 @@ class FakeMesh(
     def _enter(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.arrived.append(time.monotonic())
         self.time_remaining.append(context.time_remaining())
         context.add_callback(self.ended.set)
+        self.entered.set()
 
     def _id(self, context: grpc.ServicerContext) -> str:
         return str(dict(context.invocation_metadata())["x-request-id"])
@@ -108,11 +119,11 @@ class Blocking:
     def stream(self, *arguments: Any, **options: Any) -> "BlockingStream":
         return BlockingStream(self._runner, self._client.stream(*arguments, **options))
 
-    def transcribe(self, recording: bytes | Path) -> Transcript:
-        return self._runner.run(self._client.transcribe(recording))
+    def transcribe(self, recording: bytes | Path, **options: Any) -> Transcript:
+        return self._runner.run(self._client.transcribe(recording, **options))
 
-    def models(self) -> Sequence[Model]:
-        return self._runner.run(self._client.models())
+    def models(self, **options: Any) -> Sequence[Model]:
+        return self._runner.run(self._client.models(**options))
 
     def close(self) -> None:
         self._runner.run(self._client.close())
@@ -160,12 +171,10 @@ def serving(mesh: FakeMesh, secrets: grpc.ServerCredentials | None = None, **lim
         chat_pb2_grpc.add_ChatServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
         model_pb2_grpc.add_ModelServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
         transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
-        port = (
-            server.add_insecure_port("127.0.0.1:0")
-            if secrets is None
-            else server.add_secure_port("127.0.0.1:0", secrets)
-        )
-        mesh.address = f"localhost:{port}"
+        if secrets is None:
+            mesh.port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            mesh.port = server.add_secure_port("127.0.0.1:0", secrets)
         mesh.hold.set()
         server.start()
         try:
