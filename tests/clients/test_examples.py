@@ -1,4 +1,4 @@
-"""The programs in examples/, run as the README tells."""
+"""The programs in examples/, run as the README tells; those in JavaScript with what tools/node.sh installs."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def run(name: str, address: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), address]
+    command = ["node" if name.endswith(".js") else sys.executable, str(EXAMPLES / name), address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -33,6 +33,19 @@ def test_grpc(mesh: Mesh) -> None:
     answer, figures = run("grpc_client.py", mesh.grpc_address).splitlines()
     assert answer
     assert figures.startswith("prompt ")
+
+
+def test_openai_node(base_url: str) -> None:
+    whole, streamed = run("node/openai.js", base_url).splitlines()
+    assert "do(action=" in whole
+    assert streamed == whole
+
+
+def test_grpc_from_node(mesh: Mesh) -> None:
+    assert (
+        run("node/grpc.js", mesh.grpc_address)
+        == run("grpc_client.py", mesh.grpc_address).partition(", gates")[0] + "\n"
+    )
 
 
 def test_typed(mesh: Mesh) -> None:

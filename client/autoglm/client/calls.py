@@ -60,7 +60,7 @@ class Call(Generic[Request]):
             return 0.0
         if error.retry_after is None or self._failures == self._retries:
             raise error from failure
-        wait = error.retry_after * 2**self._failures * (1 + JITTER * random.random())
+        wait = error.retry_after * 2.0**self._failures * (1 + JITTER * random.random())
         if wait >= self._remaining():
             raise error from failure
         self._failures += 1

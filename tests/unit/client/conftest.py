@@ -62,7 +62,7 @@ class FakeMesh(
 
     def StreamComplete(self, request: Any, context: grpc.ServicerContext) -> Iterator[StreamCompleteResponse]:
         self._enter(request, context)
-        identity = {"id": self._id(context), "model": "nano"}
+        identity: Any = {"id": self._id(context), "model": "nano"}
         for index, delta in enumerate((Choice(reasoning="hm"), Choice(text="你"), Choice(text="好"))):
             if index == self.before:
                 self._fail(context)
@@ -101,7 +101,7 @@ class FakeMesh(
             return
         failure = self.failures.popleft()
         if isinstance(failure, MeshError):
-            context.abort_with_status(cast(grpc.Status, rpc_status.to_status(to_status(failure))))
+            context.abort_with_status(rpc_status.to_status(to_status(failure)))
         else:
             context.abort(failure, "as gRPC itself says it")
 
@@ -151,7 +151,7 @@ class BlockingStream:
 
     def __next__(self) -> Piece:
         try:
-            return cast(Piece, self._runner.run(self._next()))
+            return self._runner.run(self._next())
         except StopAsyncIteration:
             raise StopIteration from None
 

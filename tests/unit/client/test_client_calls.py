@@ -302,6 +302,6 @@ def test_it_imports_nothing_heavy() -> None:
     }
 
 
-def source(media: Media) -> str | None:
+def source(media: Media) -> str:
     """Return how a medium went over."""
-    return media.WhichOneof("source")
+    return str(media.WhichOneof("source"))
