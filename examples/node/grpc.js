@@ -6,7 +6,7 @@ import { credentials, loadPackageDefinition } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
 const protos = fileURLToPath(new URL("../../protos", import.meta.url));
-const { autoglm } = loadPackageDefinition(loadSync("autoglm/v1/chat.proto", { includeDirs: [protos] }));
+const { autoglm } = loadPackageDefinition(loadSync("autoglm/v1/chat.proto", { includeDirs: [protos], defaults: true }));
 const chats = new autoglm.v1.ChatService(process.argv[2] ?? "localhost:50051", credentials.createInsecure());
 
 const screen = readFileSync(new URL("../home.png", import.meta.url));

@@ -42,10 +42,8 @@ def test_openai_node(base_url: str) -> None:
 
 
 def test_grpc_from_node(mesh: Mesh) -> None:
-    assert (
-        run("node/grpc.js", mesh.grpc_address)
-        == run("grpc_client.py", mesh.grpc_address).partition(", gates")[0] + "\n"
-    )
+    told = run("grpc_client.py", mesh.grpc_address)
+    assert told.startswith(run("node/grpc.js", mesh.grpc_address).rstrip("\n"))
 
 
 def test_typed(mesh: Mesh) -> None:

@@ -26,7 +26,7 @@ class Stream:
     """An answer as it comes: iterate over its pieces; at the end `answer` is the whole.
 
     The call begins with the first piece that is asked for. Leaving the block of a `with`, closing the stream or
-    forgetting it cancels the call.
+    forgetting it cancels the call. A stream is for one thread.
     """
 
     def __init__(self, method: Any, make: Callable[[], Call[Any]]) -> None:

@@ -33,11 +33,14 @@ HASH = ContentPart(image=Media(sha256=hashlib.sha256(PICTURE).digest()))
 FIELD = "chat.messages[0].parts[0].image.sha256"
 
 
+def question(part: ContentPart) -> CompleteRequest:
+    return CompleteRequest(chat=ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[part])]))
+
+
 async def ask(client: Client, part: ContentPart, key: str = "EMPTY") -> CompleteResponse:
-    chat = ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[part])])
     stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
     metadata = (("authorization", f"Bearer {key}"),)
-    answer: CompleteResponse = await stub.Complete(CompleteRequest(chat=chat), metadata=metadata)
+    answer: CompleteResponse = await stub.Complete(question(part), metadata=metadata)
     return answer
 
 
@@ -70,8 +73,8 @@ async def test_a_hash_stands_for_what_came_before(
     assert len(mesh.vision.encode.requests) == 1
     digest = hashlib.sha256(PICTURE).hexdigest()[:12]
     whole, named = (record.getMessage().partition("in=")[2] for record in caplog.records)
-    assert whole == f"{len(PICTURE) + 14} media=image:{digest}:{len(PICTURE)}"
-    assert named == f"46 media=image:{digest}:0"
+    assert whole == f"{question(WHOLE).ByteSize()} media=image:{digest}:{len(PICTURE)}"
+    assert named == f"{question(HASH).ByteSize()} media=image:{digest}:0"
 
 
 async def test_a_hash_is_looked_up_in_redis_too(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
