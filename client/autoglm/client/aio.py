@@ -113,7 +113,7 @@ class AsyncClient(Base):
             try:
                 return await method(call.request, **call.options())
             except grpc.RpcError as failure:
-                await asyncio.sleep(call.failed(failure))
+                await asyncio.sleep(await asyncio.to_thread(call.failed, failure))
 
 
 async def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) -> AsyncGenerator[Piece, None]:
@@ -126,6 +126,6 @@ async def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) ->
                     yield piece
             return
         except grpc.RpcError as failure:
-            await asyncio.sleep(call.failed(failure, reader.begun))
+            await asyncio.sleep(await asyncio.to_thread(call.failed, failure, reader.begun))
         finally:
             responses.cancel()
