@@ -1,16 +1,16 @@
-"""A real browser on the playground, and what can be seen of it: its requests, and what it complains about."""
+"""A real browser before the playground, and what can be seen of it: its requests, and what it complains about."""
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "examples/home.png"
+SCREENSHOT = ROOT / "examples/home.png"
 SPEECH = ROOT / "examples/instruction.wav"
 MICROPHONE = (
     "--use-fake-device-for-media-stream",
@@ -20,30 +20,49 @@ MICROPHONE = (
 
 
 @contextmanager
-def chromium(*arguments: str) -> Iterator[Browser]:
-    """A headless Chromium whose microphone hears the example's instruction."""
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; what its microphone hears is the example's instruction."""
     fetched = subprocess.run(["sh", str(ROOT / "tools/chromium.sh")], check=True, stdout=subprocess.PIPE, text=True)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=fetched.stdout.strip(), args=[*MICROPHONE, "--no-sandbox", *arguments]
-        )
+        path = fetched.stdout.strip()
+        browser = playwright.chromium.launch(executable_path=path, args=MICROPHONE, chromium_sandbox=False)
         yield browser
         browser.close()
 
 
 @dataclass
 class Visit:
-    """A page that is open, with every request that it made and every complaint of the browser."""
+    """A page that is open, with the addresses that it asked for and every complaint of the browser."""
 
     page: Page
-    requests: list[Request] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.page.on("request", self.requests.append)
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+    @classmethod
+    def pay(cls, browser: Browser, address: str, **options: Any) -> "Visit":
+        """Open the page in a context of its own, with Playwright's `options`, and wait until it knows the models."""
+        visit = cls(browser.new_context(**options).new_page())
+        visit.page.set_default_timeout(10_000)
+        visit.page.on("request", lambda request: visit.addresses.append(request.url))
+        visit.page.on("console", visit.hear)
+        visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+        with visit.page.expect_response("**/v1/models"):
+            visit.page.goto(address)
+        return visit
 
-    def _hear(self, message: ConsoleMessage) -> None:
+    def hear(self, message: ConsoleMessage) -> None:
+        """Remember what the browser's console says, unless it is said in passing."""
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
+
+    def write(self, text: str) -> None:
+        """Write a message and send it."""
+        self.page.get_by_role("textbox", name="Message").fill(text)
+        self.page.keyboard.press("Enter")
+
+    def answer(self) -> Locator:
+        """The latest answer, which is whole."""
+        answer = self.page.locator(".answer[aria-busy=false]").last
+        answer.wait_for()
+        return answer

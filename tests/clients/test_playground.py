@@ -1,0 +1,336 @@
+"""The playground as a person uses it: a real Chromium, a microphone that hears a file, the real mesh."""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import soundfile
+from playwright.sync_api import Browser, Page, Route, expect
+
+from autoglm.cli.api import audio_bytes_part, image_bytes_part
+
+from ..asking import CHAT, MODEL, Asker, eventually, tap
+from ..browser import SCREENSHOT, SPEECH, Visit, chromium
+from ..mesh import Mesh, free_ports
+
+Open = Callable[..., Visit]
+REFUSED = "Failed to load resource"  # what the console says of every answer that is an error
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser: Browser, mesh: Mesh) -> Iterator[Open]:
+    """Opens the page; at the end no request has left its server and the browser has nothing to complain about."""
+    visits: list[tuple[str, Visit]] = []
+
+    def open_page(address: str = mesh.http_url, **options: Any) -> Visit:
+        visits.append((address, Visit.pay(browser, address, **options)))
+        return visits[-1][1]
+
+    yield open_page
+    for address, visit in visits:
+        visit.page.context.close()
+        assert [url for url in visit.addresses if not url.startswith((f"{address}/", "blob:", "data:"))] == []
+        assert visit.complaints == []
+
+
+@pytest.fixture
+def visit(open_page: Open) -> Visit:
+    return open_page()
+
+
+def sent(page: Page) -> list[Any]:
+    """Return a list that the bodies of the page's requests for an answer will be added to."""
+    bodies: list[Any] = []
+    page.on("request", lambda request: bodies.append(request.post_data_json) if request.url.endswith(CHAT) else None)
+    return bodies
+
+
+def force(page: Page, answer: str) -> None:
+    """Have the decoder give this answer: the page's requests go on to the mesh with it as their only choice."""
+
+    def handle(route: Route) -> None:
+        body = {**route.request.post_data_json, "enable_thinking": False, "structured_outputs": {"choice": [answer]}}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route(f"**{CHAT}", handle)
+
+
+def marked(page: Page) -> list[tuple[int, int]]:
+    """Return the points that are marked on the screenshot, in thousandths of it, by where they are drawn."""
+    shot = page.locator("#shot").bounding_box()
+    assert shot is not None
+    boxes = [mark.bounding_box() for mark in page.locator(".tap").all()]
+    return [
+        (round(1000 * (box["x"] - shot["x"]) / shot["width"]), round(1000 * (box["y"] - shot["y"]) / shot["height"]))
+        for box in boxes
+        if box is not None
+    ]
+
+
+def test_a_typed_question_is_answered_in_steps(visit: Visit) -> None:
+    visit.write("Who are you?")
+    answer = visit.answer()
+    expect(answer.locator(".said")).to_contain_text("AutoGLM-Phone")
+    assert answer.locator(".said").evaluate("said => said.childNodes.length") > 3
+    reasoning = answer.locator("details.reasoning")
+    expect(reasoning.locator("p")).not_to_be_visible()
+    reasoning.locator("summary").click()
+    expect(reasoning.locator("p")).not_to_be_empty()
+    for stage in ("queue", "prefill", "decode"):
+        expect(answer.get_by_role("row", name=re.compile(rf"^{stage} \d+(\.\d+)? m?s"))).to_be_visible()
+    expect(answer.locator(".tokens")).to_contain_text("tokens in")
+
+
+def test_a_tap_is_drawn_where_the_answer_says(visit: Visit, ask: Asker) -> None:
+    image = image_bytes_part(SCREENSHOT.read_bytes())
+    point = tap(ask(image, "Open Clock", enable_thinking=True))
+    assert point is not None
+    visit.page.get_by_label("Choose a screenshot").first.set_input_files(SCREENSHOT)
+    visit.write("Open Clock")
+    answer = visit.answer()
+    expect(answer.locator(".action")).to_have_text(f"Tap {point[0]}, {point[1]}")
+    expect(answer.get_by_role("row", name=re.compile("^image .* ms"))).to_have_count(2)  # its stage and its gate
+    assert marked(visit.page) == [point]
+    assert visit.page.locator("#shot").evaluate("shot => shot.naturalWidth") == 1080
+
+
+def test_a_conversation_goes_on_about_the_same_screen_and_starts_afresh(visit: Visit) -> None:
+    bodies = sent(visit.page)
+    visit.page.get_by_label("Choose a screenshot").first.set_input_files(SCREENSHOT)
+    visit.write("Open Clock")
+    first = visit.answer().locator(".said").inner_text()
+    visit.write("Open Notes")
+    expect(visit.page.locator(".answer[aria-busy=false] .action")).to_have_count(2)
+    roles = [message["role"] for message in bodies[-1]["messages"]]
+    kinds = [part["type"] for part in bodies[-1]["messages"][-1]["content"]]
+    assert (roles, kinds) == (["user", "assistant", "user"], ["text"])
+    assert bodies[-1]["messages"][1]["content"] == first
+    visit.page.get_by_role("button", name="New conversation").click()
+    expect(visit.page.locator(".answer")).to_have_count(0)
+    expect(visit.page.locator("#shot")).to_be_hidden()
+    visit.write("Who are you?")
+    visit.answer()
+    assert len(bodies[-1]["messages"]) == 1
+
+
+def test_speech_is_recorded_and_understood(visit: Visit, ask: Asker) -> None:
+    bodies = sent(visit.page)
+    image, speech = image_bytes_part(SCREENSHOT.read_bytes()), audio_bytes_part(SPEECH.read_bytes())
+    point = tap(ask(image, speech, enable_thinking=True))
+    assert point is not None
+    visit.page.get_by_label("Choose a screenshot").first.set_input_files(SCREENSHOT)
+    visit.page.get_by_role("button", name="Record speech").click()
+    expect(visit.page.locator("#timer")).to_have_text("0:02")
+    visit.page.get_by_role("button", name="Stop recording").click()
+    visit.page.locator("#attached audio").wait_for()
+    visit.page.get_by_role("button", name="Send").click()
+    visit.answer()
+    (drawn,) = marked(visit.page)
+    assert max(abs(drawn[0] - point[0]), abs(drawn[1] - point[1])) <= 30  # the same icon
+    data = base64.b64decode(bodies[0]["messages"][0]["content"][1]["input_audio"]["data"].partition(",")[2])
+    recording = soundfile.info(io.BytesIO(data))
+    assert (recording.format, recording.subtype) == ("WAV", "PCM_16")
+    assert (recording.samplerate, recording.channels) == (16000, 1)
+    assert 1.4 <= recording.duration <= 5
+
+
+def test_a_recording_is_uploaded_as_it_is(visit: Visit, tmp_path: Path) -> None:
+    bodies, opus = sent(visit.page), tmp_path / "instruction.ogg"
+    samples, rate = soundfile.read(SPEECH)
+    soundfile.write(opus, samples, rate, format="OGG", subtype="OPUS")
+    visit.page.locator("#speech-file").set_input_files(opus)
+    visit.page.locator("#attached audio").wait_for()
+    visit.page.get_by_role("button", name="Send").click()
+    expect(visit.answer().get_by_role("row", name=re.compile("^speech .* ms"))).to_have_count(1)
+    data = bodies[0]["messages"][0]["content"][0]["input_audio"]["data"].partition(",")[2]
+    assert base64.b64decode(data) == opus.read_bytes()
+
+
+def test_a_screenshot_is_pasted_and_dropped(visit: Visit) -> None:
+    give = """([type, name, data]) => {
+        const files = new DataTransfer();
+        const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        files.items.add(new File([bytes], name, { type: "image/png" }));
+        const options = { bubbles: true, cancelable: true };
+        document.body.dispatchEvent(type === "paste"
+            ? new ClipboardEvent(type, { clipboardData: files, ...options })
+            : new DragEvent(type, { dataTransfer: files, ...options }));
+    }"""
+    data = base64.b64encode(SCREENSHOT.read_bytes()).decode()
+    for how in ("paste", "drop"):
+        visit.page.evaluate(give, [how, "home.png", data])
+        expect(visit.page.locator("#shot")).to_be_visible()
+        visit.page.get_by_role("button", name="Remove").click()
+        expect(visit.page.locator("#shot")).to_be_hidden()
+
+
+def test_a_file_that_is_no_medium_is_refused_by_the_page(visit: Visit) -> None:
+    visit.page.locator("#speech-file").set_input_files(Path(__file__))
+    expect(visit.page.get_by_role("alert")).to_contain_text("This is no image")
+
+
+def test_a_swipe_is_drawn_from_end_to_end(visit: Visit) -> None:
+    force(visit.page, 'do(action="Swipe", start=[500,800], end=[500,200])')
+    visit.page.get_by_label("Choose a screenshot").first.set_input_files(SCREENSHOT)
+    visit.write("Scroll down")
+    expect(visit.answer().locator(".action")).to_have_text("Swipe 500, 800 → 500, 200")
+    assert sorted(marked(visit.page)) == [(500, 200), (500, 800)]
+
+
+def test_what_the_model_says_is_text(visit: Visit) -> None:
+    markup = '<img src="x" onerror="alert(1)">'
+    force(visit.page, markup)
+    visit.write(markup)
+    expect(visit.answer().locator(".said")).to_have_text(markup)
+    expect(visit.page.locator("#log img")).to_have_count(0)
+
+
+def test_the_policy_of_the_page_keeps_scripts_out(open_page: Open) -> None:
+    visit = open_page()
+    visit.page.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'broken = 1'}))")
+    assert visit.page.evaluate("typeof broken") == "undefined"
+    (complaint,) = visit.complaints
+    assert "Content Security Policy" in complaint
+    visit.complaints.clear()
+
+
+def test_the_language_is_the_readers_and_can_be_changed(open_page: Open) -> None:
+    visit = open_page(locale="zh-CN")
+    html = visit.page.locator("html")
+    expect(html).to_have_attribute("lang", "zh-CN")
+    visit.page.get_by_role("textbox", name="消息").fill("你是谁?")
+    visit.page.get_by_role("button", name="发送").click()
+    expect(visit.answer()).to_contain_text("各阶段用时")
+    visit.page.get_by_role("button", name="English").click()
+    expect(html).to_have_attribute("lang", "en")
+    expect(visit.answer()).to_contain_text("Stages")
+    visit.page.reload()
+    expect(visit.page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_everything_is_done_with_the_keyboard(visit: Visit) -> None:
+    page, keys = visit.page, visit.page.keyboard
+    reached = []
+    for _ in range(20):
+        keys.press("Tab")
+        name = page.evaluate("document.activeElement.id || document.activeElement.textContent")
+        outline = "getComputedStyle(document.activeElement.closest('.phone, #composer:has(#text:focus)') || " \
+            "document.activeElement)"
+        assert page.evaluate(f"{outline}.outlineStyle + {outline}.borderStyle") != "nonenone", name
+        reached.append(name)
+    wanted = ["language", "fresh", "image-file", "log", "text", "add-image", "record", "add-speech", "send", "model"]
+    assert [name for name in reached if name in wanted] == wanted
+    page.locator("#text").focus()
+    keys.type("Who are")
+    keys.press("Shift+Enter")
+    keys.type("you?")
+    keys.press("Enter")
+    expect(page.locator(".question")).to_have_text("Who are\nyou?", use_inner_text=True)
+    visit.answer()
+    expect(page.locator("#text")).to_be_focused()
+
+
+def test_escape_stops_an_answer_in_its_middle(visit: Visit, ask: Asker) -> None:
+    page = visit.page
+    page.get_by_text("More settings").click()
+    page.get_by_label("Temperature").fill("2")
+    page.get_by_label("Most tokens").fill("3000")
+    visit.write("Who are you?")
+    expect(page.locator(".said")).not_to_be_empty()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(visit.answer()).to_contain_text("Stopped.")
+    eventually(lambda: ask.running() == 0, 5, "the gateway lets go of what nobody waits for")
+    page.get_by_label("Temperature").fill("0")
+    visit.write("Who are you?")
+    expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
+    expect(visit.answer().locator(".said")).to_contain_text("AutoGLM-Phone")
+
+
+def test_an_error_is_told_in_the_servers_words_and_the_message_kept(visit: Visit, ask: Asker, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(SCREENSHOT.read_bytes()[:100])
+    told = ask.post(image_bytes_part(broken.read_bytes()), "Open Clock").json()["error"]["message"]
+    visit.page.get_by_label("Choose a screenshot").first.set_input_files(broken)
+    visit.write("Open Clock")
+    expect(visit.answer().get_by_role("alert")).to_have_text(told)
+    expect(visit.page.locator("#text")).to_have_value("Open Clock")
+    expect(visit.page.locator("#attached img")).to_have_count(1)
+    assert [said for said in visit.complaints if not said.startswith(REFUSED)] == []
+    visit.complaints.clear()
+
+
+@pytest.fixture
+def locked(mesh: Mesh) -> Iterator[str]:
+    """The address of a second gateway before the same services, which asks for a key."""
+    port = free_ports(1)[0]
+    variables = {"HTTP_PORT": str(port), "GRPC_PORT": "0", "SERVE_ADDRESS": mesh.serve_address, "API_KEYS": "sesame"}
+    environment = os.environ | {f"AUTOGLM_{name}": value for name, value in variables.items()}
+    gateway = subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=environment)
+    address = f"http://127.0.0.1:{port}"
+    eventually(lambda: _ready(address), 30, "the gateway is ready")
+    yield address
+    gateway.terminate()
+    gateway.wait(30)
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_key_is_asked_for_and_kept_for_the_tab_alone(open_page: Open, locked: str) -> None:
+    visit = open_page(locked)
+    page, key = visit.page, visit.page.get_by_label("API key")
+    expect(key).to_be_focused()
+    visit.write("Who are you?")
+    expect(visit.answer().get_by_role("alert")).to_contain_text("API key")
+    expect(key).to_be_focused()
+    assert [said for said in visit.complaints if not said.startswith(REFUSED)] == []
+    visit.complaints.clear()
+    key.fill("sesame")
+    key.press("Tab")
+    expect(page.get_by_label("Model")).to_have_value(re.compile("autoglm"))
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".answer .said").last).to_contain_text("AutoGLM-Phone")
+    assert page.evaluate("[sessionStorage.key, localStorage.key].length") == 2
+    assert page.evaluate("JSON.stringify([{...sessionStorage}, {...localStorage}])") == '[{"key":"sesame"},{}]'
+
+
+def test_another_model_can_be_chosen(visit: Visit) -> None:
+    bodies = sent(visit.page)
+    visit.page.get_by_label("Model").select_option(MODEL)
+    visit.page.get_by_label("Thinking").uncheck()
+    visit.write("Who are you?")
+    expect(visit.answer().locator(".reasoning")).to_have_count(0)
+    assert (bodies[0]["model"], bodies[0]["enable_thinking"]) == (MODEL, False)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(open_page: Open, scheme: str) -> None:
+    visit = open_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = visit.page
+    page.get_by_label("Choose a screenshot").first.set_input_files(SCREENSHOT)
+    visit.write("Open Clock")
+    visit.answer()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+    dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g)[0] < 100")
+    assert dark == (scheme == "dark")
