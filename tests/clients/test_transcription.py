@@ -42,7 +42,8 @@ def test_what_was_said_in_every_format(client: openai.OpenAI, recording: bytes) 
     assert (whole.text, whole.language) == (text, "chinese")
     (segment,) = whole.segments
     assert (segment.start, segment.end, segment.text) == (0, whole.duration, text)
-    end = f"00:00:{whole.duration:06.3f}"
+    seconds, milliseconds = divmod(round(1000 * whole.duration), 1000)
+    end = f"00:00:{seconds:02}.{milliseconds:03}"
     assert transcribe(response_format="vtt") == f"WEBVTT\n\n00:00:00.000 --> {end}\n{text}\n\n"
     assert transcribe(response_format="srt") == f"1\n00:00:00,000 --> {end.replace('.', ',')}\n{text}\n\n"
     events = list(transcribe(stream=True))
@@ -60,7 +61,7 @@ def test_what_was_said_in_every_format(client: openai.OpenAI, recording: bytes) 
         ({"model": MODEL, "timestamp_granularities[]": "word"}, {"file": b"RIFF"}, 400, "timestamp_granularities"),
         ({"model": "gpt-9"}, {"file": b"RIFF"}, 404, "model"),
         ({"model": MODEL}, {"file": b"not a recording"}, 415, "file"),
-        ({"model": MODEL}, {"file": b"RIFF....WAVEfmt "}, 415, "audio"),
+        ({"model": MODEL}, {"file": b"RIFF....WAVEfmt "}, 415, "file"),
     ],
 )
 def test_a_bad_form_is_told_which_field_is_at_fault(

@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import mimetypes
+import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,11 @@ class Api:
             if response.status != 200:
                 raise ApiError(_refusal(response))
             yield response
+        except ssl.SSLCertVerificationError as error:
+            raise ApiError(
+                f"the certificate of {self.url} cannot be trusted ({error.verify_message}): if its authority is one"
+                " of your own, name the authority's file by SSL_CERT_FILE"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ApiError(

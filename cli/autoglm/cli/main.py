@@ -2,7 +2,7 @@
 
 import typer
 
-from autoglm.cli import bench, bundle, chat, doctor, evaluate, serve, train
+from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, serve, train
 
 app = typer.Typer(
     help="The AutoGLM-Phone mesh.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -13,6 +13,7 @@ app.command()(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(keys.app, name="keys")
 app.add_typer(train.app, name="train")
 
 if __name__ == "__main__":

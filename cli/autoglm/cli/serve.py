@@ -3,6 +3,8 @@
 import json
 import os
 import select
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -189,6 +191,8 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         host = "127.0.0.1" if self._options.host in ("0.0.0.0", "::") else self._options.host
+        if os.environ.get("AUTOGLM_SSL_CERTFILE"):
+            return _speaks_tls(host, self._options.http_port)
         try:
             with urllib.request.urlopen(f"http://{host}:{self._options.http_port}/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -210,6 +214,20 @@ class Supervisor:
     def _pause(self, seconds: float) -> None:
         if self._signals.stop.wait(seconds):
             raise Stopped
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    """Return whether a gateway shakes hands, after which it makes requests wait until it has seen the services.
+
+    More cannot be asked: it may want a certificate of its clients, and we have none.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is our own child
+    try:
+        with socket.create_connection((host, port), 5) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

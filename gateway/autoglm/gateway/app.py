@@ -23,13 +23,18 @@ from pydantic import ValidationError
 
 from autoglm.gateway.cache import EmbeddingCache
 from autoglm.gateway.desk import Desk
+from autoglm.gateway.files import FileError, Files
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.http import create_app
+from autoglm.gateway.keys import Keys
 from autoglm.gateway.media import Limits
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline
+from autoglm.gateway.quota import Quota
 from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
 from autoglm.gateway.settings import Settings
+from autoglm.gateway.store import Store
+from autoglm.gateway.tls import Certificate
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
 from autoglm.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
@@ -66,7 +71,7 @@ def main(settings: Settings | None = None) -> int:
             f"autoglm gateway: bad setting: {'AUTOGLM_' + name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr
         )
         return 1
-    except StartError as error:
+    except (StartError, FileError) as error:
         print(f"autoglm gateway: {error}", file=sys.stderr)
         return 1
     return 0
@@ -83,25 +88,39 @@ async def _serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Doors]:
-    """Run a gateway inside the block, and drain it at the end; raises StartError when a port is taken."""
-    listener = _listen(settings)
+    """Run a gateway inside the block, and drain it at the end.
+
+    Raises StartError when a port is taken, FileError when a file of the settings cannot be used.
+    """
     metrics, mesh = Metrics(), Mesh(settings.serve_address)
-    cache = EmbeddingCache(settings, metrics)
-    state = MeshState(mesh, cache.redis, settings)
+    files = Files(metrics)
+    keys = Keys(settings, files)
+    certificate = Certificate(settings, files) if settings.ssl_certfile else None
+    listener = _listen(settings)
+    store = Store(settings, metrics) if settings.redis_url.get_secret_value() else None
+    cache = EmbeddingCache(settings, metrics, store)
+    state = MeshState(mesh, store, settings)
     limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
-    desk = Desk(settings, Pipeline(mesh, cache, state, limits), mesh, state, metrics)
-    poll = asyncio.create_task(state.run())
+    pipeline = Pipeline(mesh, cache, state, limits)
+    desk = Desk(settings, pipeline, mesh, state, metrics, keys, Quota(store, metrics))
+    tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
-        async with _grpc_door(desk) as (grpc_server, grpc_port), _http_door(desk, listener) as http_port:
+        async with (
+            _grpc_door(desk, certificate) as (grpc_server, grpc_port),
+            _http_door(desk, certificate, listener) as http_port,
+        ):
             yield Doors(http_port, grpc_port)
             await state.drain()
             # Both doors close at once; leaving the blocks waits for each.
             closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout))
         await closing
     finally:
-        poll.cancel()
-        await asyncio.gather(poll, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await cache.close()
+        if store is not None:
+            await store.close()
         await mesh.close()
 
 
@@ -116,9 +135,10 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 @asynccontextmanager
-async def _http_door(desk: Desk, listener: socket.socket) -> AsyncIterator[int]:
+async def _http_door(desk: Desk, certificate: Certificate | None, listener: socket.socket) -> AsyncIterator[int]:
     port = listener.getsockname()[1]
-    logger.info("Starting FastAPI server at http://%s:%d", desk.settings.host, port)
+    scheme = "http" if certificate is None else "https"
+    logger.info("Starting FastAPI server at %s://%s:%d", scheme, desk.settings.host, port)
     server = _HttpServer(
         uvicorn.Config(
             create_app(desk),
@@ -126,6 +146,7 @@ async def _http_door(desk: Desk, listener: socket.socket) -> AsyncIterator[int]:
             lifespan="off",
             log_config=None,
             server_header=False,
+            ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(desk.settings.drain_timeout),
             ws="none",
@@ -142,7 +163,7 @@ async def _http_door(desk: Desk, listener: socket.socket) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def _grpc_door(desk: Desk) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+async def _grpc_door(desk: Desk, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     settings = desk.settings
     # Without so_reuseport=0 a second gateway would silently share the port.
     options = (("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0))
@@ -154,13 +175,17 @@ async def _grpc_door(desk: Desk) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     reflection.enable_server_reflection((*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        port = server.add_insecure_port(f"{host}:{settings.grpc_port}")
+        address = f"{host}:{settings.grpc_port}"
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.grpc_credentials())
     except RuntimeError:
         raise StartError(
             f"cannot listen on port {settings.grpc_port}; stop what uses it or set AUTOGLM_GRPC_PORT"
         ) from None
     await server.start()
-    logger.info("gRPC services at %s:%d", settings.host, port)
+    logger.info("gRPC services at %s:%d%s", settings.host, port, "" if certificate is None else " over TLS")
     try:
         yield server, port
     finally:

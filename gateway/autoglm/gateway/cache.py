@@ -1,23 +1,18 @@
 """The embedding cache: this process's memory, then Redis, then the encoder, once per key.
 
 A cache must never be the reason that a request fails: when Redis is down, slow or wrong, the
-encoder answers, and Redis is left alone for a while so that requests do not pay its timeout.
+encoder answers.
 """
 
 import asyncio
 import hashlib
 import hmac
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import redis.asyncio
 from google.protobuf.message import DecodeError
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded
@@ -25,6 +20,7 @@ from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.conversation import MODALITY_NAMES
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.settings import Settings
+from autoglm.gateway.store import Store
 from autoglm.v1.embedding_pb2 import (
     ELEMENT_TYPE_BFLOAT16,
     ELEMENT_TYPE_FLOAT16,
@@ -49,7 +45,7 @@ Encode = Callable[[], Awaitable[Embedding]]
 
 
 def tenant_hash(secret: str, key: str | None) -> str:
-    """Return the tenant part of cache keys for an API key: nobody can work out another's."""
+    """Return the tenant part of cache keys, for what a tenant is known by: nobody can work out another's."""
     return hmac.new(secret.encode(), (key or "anonymous").encode(), hashlib.sha256).hexdigest()[:16]
 
 
@@ -108,28 +104,14 @@ class LocalTier:
 
 
 class RedisTier:
-    """Embeddings that all gateways share. Never raises; while Redis fails it holds nothing."""
+    """Embeddings that all gateways share; while Redis fails it holds nothing."""
 
-    def __init__(self, url: str, settings: Settings, metrics: Metrics) -> None:
-        self._timeout, self._backoff, self._ttl = settings.redis_timeout, settings.redis_backoff, settings.cache_ttl
-        self._metrics = metrics
-        self._up: bool | None = None
-        self._resume = 0.0
-        self._client = redis.asyncio.Redis.from_url(
-            url,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
-
-    @property
-    def up(self) -> bool:
-        """Whether Redis answered the last time it was asked."""
-        return bool(self._up)
+    def __init__(self, store: Store, ttl: int) -> None:
+        self._store, self._ttl = store, ttl
 
     async def get(self, key: Key) -> Embedding | None:
         """Return the embedding; one that is damaged is deleted and counts as absent."""
-        raw = await self._ask(lambda: self._client.get(str(key)))
+        raw = await self._store.ask(lambda: self._store.client.get(str(key)))
         if not isinstance(raw, bytes):
             return None
         try:
@@ -139,42 +121,12 @@ class RedisTier:
         if key.fits(embedding):
             return embedding
         logger.warning("a damaged entry was dropped from redis")
-        await self._ask(lambda: self._client.delete(str(key)))
+        await self._store.ask(lambda: self._store.client.delete(str(key)))
         return None
 
     async def put(self, key: Key, embedding: Embedding) -> None:
         """Keep the embedding for the configured time."""
-        await self._ask(lambda: self._client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
-
-    async def ping(self) -> None:
-        """Learn whether Redis answers."""
-        await self._ask(lambda: self._client.ping())
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
-    async def _ask(self, command: Callable[[], Awaitable[object]]) -> object:
-        if time.monotonic() < self._resume:
-            return None
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await command()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._resume = time.monotonic() + self._backoff
-            self._turn(False, type(error).__name__)
-            return None
-        self._turn(True, "")
-        return answer
-
-    def _turn(self, up: bool, reason: str) -> None:
-        if up != self._up:
-            self._up = up
-            self._metrics.redis_up.set(up)
-            if up:
-                logger.info("redis answers")
-            else:
-                logger.warning("redis does not answer (%s); embeddings are computed instead", reason)
+        await self._store.ask(lambda: self._store.client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
 
 
 @dataclass(slots=True)
@@ -188,10 +140,9 @@ class _Flight:
 class EmbeddingCache:
     """Looks in each tier and has what is missing computed, once however many ask."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        url = settings.redis_url.get_secret_value()
+    def __init__(self, settings: Settings, metrics: Metrics, store: Store | None = None) -> None:
         self.local = LocalTier(settings.cache_bytes)
-        self.redis = RedisTier(url, settings, metrics) if url else None
+        self.redis = None if store is None else RedisTier(store, settings.cache_ttl)
         self._metrics = metrics
         self._flights: dict[Key, _Flight] = {}
         self._stores: set[asyncio.Task[None]] = set()
@@ -205,10 +156,8 @@ class EmbeddingCache:
             raise DeadlineExceeded("the deadline passed while media was being encoded; allow more time") from None
 
     async def close(self) -> None:
-        """Finish what is being stored and close the connections."""
+        """Finish what is being stored."""
         await asyncio.gather(*self._stores)
-        if self.redis is not None:
-            await self.redis.close()
 
     async def _get(self, key: Key, encode: Encode) -> tuple[Embedding, CacheOutcome]:
         embedding = self.local.get(key)

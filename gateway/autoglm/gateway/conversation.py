@@ -98,13 +98,33 @@ class Conversation:
         return [part for message in self.messages for part in message.parts if isinstance(part, MediaPart)]
 
 
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who shares a cache and limits. `id`, a hash, tells tenants apart; `name` is for the log; 0 is no limit."""
+
+    name: str = "-"
+    id: str = ""
+    requests_per_minute: int = 0
+    max_concurrent_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Requests that a tenant may send in a minute, what is left of them, and the seconds until one more is."""
+
+    limit: int
+    remaining: int
+    reset: float
+
+
 @dataclass(slots=True)
 class Call:
     """One request on its way through: who asks, until when, and what its log line will say."""
 
     request_id: str
     deadline: Deadline = field(default_factory=Deadline)
-    tenant: str = ""
+    tenant: Tenant = Tenant()
+    allowance: Allowance | None = None
     traceparent: str | None = None
     started: float = field(default_factory=time.monotonic)
     received: int = 0

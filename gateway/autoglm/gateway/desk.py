@@ -1,18 +1,16 @@
 """What both doors share beside the pipeline: keys, places, names, metrics and the log."""
 
-import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from autoglm.common.bundle import ALIAS
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import (
-    AuthenticationFailed,
     InvalidRequest,
     MeshError,
     NotFound,
@@ -21,12 +19,13 @@ from autoglm.common.errors import (
     UnsupportedMedia,
 )
 from autoglm.common.server import as_mesh_error
-from autoglm.gateway.cache import tenant_hash
 from autoglm.gateway.conversation import Call, Conversation, MediaPart
 from autoglm.gateway.health import MeshState
+from autoglm.gateway.keys import Keys
 from autoglm.gateway.media import Limits, fetch
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline, Step
+from autoglm.gateway.quota import Quota
 from autoglm.gateway.settings import Settings
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.model_pb2 import ModelCard
@@ -64,28 +63,40 @@ class Model:
 class Desk:
     """Where a request reports, whichever door it came through."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, mesh: Mesh, state: MeshState, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Pipeline,
+        mesh: Mesh,
+        state: MeshState,
+        metrics: Metrics,
+        keys: Keys,
+        quota: Quota,
+    ) -> None:
         self.settings, self.state, self.metrics = settings, state, metrics
         self.limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
         self._pipeline, self._mesh = pipeline, mesh
+        self._keys, self._quota = keys, quota
         self._running = 0
 
     def admit(self, call: Call, authorization: str | None, timeout: float | None) -> None:
         """Check the key and set tenant and deadline; raises AuthenticationFailed."""
-        key = self._check_key(authorization)
-        call.tenant = tenant_hash(self.settings.cache_secret.get_secret_value(), key)
+        call.tenant = self._keys.tenant(authorization)
         allowed = self.settings.default_timeout if timeout is None else min(timeout, self.settings.max_timeout)
         call.deadline = Deadline.after(allowed)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the process's places; raises RateLimited when none is free."""
+    @asynccontextmanager
+    async def place(self, call: Call) -> AsyncIterator[None]:
+        """Hold one of the process's places, within the tenant's limits; raises RateLimited when that cannot be."""
         if self._running >= self.settings.max_concurrent_requests:
+            self.metrics.rejected(call.tenant, "capacity")
             raise RateLimited("the gateway is full; try again shortly")
         self._running += 1
         self.metrics.running.set(self._running)
         try:
-            yield
+            with self._quota.seat(call.tenant):
+                await self._quota.spend(call)
+                yield
         finally:
             self._running -= 1
             self.metrics.running.set(self._running)
@@ -140,23 +151,11 @@ class Desk:
         return known
 
     def log(self, call: Call, route: str, status: object, level: int = logging.INFO) -> None:
-        """Write the one line of a request: ids, sizes and hashes only."""
+        """Write the one line of a request: ids, the tenant's name, sizes and hashes only."""
         took = (time.monotonic() - call.started) * 1000
         media = ",".join(call.media) or "-"
-        logger.log(level, "%s %s %s %.1fms in=%d media=%s", call.request_id, route, status, took, call.received, media)
-
-    def _check_key(self, authorization: str | None) -> str | None:
-        keys = self.settings.keys
-        if not keys:
-            return None
-        scheme, _, given = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not given:
-            raise AuthenticationFailed("an API key is needed: send it as authorization: Bearer <key>")
-        # Every key is compared, so that the time tells nothing about which came close.
-        matches = [key for key in keys if hmac.compare_digest(key.encode(), given.strip().encode())]
-        if not matches:
-            raise AuthenticationFailed("the API key is not valid")
-        return matches[0]
+        line = "%s %s %s %.1fms tenant=%s in=%d media=%s"
+        logger.log(level, line, call.request_id, route, status, took, call.tenant.name, call.received, media)
 
     def _measure(self, step: Step, call: Call, latest: dict[int, float]) -> None:
         now = time.monotonic()

@@ -11,9 +11,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, RateLimited
-from autoglm.gateway.cache import RedisTier
 from autoglm.gateway.conversation import MODALITY_NAMES, Call
 from autoglm.gateway.settings import Settings
+from autoglm.gateway.store import Store
 from autoglm.gateway.upstream import APPLICATIONS, Mesh, absent, unavailable
 from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse
 from autoglm.v1.embedding_pb2 import EncoderInfo
@@ -111,7 +111,7 @@ class Watched(Generic[T]):
 class MeshState:
     """The last word of each service. `run` keeps it true; a request waits for no poll but the first."""
 
-    def __init__(self, mesh: Mesh, redis: RedisTier | None, settings: Settings) -> None:
+    def __init__(self, mesh: Mesh, redis: Store | None, settings: Settings) -> None:
         self.grpc_health = Health()
         self._mesh, self._redis, self._settings = mesh, redis, settings
         self._decoder = Watched[DecoderServiceDescribeResponse]("decoder")

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,12 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
 from autoglm.gateway import chat, transcription
+from autoglm.gateway.browsers import protect
 from autoglm.gateway.conversation import Call, Conversation
 from autoglm.gateway.desk import Desk, new_call
 from autoglm.gateway.pipeline import collect
 from autoglm.gateway.render import (
     DONE,
     Answer,
+    allowance_headers,
     error_body,
     error_event,
     error_headers,
@@ -42,13 +45,6 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
 ]
-PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
-    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 Reply = Callable[[Send], Awaitable[None]]
 STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
 
@@ -65,8 +61,9 @@ class Json(Response):
 
 def create_app(desk: Desk) -> FastAPI:
     """Return the application; `desk` does the work."""
-    app = FastAPI(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
+    app = FastAPIOffline(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
     app.add_middleware(RequestScope, desk=desk)
+    protect(app, desk.settings)
     _add_errors(app, desk)
     _add_chat(app, desk)
     _add_models(app, desk)
@@ -161,12 +158,12 @@ def _add_playground(app: FastAPI) -> None:
 
 
 class PageFiles(StaticFiles):
-    """The files of a page that loads nothing from elsewhere; browsers ask each time whether they have changed."""
+    """The files of a page; browsers ask each time whether they have changed, so that all are of one version."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """Return a file, or that it has not changed."""
         response = super().file_response(*args, **kwargs)
-        response.headers.update(PAGE_HEADERS)
+        response.headers["cache-control"] = "no-cache"
         return response
 
 
@@ -181,7 +178,7 @@ class Exchange(Response, ABC):
         """Answer; raises MeshError as long as nothing was sent."""
         request = Request(scope, receive)
         call = _admit(request, self._desk)
-        with self._desk.place():
+        async with self._desk.place(call):
             reply = await self._read(request, call)
             left = call.deadline.remaining()
             limit = None if left is None else left + STALLED_SECONDS
@@ -266,7 +263,11 @@ class RequestScope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", call.request_id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", call.request_id.encode()),
+                    *allowance_headers(call.allowance),
+                ]
             await send(message)
 
         try:

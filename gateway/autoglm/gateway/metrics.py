@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.conversation import MODALITY_NAMES
+from autoglm.gateway.conversation import MODALITY_NAMES, Tenant
 from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, FinishReason, Gate
 from autoglm.v1.modality_pb2 import Modality
 
@@ -28,6 +28,13 @@ class Metrics:
         self.redis_up = Gauge("autoglm_redis_up", "Whether Redis answers.", registry=self.registry)
         self._success = self._counter("request_success", "Answers, by why they ended.", "finished_reason")
         self._errors = self._counter("request_errors", "Errors sent, by code.", "code")
+        self._rejected = self._counter("requests_rejected", "Requests beyond a limit.", "tenant", "reason")
+        self._reloads = Gauge(
+            "autoglm_last_reload_successful",
+            "Whether what a setting's files hold now is in use.",
+            ["setting"],
+            registry=self.registry,
+        )
         self._queries = self._counter("embedding_cache_queries", "Looks into a tier.", "modality", "tier")
         self._hits = self._counter("embedding_cache_hits", "Embeddings found in a tier.", "modality", "tier")
         self._gates = Histogram(
@@ -45,6 +52,14 @@ class Metrics:
     def failed(self, error: MeshError) -> None:
         """Count one error that a client was told of."""
         self._errors.labels(error.code).inc()
+
+    def rejected(self, tenant: Tenant, reason: str) -> None:
+        """Count one request beyond `capacity` (the gateway's), `concurrent_requests` or `requests_per_minute`."""
+        self._rejected.labels(tenant.name, reason).inc()
+
+    def reloaded(self, setting: str, successful: bool) -> None:
+        """Record how reading the files of a setting went."""
+        self._reloads.labels(setting).set(successful)
 
     def looked_up(self, modality: Modality, tier: str, hit: bool) -> None:
         """Count one look into the tier `local` or `redis` of the embedding cache."""

@@ -123,7 +123,7 @@ class Pipeline:
     async def _embedding(self, media: Media, call: Call) -> tuple[Embedding, MediaStage]:
         started = time.monotonic()
         info = await self._state.encoder(media.modality)
-        key = Key(call.tenant, media.modality, info.revision, info.element_type, media.sha256)
+        key = Key(call.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
         try:
             embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, call), call.deadline)
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
@@ -232,7 +232,7 @@ def _generate_request(
         sampling=conversation.sampling,
         return_reasoning=conversation.return_reasoning,
         request_id=call.request_id,
-        cache_salt=call.tenant,
+        cache_salt=call.tenant.id,
         adapter=conversation.adapter,
     )
     if conversation.enable_thinking is not None:

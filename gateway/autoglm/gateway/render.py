@@ -9,7 +9,7 @@ import orjson
 from google.protobuf.duration_pb2 import Duration
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.conversation import MAX_CHOICES, MODALITY_NAMES
+from autoglm.gateway.conversation import MAX_CHOICES, MODALITY_NAMES, Allowance
 from autoglm.gateway.metrics import FINISH_NAMES
 from autoglm.gateway.pipeline import Choice, Step, Summary
 from autoglm.gateway.settings import Settings
@@ -49,6 +49,17 @@ def error_headers(error: MeshError) -> dict[str, str]:
     """Return the headers that go with an error."""
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
     return headers | ({"www-authenticate": "Bearer"} if error.http_status == 401 else {})
+
+
+def allowance_headers(allowance: Allowance | None) -> list[tuple[bytes, bytes]]:
+    """Return OpenAI's headers that tell a tenant what is left of its requests."""
+    if allowance is None:
+        return []
+    return [
+        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
+        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset-requests", b"%.3fs" % allowance.reset),
+    ]
 
 
 class Answer:

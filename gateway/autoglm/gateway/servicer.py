@@ -55,7 +55,7 @@ class ChatServicer(ChatServiceServicer):
 
     async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
         """Answer in one message."""
-        async with entered(self._desk, context, "ChatService/Complete", request) as call:
+        async with entered(self._desk, context, "ChatService/Complete", request) as call, self._desk.place(call):
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 choices, summary = await collect(steps, conversation.n)
@@ -80,7 +80,7 @@ class ChatServicer(ChatServiceServicer):
         self, request: StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
-        async with entered(self._desk, context, "ChatService/StreamComplete", request) as call:
+        async with entered(self._desk, context, "ChatService/StreamComplete", request) as call, self._desk.place(call):
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 async for step in steps:
@@ -115,7 +115,8 @@ class TranscriptionServicer(TranscriptionServiceServicer):
 
     async def Transcribe(self, request: TranscribeRequest, context: Context) -> TranscribeResponse:
         """Return what was said."""
-        async with entered(self._desk, context, "TranscriptionService/Transcribe", request) as call:
+        entering = entered(self._desk, context, "TranscriptionService/Transcribe", request)
+        async with entering as call, self._desk.place(call):
             said = await self._desk.transcribe(_media(request.audio, MODALITY_AUDIO, "audio"), call)
             return TranscribeResponse(text=said.text, duration=said.duration)
         raise AssertionError
@@ -123,7 +124,7 @@ class TranscriptionServicer(TranscriptionServiceServicer):
 
 @asynccontextmanager
 async def entered(desk: Desk, context: Context, method: str, request: ProtoMessage) -> AsyncIterator[Call]:
-    """Hold a place for a request, under its key and deadline; what fails inside ends the call with its status."""
+    """Admit a request by its key, under its deadline; what fails inside ends the call with its status."""
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     call = new_call(metadata.get("x-request-id"), metadata.get("traceparent"))
     call.received = request.ByteSize()
@@ -131,8 +132,7 @@ async def entered(desk: Desk, context: Context, method: str, request: ProtoMessa
     try:
         await context.send_initial_metadata((("x-request-id", call.request_id),))
         desk.admit(call, metadata.get("authorization"), context.time_remaining())
-        with desk.place():
-            yield call
+        yield call
         status = "OK"
     except Exception as error:
         known = desk.failed(error)

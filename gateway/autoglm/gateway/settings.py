@@ -1,14 +1,21 @@
 """What an operator may set: every field is an environment variable, AUTOGLM_ and its name in capitals."""
 
+import re
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
 
+_ORIGIN = re.compile(r"https?://[^/\s]+")
+
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _split(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _known_level(value: str) -> str:
@@ -27,11 +34,31 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
     serve_address: str = Field(default="127.0.0.1:9000", description="Ray Serve's gRPC ingress, as host:port.")
 
+    ssl_certfile: str = Field(
+        default="", description="Certificate chain of both doors, in PEM; with it and its key they speak TLS."
+    )
+    ssl_keyfile: str = Field(default="", description="Key of `ssl_certfile`, in PEM and without a password.")
+    ssl_ca_certs: str = Field(
+        default="", description="Authorities, in PEM; every client must show a certificate that one of them signed."
+    )
+    cors_allow_origins: str = Field(
+        default="", description="Origins whose pages may use the API, comma separated, or `*` for all; empty is none."
+    )
+
     api_keys: SecretStr = Field(
-        default=SecretStr(""), description="Accepted API keys, comma separated; empty lets all in."
+        default=SecretStr(""), description="Accepted API keys, comma separated; without any key all are let in."
+    )
+    api_keys_file: str = Field(
+        default="", description="File of tenants and their keys' hashes (`autoglm keys`), read again when it changes."
+    )
+    tenant_requests_per_minute: NonNegativeInt = Field(
+        default=0, description="Requests a minute of a tenant for which the file says nothing else; 0 is no limit."
+    )
+    tenant_max_concurrent_requests: NonNegativeInt = Field(
+        default=0, description="Requests in progress of such a tenant in this gateway; 0 is no limit."
     )
     max_concurrent_requests: PositiveInt = Field(
-        default=256, description="Requests in progress before new ones get a 429."
+        default=256, description="Requests in progress, of all tenants, before new ones get a 429."
     )
     default_timeout: PositiveFloat = Field(
         default=120.0, description="Seconds a request may take when it does not say."
@@ -46,7 +73,9 @@ class Settings(BaseSettings):
     max_image_pixels: PositiveInt = Field(default=40_000_000, description="Largest image, in pixels.")
     max_media_parts: PositiveInt = Field(default=64, description="Most images and recordings in one request.")
 
-    redis_url: SecretStr = Field(default=SecretStr(""), description="Redis or Valkey for embeddings; empty uses none.")
+    redis_url: SecretStr = Field(
+        default=SecretStr(""), description="Redis or Valkey for embeddings and limits; empty uses none."
+    )
     redis_timeout: PositiveFloat = Field(default=0.25, description="Seconds that one look into Redis may take.")
     redis_backoff: PositiveFloat = Field(default=5.0, description="Seconds without Redis after it failed.")
     cache_ttl: PositiveInt = Field(default=24 * 3600, description="Seconds that an embedding stays in Redis.")
@@ -64,8 +93,13 @@ class Settings(BaseSettings):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The accepted API keys; none means that the gateway is open."""
-        return tuple(key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip())
+        """The accepted API keys, beside those of the file."""
+        return _split(self.api_keys.get_secret_value())
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may use the API."""
+        return _split(self.cors_allow_origins)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -73,4 +107,11 @@ class Settings(BaseSettings):
             raise ValueError(f"api_keys: {OPEN_KEY} is what clients send to an open server; it cannot be a key")
         if self.default_timeout > self.max_timeout:
             raise ValueError("default_timeout: must not exceed max_timeout")
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ValueError("ssl_ca_certs: needs ssl_certfile and ssl_keyfile")
+        for origin in self.origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")
         return self

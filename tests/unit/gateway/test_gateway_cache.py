@@ -278,7 +278,7 @@ async def test_a_damaged_entry_is_a_miss_and_is_replaced(
 async def test_without_redis_requests_are_answered_and_the_log_says_it_once(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "autoglm.gateway.cache"):
+    with caplog.at_level(logging.INFO, "autoglm.gateway.store"):
         client = await serve(redis_url="redis://:hidden@127.0.0.1:1/0")
         for colour in ("red", "blue", "green"):
             assert await ask(client, image_part(png(colour=colour))) == ["miss"]

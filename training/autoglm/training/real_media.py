@@ -17,6 +17,7 @@ from autoglm.training.data.speech import Script
 
 SPHINX = Path("usr/share/pocketsphinx/test/data")
 PROMPTS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
+MISNAMED = {"pls-try-call-later": "please-try-call-later"}  # by the texts, and what the recording is called
 PROMPT_TEXTS = Path("usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 AISHELL = Path("s3tokenizer/assets")
 SOURCES = {
@@ -103,7 +104,7 @@ def _prompts(folder: Path) -> Iterator[tuple[Path, str]]:
         for line in lines:
             name, _, text = _REMARK.sub("", line).partition(": ")
             if (said := set(normalize(text).split())) and said <= known:
-                yield PROMPTS / f"{name}.wav", text.strip()
+                yield PROMPTS / f"{MISNAMED.get(name, name)}.wav", text.strip()
 
 
 def _samples(path: Path) -> NDArray[np.float32]:

@@ -1,0 +1,63 @@
+"""What browsers are told about the answers: who may read them, and what a page may load."""
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from autoglm.gateway.settings import Settings
+
+# What scripts of other origins may read of an answer beside its body.
+EXPOSED = (
+    "retry-after",
+    "server-timing",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-request-id",
+)
+ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+# Pages take scripts and styles from here alone; what a user attaches is shown from memory.
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+# FastAPI's page starts Swagger by a script inside it; nothing of a client's is in that page.
+DOCS_POLICY = PAGE_POLICY + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
+
+
+def protect(app: FastAPI, settings: Settings) -> None:
+    """Add the headers of security and, for the origins of the settings, those of CORS."""
+    app.add_middleware(SecurityHeaders)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
+
+
+class SecurityHeaders:
+    """Plain ASGI middleware: adds the headers to every answer, and the policy to pages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_headers(scope["path"], message)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def _headers(path: str, start: Message) -> list[tuple[bytes, bytes]]:
+    if not Headers(raw=start["headers"]).get("content-type", "").startswith("text/html"):
+        return ALWAYS
+    policy = DOCS_POLICY if path == "/docs" else PAGE_POLICY
+    return [*ALWAYS, (b"content-security-policy", policy.encode())]
