@@ -1,6 +1,6 @@
 #!/bin/sh
-# sh tools/chromium.sh: print the path of a headless Chromium. An installed one is taken; where there is none,
-# Debian's packages, with the libraries that are missing, are unpacked below .venv, without root, once.
+# sh tools/chromium.sh: print the path of a Chromium. An installed one is taken; where there is none, Debian's
+# packages of it, of a font with Chinese letters and of libraries that are missing are unpacked below .venv, once.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 cache=$root/.venv/chromium
@@ -10,7 +10,7 @@ fail() {
     exit 1
 }
 
-# apt with lists and archives of its own: they are fresh, and the system's are neither needed nor touched.
+# apt with lists and archives of its own: root is not needed, and the system's are not touched.
 apt() {
     apt-get -qq -o Debug::NoLocking=1 -o APT::Sandbox::User= -o Dir::State::Lists="$cache/lists" \
         -o Dir::Cache::Archives="$cache/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@" >&2
@@ -22,11 +22,23 @@ fetch() {
     rm -rf "$cache"
     mkdir -p "$cache/lists/partial" "$cache/archives/partial"
     apt update
-    apt install --download-only --no-install-recommends --yes chromium-headless-shell
+    apt install --download-only --no-install-recommends --yes chromium-headless-shell fonts-noto-cjk
     for package in "$cache"/archives/*.deb; do
         dpkg-deb -x "$package" "$cache/root"
     done
     rm -r "$cache/lists" "$cache/archives"
+}
+
+# What is unpacked is not where the system looks for it.
+start_script() {
+    cat <<'END'
+#!/bin/sh
+root=$(dirname "$0")/root
+LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -path '*-linux-gnu*' -printf '%h\n' | sort -u | paste -sd :)
+export LD_LIBRARY_PATH XDG_DATA_HOME="$root/usr/share"
+[ -e /etc/fonts/fonts.conf ] || export FONTCONFIG_PATH="$root/etc/fonts"
+exec "$root/usr/lib/chromium/chromium-headless-shell" "$@"
+END
 }
 
 for name in chromium chromium-headless-shell google-chrome; do
@@ -34,3 +46,10 @@ for name in chromium chromium-headless-shell google-chrome; do
         exit 0
     fi
 done
+if [ ! -x "$cache/start" ]; then
+    fetch
+    start_script >"$cache/start.new"
+    chmod +x "$cache/start.new"
+    mv "$cache/start.new" "$cache/start"
+fi
+echo "$cache/start"
