@@ -1,24 +1,21 @@
 /** The gateway's API as the page uses it. */
 
-/** What the server has to say about a request that failed. */
-export class ServerError extends Error {
-  constructor(status, { message, param }) {
+/** Why a request failed: a code, the server's words where it had some, and the seconds until trying again may help. */
+export class Failure extends Error {
+  constructor(code, message = "", retryAfter = null) {
     super(message);
-    this.status = status;
-    this.param = param;
+    this.code = code;
+    this.retryAfter = retryAfter;
   }
 }
 
-/** The connection failed or broke; the message is a key of WORDS. */
-export class ConnectionError extends Error {}
-
-/** Return the names of the models. */
+/** Return the cards of the models; throws Failure. */
 export async function listModels(key) {
   const response = await request("v1/models", key);
-  return (await response.json()).data.map((card) => card.id);
+  return (await response.json()).data;
 }
 
-/** Yield the chunks of a streamed answer; throws ServerError, ConnectionError, and AbortError after `signal`. */
+/** Yield the chunks of a streamed answer; throws Failure, and AbortError after `signal`. */
 export async function* complete(body, key, signal) {
   const response = await request("v1/chat/completions", key, {
     method: "POST",
@@ -28,19 +25,19 @@ export async function* complete(body, key, signal) {
   for await (const { event, data } of events(response.body)) {
     if (data === "[DONE]") return;
     const content = JSON.parse(data);
-    if (event === "error") throw new ServerError(response.status, content.error);
+    if (event === "error") throw new Failure(content.error.code, content.error.message);
     yield content;
   }
-  throw new ConnectionError("brokeOff");
+  throw new Failure("broke_off");
 }
 
 async function request(path, key, options = {}) {
   const headers = { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
   const response = await reach(fetch(path, { ...options, headers }), "unreachable");
   if (response.ok) return response;
-  const fallback = { message: `${response.status} ${response.statusText}` }; // a proxy's error has no body of OpenAI's
-  const body = await response.json().catch(() => ({}));
-  throw new ServerError(response.status, body.error ?? fallback);
+  const { error } = await response.json().catch(() => ({})); // a proxy's error has no body of OpenAI's
+  const { code, message } = error ?? { code: null, message: `${response.status} ${response.statusText}` };
+  throw new Failure(code, message, response.headers.get("retry-after"));
 }
 
 /** Yield the events of a text/event-stream as {event, data}. */
@@ -48,7 +45,7 @@ async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { done, value } = await reach(reader.read(), "brokeOff");
+    const { done, value } = await reach(reader.read(), "broke_off");
     if (done) return;
     const blocks = (rest + value).split(/\r?\n\r?\n/);
     rest = blocks.pop();
@@ -67,10 +64,10 @@ function parse(block) {
 }
 
 /** Wait for the network, whose failure browsers report as a TypeError in words of their own. */
-async function reach(promise, failure) {
+async function reach(promise, code) {
   try {
     return await promise;
   } catch (error) {
-    throw error instanceof TypeError ? new ConnectionError(failure) : error;
+    throw error instanceof TypeError ? new Failure(code) : error;
   }
 }

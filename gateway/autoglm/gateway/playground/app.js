@@ -50,7 +50,7 @@ function begin(draft) {
 
 function fail(exchange, error) {
   exchange.fail(error);
-  settings.pointOut(error);
+  settings.heed(error);
 }
 
 async function parts({ text, image, speech }) {

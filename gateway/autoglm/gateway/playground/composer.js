@@ -3,6 +3,7 @@
 import { byId, icon, make } from "./dom.js";
 import { picture, player } from "./exchange.js";
 import * as screen from "./screen.js";
+import { understands } from "./settings.js";
 import { readable, record } from "./speech.js";
 import { name, say } from "./words.js";
 
@@ -88,12 +89,15 @@ function attachAll(event, { files }) {
 }
 
 async function attach(file) {
-  if (IMAGES.includes(file.type)) {
-    screen.show(file);
-    set({ image: file });
-  } else {
-    await attempt(async () => set({ speech: await readable(file) }), "unreadable");
-  }
+  if (IMAGES.includes(file.type)) attachImage(file);
+  else if (understands("audio")) await attempt(async () => set({ speech: await readable(file) }), "unreadable");
+  else warn("noSpeech");
+}
+
+function attachImage(file) {
+  if (!understands("image")) return warn("noImages");
+  screen.show(file);
+  set({ image: file });
 }
 
 async function toggleRecording() {
@@ -136,9 +140,12 @@ async function attempt(work, failure) {
   try {
     await work();
   } catch {
-    say(byId("notice"), failure);
-    byId("notice").hidden = false;
+    warn(failure);
   }
+}
+
+function warn(what) {
+  say(byId("notice"), what).hidden = false;
 }
 
 function set(change) {

@@ -1,10 +1,9 @@
 /** A question and its answer in the log. What the model says is only ever inserted as text. */
 
 import { readAction } from "./action.js";
-import { ConnectionError } from "./api.js";
 import { byId, make } from "./dom.js";
 import { figures } from "./figures.js";
-import { name, say } from "./words.js";
+import { name, say, speaks } from "./words.js";
 
 const end = byId("end");
 const SLACK = 60; // pixels below the last line where the reader still counts as following it
@@ -56,11 +55,7 @@ export class Exchange {
   /** The answer failed. */
   fail(error) {
     this.failed = true;
-    const message = make("p", "error");
-    message.setAttribute("role", "alert");
-    if (error instanceof ConnectionError) say(message, error.message);
-    else message.textContent = error.message;
-    this.close(() => this.answer.append(message));
+    this.close(() => this.answer.append(explanation(error)));
   }
 
   reason(text) {
@@ -96,6 +91,16 @@ export function player(speech) {
   const shown = name(make("audio", ""), "speech");
   shown.controls = true;
   shown.src = URL.createObjectURL(speech);
+  return shown;
+}
+
+/** Return what went wrong: in the page's words where it has some, then in the server's. */
+function explanation({ code, message, retryAfter }) {
+  const shown = make("div", "error");
+  shown.setAttribute("role", "alert");
+  if (speaks(code)) shown.append(say(make("p", ""), code));
+  if (message) shown.append(make("p", "soft", message));
+  if (retryAfter) shown.append(say(make("p", ""), "retryAfter", retryAfter));
   return shown;
 }
 

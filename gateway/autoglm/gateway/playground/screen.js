@@ -27,6 +27,7 @@ export function mark({ points }) {
     shot.after(tap);
   }
   swipe.setAttribute("points", points.join(" "));
+  if (points.length) byId("screen").scrollIntoView({ block: "nearest" }); // it is out of sight where the page is narrow
 }
 
 function clear() {

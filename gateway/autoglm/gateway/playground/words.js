@@ -17,7 +17,7 @@ const WORDS = {
     example3: "打开相机",
     message: "Message",
     ask: "Ask, or say what to do",
-    keys: "Enter sends · Shift+Enter breaks the line",
+    keys: "Enter sends · Shift+Enter starts a line",
     record: "Record speech",
     recording: "Stop recording",
     upload: "Upload a recording",
@@ -29,7 +29,7 @@ const WORDS = {
     thinking: "Thinking",
     more: "More settings",
     temperature: "Temperature",
-    maxTokens: "Most tokens",
+    maxTokens: "Max tokens",
     noLimit: "no limit",
     key: "API key",
     keyNote: "Needed where the server asks for one. It stays in this tab and is gone when you close it.",
@@ -51,8 +51,18 @@ const WORDS = {
     tokensCached: "cached",
     tokensOut: "out",
     stopped: "Stopped.",
-    brokeOff: "The answer broke off before its end.",
     unreachable: "The server cannot be reached.",
+    broke_off: "The answer broke off before its end.",
+    authentication_error: "This server asks for an API key, and knows no such key. Enter one in the settings below.",
+    request_too_large: "That is more than this server takes at once.",
+    rate_limit_exceeded: "That was one request too many for now.",
+    modality_unavailable: "The part of the server that understands this is away. Text may still be answered.",
+    upstream_unavailable: "The model is away.",
+    deadline_exceeded: "The answer took too long.",
+    internal: "Something went wrong in the server.",
+    retryAfter: "Try again in {} s.",
+    noImages: "This model reads no images now.",
+    noSpeech: "This model hears no speech now.",
     noMicrophone: "No microphone here: it needs permission, and this page opened over https or on localhost.",
     unreadable: "This is no image (PNG, JPEG, WebP) and no recording that the browser can read.",
     docs: "API reference",
@@ -70,13 +80,13 @@ const WORDS = {
     drop: "拖入、粘贴或选择一张截图",
     choose: "选择截图",
     conversation: "对话",
-    welcome: "想让手机做什么?",
-    howTo: "放上截图,说话或打字。回答点击哪里,屏幕上就标出哪里。",
-    example1: "你是谁?",
-    example2: "你能做什么?",
+    welcome: "想让手机做什么？",
+    howTo: "放上截图，说话或打字。回答点击哪里，屏幕上就标出哪里。",
+    example1: "你是谁？",
+    example2: "你能做什么？",
     example3: "打开相机",
     message: "消息",
-    ask: "提问,或说出要做的事",
+    ask: "提问，或说出要做的事",
     keys: "Enter 发送 · Shift+Enter 换行",
     record: "录音",
     recording: "结束录音",
@@ -92,7 +102,7 @@ const WORDS = {
     maxTokens: "最多 token 数",
     noLimit: "不限",
     key: "API 密钥",
-    keyNote: "服务器要求时才需要。只保存在当前标签页,关闭即清除。",
+    keyNote: "服务器要求时才需要。只保存在当前标签页，关闭即清除。",
     reasoning: "思考过程",
     figures: "各阶段用时",
     queue: "排队",
@@ -111,10 +121,20 @@ const WORDS = {
     tokensCached: "个已缓存",
     tokensOut: "个输出",
     stopped: "已停止。",
-    brokeOff: "回答在结束之前中断了。",
     unreachable: "无法连接服务器。",
-    noMicrophone: "无法使用麦克风:需要授权,并且页面要通过 https 或 localhost 打开。",
-    unreadable: "这不是图片(PNG、JPEG、WebP),也不是浏览器能读取的录音。",
+    broke_off: "回答在结束之前中断了。",
+    authentication_error: "服务器要求 API 密钥，而这里没有或不正确。请在下面的设置里填写。",
+    request_too_large: "超出了服务器一次能接收的大小。",
+    rate_limit_exceeded: "请求太多，已超出限额。",
+    modality_unavailable: "服务器中理解这种输入的部分暂时不在，文字或许仍能回答。",
+    upstream_unavailable: "模型暂时不在。",
+    deadline_exceeded: "回答用时太久。",
+    internal: "服务器内部出错。",
+    retryAfter: "请在 {} 秒后再试。",
+    noImages: "这个模型现在不能看图。",
+    noSpeech: "这个模型现在不能听语音。",
+    noMicrophone: "无法使用麦克风：需要授权，并且页面要通过 https 或 localhost 打开。",
+    unreadable: "这不是图片（PNG、JPEG、WebP），也不是浏览器能读取的录音。",
     docs: "接口文档",
     models: "模型",
     health: "健康状态",
@@ -135,19 +155,23 @@ const WORDS = {
 let language = localStorage.getItem("language") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 /** Return a word in the present language; what is no word stands for itself. */
-const word = (key) => WORDS[language][key] ?? key;
+const word = (key) => (Object.hasOwn(WORDS[language], key) ? WORDS[language][key] : key);
 
-/** Make an element say a word, now and when the language changes; return the element. */
-export function say(element, key) {
+/** Tell whether there are words for this. */
+export const speaks = (key) => Object.hasOwn(WORDS.en, key);
+
+/** Make an element say a word, now and when the language changes, with `count` for its {}; return the element. */
+export function say(element, key, count = "") {
   element.dataset.text = key;
-  element.textContent = word(key);
+  element.dataset.count = count;
+  element.textContent = word(key).replace("{}", count);
   return element;
 }
 
-/** Name an element, for a pointer that rests on it and for screen readers; return the element. */
+/** Name an element for screen readers, and a button for a pointer that rests on it; return the element. */
 export function name(element, key) {
   element.dataset.label = key;
-  element.title = word(key);
+  if (element instanceof HTMLButtonElement) element.title = word(key);
   element.setAttribute("aria-label", word(key));
   return element;
 }
@@ -156,7 +180,7 @@ export function name(element, key) {
 export function translate() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   document.title = word("title");
-  for (const element of document.querySelectorAll("[data-text]")) say(element, element.dataset.text);
+  for (const element of document.querySelectorAll("[data-text]")) say(element, element.dataset.text, element.dataset.count);
   for (const element of document.querySelectorAll("[data-label]")) name(element, element.dataset.label);
   for (const element of document.querySelectorAll("[data-hint]")) element.placeholder = word(element.dataset.hint);
 }
