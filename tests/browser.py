@@ -1,7 +1,7 @@
 """A real browser before the playground, and what can be seen of it: its requests, and what it complains about."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +36,15 @@ class Visit:
 
     page: Page
     addresses: list[str] = field(default_factory=list)
-    bodies: list[Any] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     @classmethod
-    def pay(cls, browser: Browser, address: str, **options: Any) -> "Visit":
+    def pay(
+        cls, browser: Browser, address: str, prepare: Callable[[Page], object] = lambda _: None, **options: Any
+    ) -> "Visit":
         """Open the page in a context of its own, with Playwright's `options`, and wait until it knows the models."""
         visit = cls(browser.new_context(**options).new_page())
+        prepare(visit.page)
         visit.page.set_default_timeout(10_000)
         visit.page.on("request", lambda request: visit.addresses.append(request.url))
         visit.page.on("console", visit.hear)
@@ -55,6 +57,11 @@ class Visit:
         """Remember what the browser's console says, unless it is said in passing."""
         if message.type in ("error", "warning"):
             self.complaints.append(message.text)
+
+    def forgive(self, expected: str) -> None:
+        """Forget the complaints so far; each must begin with what was expected."""
+        assert [said for said in self.complaints if not said.startswith(expected)] == []
+        self.complaints.clear()
 
     def write(self, text: str) -> None:
         """Write a message and send it."""

@@ -27,16 +27,16 @@ fetch() {
         dpkg-deb -x "$package" "$cache/root"
     done
     rm -r "$cache/lists" "$cache/archives"
+    echo '<fontconfig><dir prefix="relative">usr/share/fonts</dir></fontconfig>' >"$cache/root/fonts.conf"
 }
 
-# What is unpacked is not where the system looks for it.
+# What is unpacked is not where the system looks for it. One font alone, so that pages look the same everywhere.
 start_script() {
     cat <<'END'
 #!/bin/sh
 root=$(dirname "$0")/root
 LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -path '*-linux-gnu*' -printf '%h\n' | sort -u | paste -sd :)
-export LD_LIBRARY_PATH XDG_DATA_HOME="$root/usr/share"
-[ -e /etc/fonts/fonts.conf ] || export FONTCONFIG_PATH="$root/etc/fonts"
+export LD_LIBRARY_PATH FONTCONFIG_FILE="$root/fonts.conf"
 exec "$root/usr/lib/chromium/chromium-headless-shell" "$@"
 END
 }

@@ -12,9 +12,9 @@ let looking = 0;
 
 /** Make the form work, and fill it. */
 export function start() {
-  key.value = sessionStorage.getItem("key") ?? "";
+  key.value = sessionStorage.getItem("api-key") ?? "";
   key.addEventListener("change", () => {
-    sessionStorage.setItem("key", key.value.trim());
+    sessionStorage.setItem("api-key", key.value.trim());
     loadModels();
   });
   model.addEventListener("change", showWhatIsThere);
