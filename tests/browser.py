@@ -63,6 +63,15 @@ class Visit:
         assert [said for said in self.complaints if not said.startswith(expected)] == []
         self.complaints.clear()
 
+    def show(self, image: Path) -> None:
+        """Choose a screenshot."""
+        self.page.locator("#image-file").set_input_files(image)
+
+    def speak(self, recording: Path) -> None:
+        """Choose a recording."""
+        self.page.locator("#speech-file").set_input_files(recording)
+        self.page.locator("#attached audio").wait_for()
+
     def write(self, text: str) -> None:
         """Write a message and send it."""
         self.page.get_by_role("textbox", name="Message").fill(text)

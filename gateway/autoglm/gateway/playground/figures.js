@@ -8,7 +8,7 @@ export function figures({ stages, gates }, usage) {
   const details = make("details", "figures", make("summary", "", say(make("span", ""), "figures"), time(stages.total)));
   details.open = true;
   details.append(table(stageRows(stages)));
-  if (Object.keys(gates).length) details.append(say(make("h3", ""), "gates"), table(gateRows(gates)));
+  if (Object.keys(gates).length) details.append(say(make("p", "soft"), "gates"), table(gateRows(gates)));
   if (usage) details.append(tokens(usage));
   return details;
 }
