@@ -1,6 +1,10 @@
-"""A real browser before the playground, and what can be seen of it: its requests, and what it complains about."""
+"""A real browser before the playground, and what can be seen of it: its requests, and what it complains about.
+
+`python -m tests.browser http://localhost:8000` takes the pictures of docs/playground.md, at the mesh that runs there.
+"""
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +16,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_pla
 ROOT = Path(__file__).resolve().parents[1]
 SCREENSHOT = ROOT / "examples/home.png"
 SPEECH = ROOT / "examples/instruction.wav"
+PICTURES = ROOT / "docs/images"
+SIZE = {"width": 1200, "height": 880}
 MICROPHONE = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
@@ -21,7 +27,10 @@ MICROPHONE = (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium; what its microphone hears is the example's instruction."""
+    """A headless Chromium; what its microphone hears is the example's instruction.
+
+    It runs without its sandbox, which root cannot have; it opens no pages but ours.
+    """
     fetched = subprocess.run(["sh", str(ROOT / "tools/chromium.sh")], check=True, stdout=subprocess.PIPE, text=True)
     with sync_playwright() as playwright:
         path = fetched.stdout.strip()
@@ -82,3 +91,24 @@ class Visit:
         answer = self.page.locator(".answer[aria-busy=false]").last
         answer.wait_for()
         return answer
+
+
+def take_pictures(address: str) -> None:
+    """Write the pictures of docs/playground.md."""
+    PICTURES.mkdir(exist_ok=True)
+    with chromium() as browser:
+        visit = Visit.pay(browser, address, viewport=SIZE, reduced_motion="reduce")
+        visit.show(SCREENSHOT)
+        visit.write("Open Clock")
+        visit.answer()
+        visit.page.screenshot(path=PICTURES / "playground.png")
+        visit = Visit.pay(browser, address, viewport=SIZE, reduced_motion="reduce", locale="zh-CN", color_scheme="dark")
+        visit.show(SCREENSHOT)
+        visit.speak(SPEECH)
+        visit.page.locator("#text").press("Enter")
+        visit.answer()
+        visit.page.screenshot(path=PICTURES / "playground-zh.png")
+
+
+if __name__ == "__main__":
+    take_pictures(*sys.argv[1:])

@@ -180,7 +180,9 @@ export function name(element, key) {
 export function translate() {
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   document.title = word("title");
-  for (const element of document.querySelectorAll("[data-text]")) say(element, element.dataset.text, element.dataset.count);
+  for (const element of document.querySelectorAll("[data-text]")) {
+    say(element, element.dataset.text, element.dataset.count);
+  }
   for (const element of document.querySelectorAll("[data-label]")) name(element, element.dataset.label);
   for (const element of document.querySelectorAll("[data-hint]")) element.placeholder = word(element.dataset.hint);
 }
