@@ -212,6 +212,7 @@ def test_a_swipe_is_drawn_from_end_to_end(visit: Visit) -> None:
     visit.write("Scroll down")
     expect(visit.answer().locator(".action")).to_have_text("Swipe 500, 800 → 500, 200")
     assert sorted(marked(visit.page)) == [(500, 200), (500, 800)]
+    expect(visit.page.locator("#swipe")).to_have_attribute("points", "500,800 500,200")
 
 
 def test_what_the_model_says_is_text(visit: Visit) -> None:
@@ -260,9 +261,7 @@ def _tab(page: Page) -> str:
 
 def test_everything_is_done_with_the_keyboard(visit: Visit) -> None:
     page, keys = visit.page, visit.page.keyboard
-    reached = []
-    while (focused := _tab(page)) != "":
-        reached.append(focused)
+    reached = list(iter(lambda: _tab(page), ""))
     start = ["language", "fresh", "image-file", "log", *["example"] * 3]
     write = ["text", "add-image", "record", "add-speech", "send", "model", "thinking", "summary"]
     assert reached == [*start, *write, *["a"] * 4]

@@ -82,6 +82,7 @@ export class Exchange {
 /** Return a small picture of a screenshot. */
 export function picture(image) {
   const shown = name(make("img", ""), "screen");
+  shown.addEventListener("load", () => URL.revokeObjectURL(shown.src));
   shown.src = URL.createObjectURL(image);
   return shown;
 }
