@@ -34,6 +34,16 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
     serve_address: str = Field(default="127.0.0.1:9000", description="Ray Serve's gRPC ingress, as host:port.")
 
+    serve_token: SecretStr = Field(
+        default=SecretStr(""), description="Token that the services want of a caller; set the same for them."
+    )
+    serve_ssl_ca_certs: str = Field(
+        default="",
+        description="Authorities of what stands before `serve_address`, in PEM; with them TLS is spoken to it.",
+    )
+    serve_ssl_certfile: str = Field(default="", description="Certificate chain that the gateway shows it, in PEM.")
+    serve_ssl_keyfile: str = Field(default="", description="Key of `serve_ssl_certfile`, in PEM.")
+
     ssl_certfile: str = Field(
         default="", description="Certificate chain of both doors, in PEM; with it and its key they speak TLS."
     )
@@ -111,6 +121,10 @@ class Settings(BaseSettings):
             raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
         if self.ssl_ca_certs and not self.ssl_certfile:
             raise ValueError("ssl_ca_certs: needs ssl_certfile and ssl_keyfile")
+        if bool(self.serve_ssl_certfile) != bool(self.serve_ssl_keyfile):
+            raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
+        if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
+            raise ValueError("serve_ssl_certfile: needs serve_ssl_ca_certs")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")
