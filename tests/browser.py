@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCREENSHOT = ROOT / "examples/home.png"
 SPEECH = ROOT / "examples/instruction.wav"
 PICTURES = ROOT / "docs/images"
-SIZE = {"width": 1200, "height": 880}
+SIZE = {"width": 1200, "height": 900}
 MICROPHONE = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",

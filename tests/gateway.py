@@ -16,7 +16,8 @@ from .mesh import Mesh, free_ports
 def running_gateway(mesh: Mesh, **settings: str) -> Iterator[str]:
     """Yield the root of its HTTP door once it is ready, and stop it at the end."""
     (port,) = free_ports(1)
-    variables = {"http_port": str(port), "grpc_port": "0", "serve_address": mesh.serve_address, **settings}
+    services = {"serve_address": mesh.serve_address, "serve_token": mesh.serve_token}
+    variables = {"host": "127.0.0.1", "http_port": str(port), "grpc_port": "0", **services, **settings}
     environment = os.environ | {f"AUTOGLM_{name.upper()}": value for name, value in variables.items()}
     process = subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=environment)
     address = f"http://127.0.0.1:{port}"
