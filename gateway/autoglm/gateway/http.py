@@ -8,16 +8,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
@@ -37,10 +38,7 @@ from autoglm.gateway.render import (
     server_timing,
 )
 
-LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>AutoGLM</title><h1>AutoGLM</h1>
-<p>An OpenAI-compatible server: <a href="/docs">its API</a>, <a href="/v1/models">its models</a>,
-<a href="/health/ready">its health</a>.</p></html>"""
-QUIET = ("/health/", "/metrics")  # routes that machines call all the time
+QUIET = ("/health/", "/metrics", "/playground/")  # routes that machines and browsers call by themselves
 CLIENT_GONE = 499
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream"),
@@ -70,6 +68,7 @@ def create_app(desk: Desk) -> FastAPI:
     _add_chat(app, desk)
     _add_models(app, desk)
     _add_operations(app, desk)
+    _add_playground(app)
     return app
 
 
@@ -132,10 +131,6 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_operations(app: FastAPI, desk: Desk) -> None:
-    @app.get("/", include_in_schema=False)
-    async def landing() -> HTMLResponse:
-        return HTMLResponse(LANDING)
-
     @app.get("/health/live")
     async def live() -> Json:
         """Tell that the process runs."""
@@ -151,6 +146,25 @@ def _add_operations(app: FastAPI, desk: Desk) -> None:
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_playground(app: FastAPI) -> None:
+    files = PageFiles(directory=Path(__file__).with_name("playground"))
+    app.mount("/playground", files)
+
+    @app.get("/", include_in_schema=False)
+    async def playground(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+
+class PageFiles(StaticFiles):
+    """The files of a page; browsers ask each time whether they have changed, so that all are of one version."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file, or that it has not changed."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 class Exchange(Response, ABC):

@@ -314,7 +314,8 @@ async def test_metrics(client: Client) -> None:
 
 
 async def test_the_pages(shared: Client) -> None:
-    assert "/docs" in (await shared.http.get("/")).text
+    assert 'href="docs"' in (await shared.http.get("/")).text
+    assert (await shared.http.get("/docs")).status_code == 200
     document = (await shared.http.get("/openapi.json")).json()
     assert "ChatMessage" in document["components"]["schemas"]
 
