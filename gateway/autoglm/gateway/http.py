@@ -185,7 +185,7 @@ class Exchange(Response, ABC):
             await unless_disconnected(receive, reply(send), limit)
 
     async def _body(self, request: Request, call: Call) -> bytearray:
-        return await read_body(request, self._desk.settings.max_body_bytes, call)
+        return await read_body(request, self._desk, call)
 
     @abstractmethod
     async def _read(self, request: Request, call: Call) -> Reply:
@@ -288,8 +288,9 @@ def error_response(error: MeshError) -> Json:
     return Json(error_body(error), error.http_status, error_headers(error))
 
 
-async def read_body(request: Request, limit: int, call: Call) -> bytearray:
-    """Return the body; raises RequestTooLarge before more than `limit` bytes are kept."""
+async def read_body(request: Request, desk: Desk, call: Call) -> bytearray:
+    """Return the body; raises RequestTooLarge or RateLimited before more bytes are kept than may be."""
+    limit = desk.settings.max_body_bytes
     too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -297,9 +298,9 @@ async def read_body(request: Request, limit: int, call: Call) -> bytearray:
     body = bytearray()
     async with asyncio.timeout(call.deadline.remaining()):
         async for piece in request.stream():
-            call.received += len(piece)
-            if call.received > limit:
+            if len(body) + len(piece) > limit:
                 raise too_large
+            desk.receive(call, len(piece))
             body += piece
     return body
 
