@@ -4,7 +4,6 @@
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 sh "$root/tools/venv.sh" dev
-sh "$root/tools/node.sh"
 cd "$root"
 if [ $# -eq 0 ]; then
     make check

@@ -61,7 +61,7 @@ def describe_decoder(mesh: Mesh) -> DecoderServiceDescribeResponse:
     with grpc.insecure_channel(mesh.serve_address) as channel:
         stub = DecoderServiceStub(channel)  # type: ignore[no-untyped-call]
         answer: DecoderServiceDescribeResponse = stub.Describe(
-            DecoderServiceDescribeRequest(), metadata=(("application", "decoder"),), timeout=10
+            DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=10
         )
         return answer
 

@@ -70,6 +70,15 @@ class Mesh:
         """Ray Serve's gRPC ingress."""
         return self.gateway().environ()["AUTOGLM_SERVE_ADDRESS"]
 
+    def to(self, application: str) -> tuple[tuple[str, str], ...]:
+        """Metadata that a call to one of the services needs."""
+        return (("application", application), ("authorization", f"Bearer {self.serve_token}"))
+
+    @property
+    def serve_token(self) -> str:
+        """What the services want to see."""
+        return self.gateway().environ()["AUTOGLM_SERVE_TOKEN"]
+
     @property
     def redis_url(self) -> str:
         """The embedding cache."""

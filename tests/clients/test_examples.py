@@ -1,12 +1,21 @@
-"""The programs in examples/, run as the README tells; those in JavaScript with what tools/node.sh installs."""
+"""The programs in examples/, run as the README tells."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ..mesh import Mesh
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def node() -> None:
+    """Node.js, and what the examples in JavaScript import."""
+    subprocess.run(["sh", str(ROOT / "tools/node.sh")], check=True)
 
 
 def run(name: str, address: str) -> str:
@@ -35,12 +44,14 @@ def test_grpc(mesh: Mesh) -> None:
     assert figures.startswith("prompt ")
 
 
+@pytest.mark.usefixtures("node")
 def test_openai_node(base_url: str) -> None:
     whole, streamed = run("node/openai.js", base_url).splitlines()
     assert "do(action=" in whole
     assert streamed == whole
 
 
+@pytest.mark.usefixtures("node")
 def test_grpc_from_node(mesh: Mesh) -> None:
     told = run("grpc_client.py", mesh.grpc_address)
     assert told.startswith(run("node/grpc.js", mesh.grpc_address).rstrip("\n"))

@@ -61,7 +61,7 @@ class Watch:
     async def busy(self) -> tuple[int, int]:
         """Return how many run, and how many wait."""
         answer = await self._decoder.Describe(
-            DecoderServiceDescribeRequest(), metadata=(("application", "decoder"),), timeout=10
+            DecoderServiceDescribeRequest(), metadata=self.mesh.to("decoder"), timeout=10
         )
         return int(answer.num_requests_running), int(answer.num_requests_waiting)
 

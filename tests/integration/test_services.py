@@ -29,10 +29,6 @@ from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 from ..cases import spoken
 from ..mesh import Mesh
 
-VISION = (("application", "vision"),)
-SPEECH = (("application", "speech"),)
-DECODER = (("application", "decoder"),)
-
 
 def png(width: int = 360, height: int = 800, color: str = "red", mode: str = "RGB") -> bytes:
     """Return a PNG of one colour."""
@@ -64,24 +60,28 @@ Hear = Callable[..., Awaitable[speech_pb2.SpeechServiceEncodeResponse]]
 
 
 @pytest.fixture
-def encode(channel: grpc.aio.Channel) -> Encode:
+def encode(mesh: Mesh, channel: grpc.aio.Channel) -> Encode:
     stub: Any = vision_pb2_grpc.VisionServiceStub(channel)  # type: ignore[no-untyped-call]
 
     async def call(image: bytes, left: Duration | None = None) -> vision_pb2.VisionServiceEncodeResponse:
         request = vision_pb2.VisionServiceEncodeRequest(image=image, timeout=left)
-        response: vision_pb2.VisionServiceEncodeResponse = await stub.Encode(request, metadata=VISION, timeout=60)
+        response: vision_pb2.VisionServiceEncodeResponse = await stub.Encode(
+            request, metadata=mesh.to("vision"), timeout=60
+        )
         return response
 
     return call
 
 
 @pytest.fixture
-def hear(channel: grpc.aio.Channel) -> Hear:
+def hear(mesh: Mesh, channel: grpc.aio.Channel) -> Hear:
     stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
 
     async def call(audio: bytes) -> speech_pb2.SpeechServiceEncodeResponse:
         request = speech_pb2.SpeechServiceEncodeRequest(audio=audio)
-        response: speech_pb2.SpeechServiceEncodeResponse = await stub.Encode(request, metadata=SPEECH, timeout=60)
+        response: speech_pb2.SpeechServiceEncodeResponse = await stub.Encode(
+            request, metadata=mesh.to("speech"), timeout=60
+        )
         return response
 
     return call
@@ -135,11 +135,13 @@ async def test_batching_changes_nothing_but_the_time(encode: Encode) -> None:
     assert all(not torch.equal(alone[0], other) for other in alone[1:])
 
 
-async def test_describe_tells_what_encode_sends(channel: grpc.aio.Channel, encode: Encode, hear: Hear) -> None:
+async def test_describe_tells_what_encode_sends(
+    mesh: Mesh, channel: grpc.aio.Channel, encode: Encode, hear: Hear
+) -> None:
     vision: Any = vision_pb2_grpc.VisionServiceStub(channel)  # type: ignore[no-untyped-call]
     speech: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
-    seen = (await vision.Describe(vision_pb2.VisionServiceDescribeRequest(), metadata=VISION)).encoder
-    heard = (await speech.Describe(speech_pb2.SpeechServiceDescribeRequest(), metadata=SPEECH)).encoder
+    seen = (await vision.Describe(vision_pb2.VisionServiceDescribeRequest(), metadata=mesh.to("vision"))).encoder
+    heard = (await speech.Describe(speech_pb2.SpeechServiceDescribeRequest(), metadata=mesh.to("speech"))).encoder
     image, audio = (await encode(png())).embedding, (await hear(wav(1))).embedding
     assert (seen.revision, seen.width) == (image.encoder_revision, image.tokens.shape[1])
     assert (heard.revision, heard.width) == (audio.encoder_revision, audio.tokens.shape[1])
@@ -156,13 +158,17 @@ async def test_speech_lasts_as_long_as_it_lasts(hear: Hear) -> None:
     assert list((await hear(wav(4))).embedding.tokens.shape) == [50, 1536]
 
 
-async def test_transcribe_tells_the_length(channel: grpc.aio.Channel) -> None:
+async def test_transcribe_tells_the_length(mesh: Mesh, channel: grpc.aio.Channel) -> None:
     stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
-    response = await stub.Transcribe(speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=SPEECH)
+    response = await stub.Transcribe(
+        speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=mesh.to("speech")
+    )
     assert response.duration.ToMilliseconds() == 1500
 
 
-async def test_the_decoder_reads_the_transcript_behind_a_recording(channel: grpc.aio.Channel, hear: Hear) -> None:
+async def test_the_decoder_reads_the_transcript_behind_a_recording(
+    mesh: Mesh, channel: grpc.aio.Channel, hear: Hear
+) -> None:
     Espeak.fresh()
     said = spoken("打开游戏", "zh", np.random.default_rng(3))["input_audio"]["data"]
     embedding = (await hear(base64.b64decode(said))).embedding
@@ -173,9 +179,23 @@ async def test_the_decoder_reads_the_transcript_behind_a_recording(channel: grpc
         embedding.transcript = transcript
         message = decoder_pb2.DecoderMessage(role=ROLE_USER, parts=[decoder_pb2.DecoderPart(media=embedding)])
         request = decoder_pb2.DecoderServiceGenerateRequest(messages=[message], sampling=SamplingParams(max_tokens=1))
-        last = [response async for response in decoder.Generate(request, metadata=DECODER, timeout=60)][-1]
+        last = [response async for response in decoder.Generate(request, metadata=mesh.to("decoder"), timeout=60)][-1]
         lengths.append(last.finish.usage.prompt_tokens)
     assert lengths[0] > lengths[1]
+
+
+@pytest.mark.parametrize("token", [None, "", "Bearer ", "Bearer other"])
+async def test_no_method_answers_a_caller_without_the_token(channel: grpc.aio.Channel, token: str | None) -> None:
+    for descriptor in (vision_pb2.DESCRIPTOR, speech_pb2.DESCRIPTOR, decoder_pb2.DESCRIPTOR):
+        (service,) = descriptor.services_by_name.values()
+        application = service.name.removesuffix("Service").lower()
+        metadata = [("application", application)] + ([] if token is None else [("authorization", token)])
+        for method in service.methods:
+            ask: Any = channel.unary_stream(f"/{service.full_name}/{method.name}", bytes, bytes)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                [answer async for answer in ask(b"", metadata=metadata, timeout=60)]
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, (application, method.name)
+            assert from_rpc_error(caught.value).code == "authentication_error"
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -75,13 +78,44 @@ def test_a_second_mesh_that_only_reads_runs_beside_the_first_and_leaves_nothing(
     assert mesh.process.poll() is None
 
 
-def test_replicas_listen_on_loopback_alone(mesh: Mesh) -> None:
-    for name in ("vision", "speech", "decoder"):
-        replica = mesh.replica(name)
-        listening = {c.laddr for c in replica.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-        serving = [address for address in listening if 20_000 <= address.port < 32_768]
-        assert len(serving) == 2
-        assert {address.ip.removeprefix("::ffff:") for address in serving} == {"127.0.0.1"}
+RAYS_METHODS = (
+    "rpc.CoreWorkerService/Exit",
+    "rpc.NodeManagerService/GetNodeStats",
+    "rpc.NodeInfoGcsService/GetAllNodeInfo",
+    "rpc.ObjectManagerService/Pull",
+    "rpc.ReporterService/GetTraceback",
+    "serve.ASGIService/HandleRequest",
+)
+
+
+def test_other_machines_meet_the_doors_or_a_lock(mesh: Mesh) -> None:
+    listening = {
+        connection.laddr
+        for process in mesh.descendants()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    (metrics,) = [int(port) for port in re.findall(r"http://127.0.0.1:(\d+)/metrics", mesh.log.read_text())]
+    figures = {metrics, metrics + 1, metrics + 2}  # the services', and HAProxy's statistics and metrics
+    refusing = {metrics + 4}  # the proxy that HAProxy falls back to
+    open_to_all = [address for address in listening if address.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
+    assert len(open_to_all) > 10
+    for address in open_to_all:
+        if address.port not in figures | refusing:
+            host = "127.0.0.1" if address.ip in ("::", "0.0.0.0") else address.ip
+            assert wants_rays_token(f"{host}:{address.port}"), address
+
+
+def wants_rays_token(address: str) -> bool:
+    """Return whether a server of Ray's, of HTTP or of gRPC, answers that the token is missing."""
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://{address}/", trust_env=False).status_code == 401
+    with grpc.insecure_channel(address) as channel:
+        codes = [
+            channel.unary_unary(f"/ray.{method}", bytes, bytes).future(b"", timeout=20).code()
+            for method in RAYS_METHODS
+        ]
+    return grpc.StatusCode.UNAUTHENTICATED in codes
 
 
 @pytest.mark.parametrize("part", ["autoglm.cli.mesh", "raylet/raylet", "ray::ServeReplica:"])

@@ -184,9 +184,10 @@ def describe(port: int, services: Sequence[str]) -> Loaded:
 
 def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
     stub, request = _DESCRIBE[name]
+    metadata = (("application", name), ("authorization", f"Bearer {os.environ['AUTOGLM_SERVE_TOKEN']}"))
     while True:
         try:
-            return stub(channel).Describe(request(), timeout=10, metadata=(("application", name),))
+            return stub(channel).Describe(request(), timeout=10, metadata=metadata)
         except grpc.RpcError as error:
             if time.monotonic() > limit:
                 raise StartError(f"the {name} service does not answer: {error.details()}") from None

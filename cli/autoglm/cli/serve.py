@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import select
 import socket
 import ssl
@@ -117,6 +118,7 @@ class Supervisor:
         say(f"Embedding cache: {binary}")
 
     def _start_mesh(self, bundle: Bundle, services: Sequence[str], started: float) -> None:
+        os.environ.setdefault("AUTOGLM_SERVE_TOKEN", secrets.token_hex(32))
         events, ports, services = self._start_ray(bundle, services)
         address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{place.LOOPBACK}:{ports.ingress}"
         say(f"Starting services: {', '.join(services)} at {address} (logs in {self._folder})")

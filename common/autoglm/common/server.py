@@ -5,13 +5,15 @@ the trailing metadata and with it google.rpc.Status.
 """
 
 import asyncio
+import hmac
 import logging
-from typing import Protocol
+import os
+from typing import Any, Protocol
 
 import grpc
 from grpc_status import rpc_status
 
-from autoglm.common.errors import DeadlineExceeded, InternalError, MeshError, to_status
+from autoglm.common.errors import AuthenticationFailed, DeadlineExceeded, InternalError, MeshError, to_status
 
 logger = logging.getLogger("autoglm")
 
@@ -22,6 +24,22 @@ class Context(Protocol):
     def set_code(self, code: grpc.StatusCode) -> None: ...
     def set_details(self, details: str) -> None: ...
     def set_trailing_metadata(self, metadata: list[tuple[str, str | bytes]]) -> None: ...
+
+
+class Caller(Context, Protocol):
+    """The same with what the caller sent beside its request, as pairs of name and value."""
+
+    def invocation_metadata(self) -> Any: ...
+
+
+def let_in(context: Caller) -> bool:
+    """Return whether the caller shows the token of AUTOGLM_SERVE_TOKEN, if one is set; if not, the error is put."""
+    token = os.environ.get("AUTOGLM_SERVE_TOKEN")
+    shown = dict(context.invocation_metadata()).get("authorization", "")
+    if not token or hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
+        return True
+    fail(context, AuthenticationFailed("this service answers only callers with the token of its AUTOGLM_SERVE_TOKEN"))
+    return False
 
 
 def fail(context: Context, error: BaseException) -> None:

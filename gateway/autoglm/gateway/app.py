@@ -93,7 +93,7 @@ async def running(settings: Settings) -> AsyncIterator[Doors]:
 
     Raises StartError when a port is taken, FileError when a file of the settings cannot be used.
     """
-    metrics, mesh = Metrics(), Mesh(settings.serve_address)
+    metrics, mesh = Metrics(), Mesh(settings)
     files = Files(metrics)
     keys = Keys(settings, files)
     certificate = Certificate(settings, files) if settings.ssl_certfile else None

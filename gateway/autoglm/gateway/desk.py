@@ -78,6 +78,7 @@ class Desk:
         self._pipeline, self._mesh = pipeline, mesh
         self._keys, self._quota = keys, quota
         self._running = 0
+        self._held = 0
 
     def admit(self, call: Call, authorization: str | None, timeout: float | None) -> None:
         """Check the key and set tenant and deadline; raises AuthenticationFailed."""
@@ -86,8 +87,11 @@ class Desk:
         call.deadline = Deadline.after(allowed)
 
     @asynccontextmanager
-    async def place(self, call: Call) -> AsyncIterator[None]:
-        """Hold one of the process's places, within the tenant's limits; raises RateLimited when that cannot be."""
+    async def place(self, call: Call, size: int = 0) -> AsyncIterator[None]:
+        """Hold one of the process's places, within the tenant's limits, and the request's bytes.
+
+        `size` of them are here already. Raises RateLimited when that cannot be.
+        """
         if self._running >= self.settings.max_concurrent_requests:
             self.metrics.rejected(call.tenant, "capacity")
             raise RateLimited("the gateway is full; try again shortly")
@@ -96,10 +100,20 @@ class Desk:
         try:
             with self._quota.seat(call.tenant):
                 await self._quota.spend(call)
+                self.receive(call, size)
                 yield
         finally:
+            self._held -= call.received
             self._running -= 1
             self.metrics.running.set(self._running)
+
+    def receive(self, call: Call, size: int) -> None:
+        """Count `size` more bytes of a request that has its place; raises RateLimited when memory is full of others."""
+        if self._held + size > self.settings.max_bytes_in_progress:
+            self.metrics.rejected(call.tenant, "memory")
+            raise RateLimited("the gateway holds as many bytes of requests as it may; try again shortly")
+        self._held += size
+        call.received += size
 
     async def model(self, name: str, param: str) -> Model:
         """Return what answers to `name`: a bundle's own, its alias, or nothing for any, each also as `base:adapter`.

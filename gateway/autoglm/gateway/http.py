@@ -8,16 +8,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
@@ -37,10 +38,7 @@ from autoglm.gateway.render import (
     server_timing,
 )
 
-LANDING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>AutoGLM</title><h1>AutoGLM</h1>
-<p>An OpenAI-compatible server: <a href="/docs">its API</a>, <a href="/v1/models">its models</a>,
-<a href="/health/ready">its health</a>.</p></html>"""
-QUIET = ("/health/", "/metrics")  # routes that machines call all the time
+QUIET = ("/health/", "/metrics", "/playground/")  # routes that machines and browsers call by themselves
 CLIENT_GONE = 499
 EVENT_STREAM = [
     (b"content-type", b"text/event-stream"),
@@ -70,6 +68,7 @@ def create_app(desk: Desk) -> FastAPI:
     _add_chat(app, desk)
     _add_models(app, desk)
     _add_operations(app, desk)
+    _add_playground(app)
     return app
 
 
@@ -132,10 +131,6 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_operations(app: FastAPI, desk: Desk) -> None:
-    @app.get("/", include_in_schema=False)
-    async def landing() -> HTMLResponse:
-        return HTMLResponse(LANDING)
-
     @app.get("/health/live")
     async def live() -> Json:
         """Tell that the process runs."""
@@ -151,6 +146,25 @@ def _add_operations(app: FastAPI, desk: Desk) -> None:
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_playground(app: FastAPI) -> None:
+    files = PageFiles(directory=Path(__file__).with_name("playground"))
+    app.mount("/playground", files)
+
+    @app.get("/", include_in_schema=False)
+    async def playground(request: Request) -> Response:
+        return await files.get_response("index.html", request.scope)
+
+
+class PageFiles(StaticFiles):
+    """The files of a page; browsers ask each time whether they have changed, so that all are of one version."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file, or that it has not changed."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 class Exchange(Response, ABC):
@@ -171,7 +185,7 @@ class Exchange(Response, ABC):
             await unless_disconnected(receive, reply(send), limit)
 
     async def _body(self, request: Request, call: Call) -> bytearray:
-        return await read_body(request, self._desk.settings.max_body_bytes, call)
+        return await read_body(request, self._desk, call)
 
     @abstractmethod
     async def _read(self, request: Request, call: Call) -> Reply:
@@ -274,8 +288,9 @@ def error_response(error: MeshError) -> Json:
     return Json(error_body(error), error.http_status, error_headers(error))
 
 
-async def read_body(request: Request, limit: int, call: Call) -> bytearray:
-    """Return the body; raises RequestTooLarge before more than `limit` bytes are kept."""
+async def read_body(request: Request, desk: Desk, call: Call) -> bytearray:
+    """Return the body; raises RequestTooLarge or RateLimited before more bytes are kept than may be."""
+    limit = desk.settings.max_body_bytes
     too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -283,9 +298,9 @@ async def read_body(request: Request, limit: int, call: Call) -> bytearray:
     body = bytearray()
     async with asyncio.timeout(call.deadline.remaining()):
         async for piece in request.stream():
-            call.received += len(piece)
-            if call.received > limit:
+            if len(body) + len(piece) > limit:
                 raise too_large
+            desk.receive(call, len(piece))
             body += piece
     return body
 

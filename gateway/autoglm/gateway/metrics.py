@@ -54,7 +54,9 @@ class Metrics:
         self._errors.labels(error.code).inc()
 
     def rejected(self, tenant: Tenant, reason: str) -> None:
-        """Count one request beyond `capacity` (the gateway's), `concurrent_requests` or `requests_per_minute`."""
+        """Count one request beyond the gateway's `capacity` or `memory`, or a tenant's `concurrent_requests` or
+        `requests_per_minute`.
+        """
         self._rejected.labels(tenant.name, reason).inc()
 
     def reloaded(self, setting: str, successful: bool) -> None:

@@ -57,7 +57,10 @@ class ChatServicer(ChatServiceServicer):
 
     async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
         """Answer in one message."""
-        async with entered(self._desk, context, "ChatService/Complete", request) as call, self._desk.place(call):
+        async with (
+            entered(self._desk, context, "ChatService/Complete") as call,
+            self._desk.place(call, request.ByteSize()),
+        ):
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 choices, summary = await collect(steps, conversation.n)
@@ -82,7 +85,10 @@ class ChatServicer(ChatServiceServicer):
         self, request: StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
-        async with entered(self._desk, context, "ChatService/StreamComplete", request) as call, self._desk.place(call):
+        async with (
+            entered(self._desk, context, "ChatService/StreamComplete") as call,
+            self._desk.place(call, request.ByteSize()),
+        ):
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 async for step in steps:
@@ -104,7 +110,7 @@ class ModelServicer(ModelServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         """List the names that requests may use."""
-        async with entered(self._desk, context, "ModelService/ListModels", request):
+        async with entered(self._desk, context, "ModelService/ListModels"):
             return ListModelsResponse(models=await self._desk.models())
         raise AssertionError
 
@@ -117,19 +123,17 @@ class TranscriptionServicer(TranscriptionServiceServicer):
 
     async def Transcribe(self, request: TranscribeRequest, context: Context) -> TranscribeResponse:
         """Return what was said."""
-        entering = entered(self._desk, context, "TranscriptionService/Transcribe", request)
-        async with entering as call, self._desk.place(call):
+        async with seated(self._desk, context, "TranscriptionService/Transcribe", request) as call:
             said = await self._desk.transcribe(_media(request.audio, MODALITY_AUDIO, "audio"), call)
             return TranscribeResponse(text=said.text, duration=said.duration)
         raise AssertionError
 
 
 @asynccontextmanager
-async def entered(desk: Desk, context: Context, method: str, request: ProtoMessage) -> AsyncIterator[Call]:
+async def entered(desk: Desk, context: Context, method: str) -> AsyncIterator[Call]:
     """Admit a request by its key, under its deadline; what fails inside ends the call with its status."""
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
     call = new_call(metadata.get("x-request-id"), metadata.get("traceparent"))
-    call.received = request.ByteSize()
     status = "CANCELLED"
     try:
         await context.send_initial_metadata((("x-request-id", call.request_id),))
@@ -143,6 +147,13 @@ async def entered(desk: Desk, context: Context, method: str, request: ProtoMessa
         await context.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:
         desk.log(call, method, status)
+
+
+@asynccontextmanager
+async def seated(desk: Desk, context: Context, method: str, request: ProtoMessage) -> AsyncIterator[Call]:
+    """The same for a request that does work: it holds a place."""
+    async with entered(desk, context, method) as call, desk.place(call, request.ByteSize()):
+        yield call
 
 
 def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:

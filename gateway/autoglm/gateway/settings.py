@@ -34,6 +34,16 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
     serve_address: str = Field(default="127.0.0.1:9000", description="Ray Serve's gRPC ingress, as host:port.")
 
+    serve_token: SecretStr = Field(
+        default=SecretStr(""), description="Token that the services want of a caller; set the same for them."
+    )
+    serve_ssl_ca_certs: str = Field(
+        default="",
+        description="Authorities of what stands before `serve_address`, in PEM; with them TLS is spoken to it.",
+    )
+    serve_ssl_certfile: str = Field(default="", description="Certificate chain that the gateway shows it, in PEM.")
+    serve_ssl_keyfile: str = Field(default="", description="Key of `serve_ssl_certfile`, in PEM.")
+
     ssl_certfile: str = Field(
         default="", description="Certificate chain of both doors, in PEM; with it and its key they speak TLS."
     )
@@ -69,6 +79,9 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: PositiveInt = Field(default=32 * MIB, description="Largest request, in bytes.")
+    max_bytes_in_progress: PositiveInt = Field(
+        default=512 * MIB, description="Bytes of all requests in progress, before new ones get a 429."
+    )
     max_media_bytes: PositiveInt = Field(default=20 * MIB, description="Largest image or recording, in bytes.")
     max_image_pixels: PositiveInt = Field(default=40_000_000, description="Largest image, in pixels.")
     max_media_parts: PositiveInt = Field(default=64, description="Most images and recordings in one request.")
@@ -107,10 +120,16 @@ class Settings(BaseSettings):
             raise ValueError(f"api_keys: {OPEN_KEY} is what clients send to an open server; it cannot be a key")
         if self.default_timeout > self.max_timeout:
             raise ValueError("default_timeout: must not exceed max_timeout")
+        if self.max_body_bytes > self.max_bytes_in_progress:
+            raise ValueError("max_body_bytes: must not exceed max_bytes_in_progress")
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
         if self.ssl_ca_certs and not self.ssl_certfile:
             raise ValueError("ssl_ca_certs: needs ssl_certfile and ssl_keyfile")
+        if bool(self.serve_ssl_certfile) != bool(self.serve_ssl_keyfile):
+            raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
+        if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
+            raise ValueError("serve_ssl_certfile: needs serve_ssl_ca_certs")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")

@@ -6,7 +6,9 @@ nearly every other failure means that the service could not be reached.
 """
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Collection
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -18,6 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from autoglm.common.errors import (
     DOMAIN,
     RETRY_SECONDS,
+    AuthenticationFailed,
     DeadlineExceeded,
     MediaUnknown,
     MeshError,
@@ -27,7 +30,9 @@ from autoglm.common.errors import (
     from_status,
 )
 from autoglm.gateway.conversation import MODALITY_NAMES, Call
+from autoglm.gateway.files import read
 from autoglm.gateway.media import Media
+from autoglm.gateway.settings import Settings
 from autoglm.v1.decoder_pb2 import (
     DecoderServiceDescribeRequest,
     DecoderServiceDescribeResponse,
@@ -47,6 +52,8 @@ from autoglm.v1.speech_pb2_grpc import SpeechServiceStub
 from autoglm.v1.vision_pb2 import VisionServiceDescribeRequest, VisionServiceEncodeRequest
 from autoglm.v1.vision_pb2_grpc import VisionServiceStub
 
+logger = logging.getLogger("autoglm.gateway.upstream")
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 APPLICATIONS = {MODALITY_IMAGE: "vision", MODALITY_AUDIO: "speech"}
 
@@ -62,8 +69,11 @@ _OPTIONS = (
 class Mesh:
     """Calls to the three applications, each with its caller's deadline; cancelling a task cancels its call."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    def __init__(self, settings: Settings) -> None:
+        """Prepare calls; raises FileError when the files for TLS cannot be read."""
+        self._channel = _channel(settings)
+        token = settings.serve_token.get_secret_value()
+        self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self._vision = VisionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._speech = SpeechServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -80,7 +90,7 @@ class Mesh:
 
     async def applications(self, call: Call) -> Collection[str]:
         """Return the names of the applications that Serve's config holds, up or down; raises MeshError."""
-        answer: FieldMask = await _ask(self._list, Empty(), "ingress", call)
+        answer: FieldMask = await self._ask(self._list, Empty(), "ingress", call)
         return answer.paths
 
     async def encode(self, media: Media, call: Call) -> Embedding:
@@ -88,26 +98,26 @@ class Mesh:
         left = call.deadline.to_message()
         if media.modality == MODALITY_IMAGE:
             image = VisionServiceEncodeRequest(image=_bytes(media), timeout=left)
-            return cast(Embedding, (await _ask(self._vision.Encode, image, "vision", call)).embedding)
+            return cast(Embedding, (await self._ask(self._vision.Encode, image, "vision", call)).embedding)
         audio = SpeechServiceEncodeRequest(audio=_bytes(media), timeout=left)
-        return cast(Embedding, (await _ask(self._speech.Encode, audio, "speech", call)).embedding)
+        return cast(Embedding, (await self._ask(self._speech.Encode, audio, "speech", call)).embedding)
 
     async def transcribe(self, media: Media, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said; fails as `encode` does."""
         request = SpeechServiceTranscribeRequest(audio=_bytes(media), timeout=call.deadline.to_message())
-        return cast(SpeechServiceTranscribeResponse, await _ask(self._speech.Transcribe, request, "speech", call))
+        return cast(SpeechServiceTranscribeResponse, await self._ask(self._speech.Transcribe, request, "speech", call))
 
     async def describe_encoder(self, modality: Modality, call: Call) -> EncoderInfo:
         """Return what an encoder says of itself; raises ModalityUnavailable."""
         if modality == MODALITY_IMAGE:
-            answer = await _ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", call)
+            answer = await self._ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", call)
         else:
-            answer = await _ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", call)
+            answer = await self._ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", call)
         return cast(EncoderInfo, answer.encoder)
 
     async def describe_decoder(self, call: Call) -> DecoderServiceDescribeResponse:
         """Return what the decoder says of itself; raises UpstreamUnavailable."""
-        answer = await _ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", call)
+        answer = await self._ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", call)
         return cast(DecoderServiceDescribeResponse, answer)
 
     async def generate(
@@ -115,7 +125,7 @@ class Mesh:
     ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
         """Stream an answer; raises UpstreamUnavailable or what the decoder objects to."""
         request.timeout.CopyFrom(call.deadline.to_message() or request.timeout)
-        stream = self._decoder.Generate(request, **_route("decoder", call))
+        stream = self._decoder.Generate(request, **self._route("decoder", call))
         try:
             async for response in stream:
                 yield response
@@ -123,6 +133,16 @@ class Mesh:
             raise translate(error, "decoder") from None
         finally:
             stream.cancel()
+
+    async def _ask(self, method: Any, request: object, application: str, call: Call) -> Any:
+        try:
+            return await method(request, **self._route(application, call))
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, application) from None
+
+    def _route(self, application: str, call: Call) -> dict[str, Any]:
+        metadata = (("application", application), *self._token, *call.metadata)
+        return {"timeout": call.deadline.remaining(), "metadata": metadata}
 
 
 def unavailable(application: str) -> MeshError:
@@ -149,11 +169,18 @@ def _bytes(media: Media) -> bytes:
     return media.data
 
 
+def _unknown_here(application: str) -> MeshError:
+    """Return the error for a service that does not know this gateway: its operator's fault, not the client's."""
+    logger.error("the %s service does not accept this gateway: AUTOGLM_SERVE_TOKEN is not the same", application)
+    return unavailable(application)
+
+
 def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
     """Return what a client should see of a failed call; texts that are not ours stay inside."""
     status = _own_status(error)
     if status is not None:
-        return from_status(status)
+        known = from_status(status)
+        return _unknown_here(application) if isinstance(known, AuthenticationFailed) else known
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the deadline passed in the {application} service; allow more time")
     if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -161,15 +188,12 @@ def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
     return unavailable(application)
 
 
-async def _ask(method: Any, request: object, application: str, call: Call) -> Any:
-    try:
-        return await method(request, **_route(application, call))
-    except grpc.aio.AioRpcError as error:
-        raise translate(error, application) from None
-
-
-def _route(application: str, call: Call) -> dict[str, Any]:
-    return {"timeout": call.deadline.remaining(), "metadata": (("application", application), *call.metadata)}
+def _channel(settings: Settings) -> grpc.aio.Channel:
+    if not settings.serve_ssl_ca_certs:
+        return grpc.aio.insecure_channel(settings.serve_address, options=_OPTIONS)
+    files = (settings.serve_ssl_ca_certs, settings.serve_ssl_keyfile, settings.serve_ssl_certfile)
+    credentials = grpc.ssl_channel_credentials(*(read(Path(file)) if file else None for file in files))
+    return grpc.aio.secure_channel(settings.serve_address, credentials, options=_OPTIONS)
 
 
 def _own_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

@@ -244,14 +244,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @asynccontextmanager
-async def running_mesh() -> AsyncIterator[FakeMesh]:
-    """Run the fakes on one port."""
+async def running_mesh(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[FakeMesh]:
+    """Run the fakes on one port, with `credentials` over TLS."""
     mesh, server = FakeMesh(), grpc.aio.server()
     server.add_generic_rpc_handlers((mesh.serve.handler(),))
     vision_pb2_grpc.add_VisionServiceServicer_to_server(mesh.vision, server)  # type: ignore[no-untyped-call]
     speech_pb2_grpc.add_SpeechServiceServicer_to_server(mesh.speech, server)  # type: ignore[no-untyped-call]
     decoder_pb2_grpc.add_DecoderServiceServicer_to_server(mesh.decoder, server)  # type: ignore[no-untyped-call]
-    mesh.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    address = "127.0.0.1:0"
+    secure = credentials and server.add_secure_port(address, credentials)
+    mesh.address = f"127.0.0.1:{secure or server.add_insecure_port(address)}"
     await server.start()
     yield mesh
     await server.stop(0)

@@ -1,6 +1,7 @@
 """What browsers are told."""
 
 import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -36,6 +37,21 @@ async def test_docs_take_nothing_from_elsewhere(shared: Client) -> None:
         assert address.startswith("/")
         assert (await shared.http.get(address)).status_code == 200
     assert "http" not in page.headers["content-security-policy"]
+
+
+async def test_the_playground_takes_nothing_from_elsewhere_and_is_sent_again_only_when_it_has_changed(
+    shared: Client,
+) -> None:
+    page = await shared.http.get("/")
+    taken = re.findall(r'(?:src|href)="(playground/[^"#]+)', page.text)
+    assert "://" not in page.text
+    assert {Path(name).suffix for name in taken} == {".css", ".js", ".svg"}
+    for address in ("", *taken):
+        answer = await shared.http.get(f"/{address}")
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "no-cache"
+        again = await shared.http.get(f"/{address}", headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
 
 
 PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}

@@ -10,7 +10,7 @@ from ray.serve import metrics
 
 from autoglm.common.ingress import stay_local
 from autoglm.common.memory import give_back
-from autoglm.common.server import Context
+from autoglm.common.server import Caller, let_in
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.v1 import decoder_pb2
 
@@ -42,17 +42,19 @@ class Decoder:
         self._counted = dict.fromkeys(self._counters, 0)
 
     async def Generate(
-        self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Context
+        self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Caller
     ) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
         """Stream an answer."""
+        if not let_in(grpc_context):
+            return
         async for message in self._servicer.generate(request, grpc_context):
             yield message
 
     async def Describe(
-        self, request: decoder_pb2.DecoderServiceDescribeRequest
+        self, request: decoder_pb2.DecoderServiceDescribeRequest, grpc_context: Caller
     ) -> decoder_pb2.DecoderServiceDescribeResponse:
         """Tell what the decoder is and how busy it is."""
-        return self._servicer.describe()
+        return self._servicer.describe() if let_in(grpc_context) else decoder_pb2.DecoderServiceDescribeResponse()
 
     async def check_health(self) -> None:
         """Raise when the engine's thread has ended, so that Serve restarts the replica."""

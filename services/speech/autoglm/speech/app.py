@@ -8,7 +8,7 @@ from ray import serve
 
 from autoglm.common.ingress import stay_local
 from autoglm.common.memory import give_back
-from autoglm.common.server import Context
+from autoglm.common.server import Caller, let_in
 from autoglm.speech.settings import SpeechSettings
 from autoglm.v1 import speech_pb2
 
@@ -35,24 +35,28 @@ class Speech:
         logger.info("speech encoder %s on %s, %s transcripts", said.encoder.revision, said.encoder.device, ability)
 
     async def Encode(
-        self, request: speech_pb2.SpeechServiceEncodeRequest, grpc_context: Context
+        self, request: speech_pb2.SpeechServiceEncodeRequest, grpc_context: Caller
     ) -> speech_pb2.SpeechServiceEncodeResponse:
         """Embed one recording."""
+        if not let_in(grpc_context):
+            return speech_pb2.SpeechServiceEncodeResponse()
         with self._metrics.request():
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Transcribe(
-        self, request: speech_pb2.SpeechServiceTranscribeRequest, grpc_context: Context
+        self, request: speech_pb2.SpeechServiceTranscribeRequest, grpc_context: Caller
     ) -> speech_pb2.SpeechServiceTranscribeResponse:
         """Return what was said."""
+        if not let_in(grpc_context):
+            return speech_pb2.SpeechServiceTranscribeResponse()
         with self._metrics.request():
             return await self._servicer.transcribe(request, grpc_context, self._metrics)
 
     async def Describe(
-        self, request: speech_pb2.SpeechServiceDescribeRequest
+        self, request: speech_pb2.SpeechServiceDescribeRequest, grpc_context: Caller
     ) -> speech_pb2.SpeechServiceDescribeResponse:
         """Tell revision, width and limits."""
-        return self._servicer.describe()
+        return self._servicer.describe() if let_in(grpc_context) else speech_pb2.SpeechServiceDescribeResponse()
 
     async def check_health(self) -> None:
         """Raise nothing while the forward thread answers; Serve restarts the replica after its timeout."""

@@ -8,7 +8,7 @@ from ray import serve
 
 from autoglm.common.ingress import stay_local
 from autoglm.common.memory import give_back
-from autoglm.common.server import Context
+from autoglm.common.server import Caller, let_in
 from autoglm.v1 import vision_pb2
 from autoglm.vision.settings import VisionSettings
 
@@ -34,17 +34,19 @@ class Vision:
         logger.info("vision encoder %s on %s, int8 %s", info.revision, info.device, "on" if info.int8 else "off")
 
     async def Encode(
-        self, request: vision_pb2.VisionServiceEncodeRequest, grpc_context: Context
+        self, request: vision_pb2.VisionServiceEncodeRequest, grpc_context: Caller
     ) -> vision_pb2.VisionServiceEncodeResponse:
         """Embed one image."""
+        if not let_in(grpc_context):
+            return vision_pb2.VisionServiceEncodeResponse()
         with self._metrics.request():
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Describe(
-        self, request: vision_pb2.VisionServiceDescribeRequest
+        self, request: vision_pb2.VisionServiceDescribeRequest, grpc_context: Caller
     ) -> vision_pb2.VisionServiceDescribeResponse:
         """Tell revision, width and limits."""
-        return self._servicer.describe()
+        return self._servicer.describe() if let_in(grpc_context) else vision_pb2.VisionServiceDescribeResponse()
 
     async def check_health(self) -> None:
         """Raise nothing while the forward thread answers; Serve restarts the replica after its timeout."""

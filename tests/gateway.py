@@ -1,0 +1,36 @@
+"""A second gateway before the services of a running mesh, with settings of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from .asking import eventually
+from .mesh import Mesh, free_ports
+
+
+@contextmanager
+def running_gateway(mesh: Mesh, **settings: str) -> Iterator[str]:
+    """Yield the root of its HTTP door once it is ready, and stop it at the end."""
+    (port,) = free_ports(1)
+    services = {"serve_address": mesh.serve_address, "serve_token": mesh.serve_token}
+    variables = {"host": "127.0.0.1", "http_port": str(port), "grpc_port": "0", **services, **settings}
+    environment = os.environ | {f"AUTOGLM_{name.upper()}": value for name, value in variables.items()}
+    process = subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=environment)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: _ready(address), 30, "the gateway is ready")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,75 @@
+"""What the gateway shows to the services, and what it makes of services that do not take it."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from autoglm.common.errors import AuthenticationFailed
+from autoglm.gateway import app
+
+from .conftest import Client, FakeMesh, Serve, running_client, running_mesh
+from .mounts import Mount
+from .samples import audio_part, image_part, png, wav
+from .test_gateway_tls import Authority, chain
+
+FILES = ("serve_ssl_ca_certs", "serve_ssl_certfile", "serve_ssl_keyfile")
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Mount:
+    return Mount(tmp_path)
+
+
+async def is_ready(client: Client) -> bool:
+    return (await client.http.get("/health/ready")).status_code == 200
+
+
+async def test_every_call_to_a_service_carries_the_token_and_no_key(serve: Serve, mesh: FakeMesh) -> None:
+    client = await serve(serve_token="between-us", api_keys="k1")
+    client.http.headers["authorization"] = "Bearer k1"
+    assert (await client.chat([image_part(png()), audio_part(wav())])).status_code == 200
+    for control in (mesh.vision.encode, mesh.speech.encode, mesh.decoder.generate):
+        assert [metadata["authorization"] for metadata in control.metadata] == ["Bearer between-us"]
+
+
+async def test_without_a_token_nothing_is_shown(client: Client, mesh: FakeMesh) -> None:
+    client.http.headers["authorization"] = "Bearer k1"
+    assert (await client.chat("hi")).status_code == 200
+    assert "authorization" not in mesh.decoder.generate.metadata[0]
+
+
+async def test_services_that_want_another_token_are_the_operators_trouble(
+    serve: Serve, mesh: FakeMesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(serve_token="between-us")
+    mesh.decoder.generate.error = AuthenticationFailed("not you")
+    response = await client.chat("hi")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "upstream_unavailable")
+    assert "the decoder service does not accept this gateway: AUTOGLM_SERVE_TOKEN is not the same" in caplog.text
+    assert "between-us" not in caplog.text
+
+
+async def test_the_services_may_stand_behind_mutual_tls(mount: Mount) -> None:
+    ours, theirs = Authority.new(), Authority.new()
+    key, authority = ours.server.private_key_pem.bytes(), ours.ca.cert_pem.bytes()
+    credentials = grpc.ssl_server_credentials([(key, chain(ours.server))], authority, require_client_auth=True)
+    async with running_mesh(credentials) as mesh:
+        for shown, trusted, enters in ((ours, ours, True), (theirs, ours, False), (ours, theirs, False)):
+            leaf = shown.client
+            mount.put(ca=trusted.ca.cert_pem.bytes(), cert=chain(leaf), key=leaf.private_key_pem.bytes())
+            files = dict(zip(FILES, map(mount.path, ("ca", "cert", "key")), strict=True))
+            async with running_client(mesh, **files) as client:
+                response = await client.chat("hi", timeout=5)
+                assert response.status_code == (200 if enters else 503)
+                assert await is_ready(client) is enters
+        async with running_client(mesh) as client:
+            assert (await client.chat("hi")).status_code == 503
+
+
+def test_a_file_for_the_services_that_is_not_there_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOGLM_SERVE_SSL_CA_CERTS", "no/such.pem")
+    assert app.main() == 1
+    assert capsys.readouterr().err == "autoglm gateway: no/such.pem cannot be read (No such file or directory)\n"
