@@ -30,8 +30,8 @@ RETRY_SECONDS = 2.0  # until a part that is down may be back
 
 
 class MeshError(Exception):
-    """An error with a stable code. `param` is the path of the field to blame, if one is; `retry_after` the
-    seconds after which trying again can help; `request_id`, for who has asked, what the mesh's log calls the request."""
+    """An error with a stable code. `param` is the path of the field to blame, if one is; `retry_after` the seconds
+    after which trying again can help; `request_id`, which clients know, is what the log calls the request."""
 
     code: ClassVar[str]
     http_status: ClassVar[int]
