@@ -4,13 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ..mesh import Mesh
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def node() -> None:
+    """Node.js, and what the examples in JavaScript import."""
+    subprocess.run(["sh", str(ROOT / "tools/node.sh")], check=True)
 
 
 def run(name: str, address: str) -> str:
-    command = [sys.executable, str(EXAMPLES / name), address]
+    command = ["node" if name.endswith(".js") else sys.executable, str(EXAMPLES / name), address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -33,3 +42,24 @@ def test_grpc(mesh: Mesh) -> None:
     answer, figures = run("grpc_client.py", mesh.grpc_address).splitlines()
     assert answer
     assert figures.startswith("prompt ")
+
+
+@pytest.mark.usefixtures("node")
+def test_openai_node(base_url: str) -> None:
+    whole, streamed = run("node/openai.js", base_url).splitlines()
+    assert "do(action=" in whole
+    assert streamed == whole
+
+
+@pytest.mark.usefixtures("node")
+def test_grpc_from_node(mesh: Mesh) -> None:
+    told = run("grpc_client.py", mesh.grpc_address)
+    assert told.startswith(run("node/grpc.js", mesh.grpc_address).rstrip("\n"))
+
+
+def test_typed(mesh: Mesh) -> None:
+    action, first, answer, second = run("typed_client.py", mesh.grpc_address).splitlines()
+    assert "do(action=" in action
+    assert first.startswith("image ")
+    assert answer
+    assert second.startswith("image local, ")

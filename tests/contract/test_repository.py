@@ -49,6 +49,10 @@ def test_buf_is_content(arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_lock_file_names_no_registry() -> None:
+    assert '"resolved"' not in (ROOT / "examples/node/package-lock.json").read_text(encoding="utf-8")
+
+
 def test_files_stay_readable() -> None:
     python = [path for root in roots() for path in root.rglob("*.py") if "_pb2" not in path.name]
     assert [path.name for path in python if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []

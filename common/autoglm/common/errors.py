@@ -5,6 +5,7 @@
     ├── AuthenticationFailed  authentication_error    401  UNAUTHENTICATED
     ├── PermissionDenied      permission_error        403  PERMISSION_DENIED
     ├── NotFound              not_found               404  NOT_FOUND
+    ├── MediaUnknown          media_unknown           404  NOT_FOUND
     ├── RequestTooLarge       request_too_large       413  INVALID_ARGUMENT
     ├── UnsupportedMedia      unsupported_media       415  INVALID_ARGUMENT
     ├── RateLimited           rate_limit_exceeded     429  RESOURCE_EXHAUSTED
@@ -29,7 +30,8 @@ RETRY_SECONDS = 2.0  # until a part that is down may be back
 
 
 class MeshError(Exception):
-    """An error with a stable code. `param` is the path of the field to blame, if one is."""
+    """An error with a stable code. `param` is the path of the field to blame, if one is; `retry_after` the seconds
+    after which trying again can help; `request_id`, which clients know, is what the log calls the request."""
 
     code: ClassVar[str]
     http_status: ClassVar[int]
@@ -41,6 +43,7 @@ class MeshError(Exception):
         self.message = message
         self.param = param
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
+        self.request_id: str | None = None
 
     def at(self, param: str) -> "MeshError":
         """Return the same error, blaming the field at `param`."""
@@ -69,6 +72,12 @@ class NotFound(MeshError):
     """No such model or route."""
 
     code, http_status, grpc_code = "not_found", 404, code_pb2.NOT_FOUND
+
+
+class MediaUnknown(MeshError):
+    """Nothing is kept of the media that a hash names; its bytes have to be sent."""
+
+    code, http_status, grpc_code = "media_unknown", 404, code_pb2.NOT_FOUND
 
 
 class RequestTooLarge(MeshError):

@@ -42,6 +42,7 @@ from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_t
 
 logger = logging.getLogger("autoglm.gateway")
 
+PING_MILLISECONDS = 10_000  # no client may ask more often whether the connection stands; gRPC's own is five minutes
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that it is they who end it
 PUBLIC_SERVICES = ("autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService")
 
@@ -165,8 +166,11 @@ async def _http_door(desk: Desk, certificate: Certificate | None, listener: sock
 @asynccontextmanager
 async def _grpc_door(desk: Desk, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     settings = desk.settings
-    # Without so_reuseport=0 a second gateway would silently share the port.
-    options = (("grpc.max_receive_message_length", settings.max_body_bytes), ("grpc.so_reuseport", 0))
+    options = (
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_MILLISECONDS),
+        ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
+    )
     server = grpc.aio.server(options=options)
     add_ChatServiceServicer_to_server(ChatServicer(desk), server)  # type: ignore[no-untyped-call]
     add_ModelServiceServicer_to_server(ModelServicer(desk), server)  # type: ignore[no-untyped-call]

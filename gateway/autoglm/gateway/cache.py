@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown
 from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.conversation import MODALITY_NAMES
 from autoglm.gateway.metrics import Metrics
@@ -167,8 +167,9 @@ class EmbeddingCache:
         while flight := self._flights.get(key):
             try:
                 return (await self._join(key, flight))[0], CACHE_OUTCOME_SHARED
-            except DeadlineExceeded:
-                continue  # the deadline of whoever started it, not ours: ours would be a TimeoutError
+            except (DeadlineExceeded, MediaUnknown):
+                # The deadline of whoever started it, not ours, which would be a TimeoutError; or its lack of bytes.
+                continue
         flight = self._flights[key] = _Flight(asyncio.create_task(self._look_up(key, encode)))
         return await self._join(key, flight)
 

@@ -60,11 +60,12 @@ class TextPart:
 
 @dataclass(slots=True)
 class MediaPart:
-    """An image or a recording as it came: bytes, or their base64 as text. Not yet verified."""
+    """An image or a recording as it came: bytes, their base64 as text, or only their SHA-256. Not yet verified."""
 
     modality: Modality
     source: bytes | str
     param: str
+    sha256: bytes = b""
 
     def release(self) -> None:
         """Forget the content, which is embedded by now: an answer may take minutes, and holds only what it needs."""

@@ -35,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Verified media: the file's bytes and their SHA-256."""
+    """Verified media: the file's bytes, empty where the client sent only their SHA-256, and that."""
 
     modality: Modality
     data: bytes
@@ -64,11 +64,13 @@ async def fetch(parts: Sequence[MediaPart], limits: Limits) -> list[Media]:
 
 
 def verify(part: MediaPart, limits: Limits) -> Media:
-    """Return `part` with its hash.
+    """Return `part` with its hash; of one that came as a hash the bytes were verified when they came.
 
     Raises InvalidRequest (not base64), RequestTooLarge (bytes or pixels) or UnsupportedMedia
     (not a known format), each naming the field.
     """
+    if part.sha256:
+        return Media(part.modality, b"", part.sha256, part.param)
     data = _decode(part, limits)
     if len(data) > limits.max_bytes:
         raise _too_large(part, limits)

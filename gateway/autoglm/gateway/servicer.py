@@ -46,6 +46,8 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+SHA256_BYTES = 32
+
 
 class ChatServicer(ChatServiceServicer):
     """ChatService."""
@@ -195,7 +197,15 @@ def _media(media: Media, modality: Modality, param: str) -> MediaPart:
             return MediaPart(modality, media.data, f"{param}.data")
         case "url":
             return MediaPart(modality, base64_of(media.url, f"{param}.url"), f"{param}.url")
-    raise InvalidRequest(f"{param} must have data or url", param=param)
+        case "sha256":
+            return _known_media(modality, media.sha256, f"{param}.sha256")
+    raise InvalidRequest(f"{param} must have data, url or sha256", param=param)
+
+
+def _known_media(modality: Modality, sha256: bytes, param: str) -> MediaPart:
+    if len(sha256) != SHA256_BYTES:
+        raise InvalidRequest(f"{param} must be {SHA256_BYTES} bytes, not {len(sha256)}", param=param)
+    return MediaPart(modality, b"", param, sha256)
 
 
 def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:

@@ -22,6 +22,7 @@ from autoglm.common.errors import (
     RETRY_SECONDS,
     AuthenticationFailed,
     DeadlineExceeded,
+    MediaUnknown,
     MeshError,
     ModalityUnavailable,
     RateLimited,
@@ -93,17 +94,17 @@ class Mesh:
         return answer.paths
 
     async def encode(self, media: Media, call: Call) -> Embedding:
-        """Return the embedding of `media`; raises ModalityUnavailable or what the encoder objects to."""
+        """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or what the encoder objects to."""
         left = call.deadline.to_message()
         if media.modality == MODALITY_IMAGE:
-            image = VisionServiceEncodeRequest(image=media.data, timeout=left)
+            image = VisionServiceEncodeRequest(image=_bytes(media), timeout=left)
             return cast(Embedding, (await self._ask(self._vision.Encode, image, "vision", call)).embedding)
-        audio = SpeechServiceEncodeRequest(audio=media.data, timeout=left)
+        audio = SpeechServiceEncodeRequest(audio=_bytes(media), timeout=left)
         return cast(Embedding, (await self._ask(self._speech.Encode, audio, "speech", call)).embedding)
 
     async def transcribe(self, media: Media, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said; fails as `encode` does."""
-        request = SpeechServiceTranscribeRequest(audio=media.data, timeout=call.deadline.to_message())
+        request = SpeechServiceTranscribeRequest(audio=_bytes(media), timeout=call.deadline.to_message())
         return cast(SpeechServiceTranscribeResponse, await self._ask(self._speech.Transcribe, request, "speech", call))
 
     async def describe_encoder(self, modality: Modality, call: Call) -> EncoderInfo:
@@ -159,6 +160,13 @@ def absent(modality: Modality) -> MeshError:
     return ModalityUnavailable(
         f"this server runs without its {APPLICATIONS[modality]} part and takes no {name} input: leave the {name} out"
     )
+
+
+def _bytes(media: Media) -> bytes:
+    """Return what a service reads of `media`; raises MediaUnknown when the client sent only its hash."""
+    if not media.data:
+        raise MediaUnknown(f"{media.param}: nothing is kept of this SHA-256; send the bytes", param=media.param)
+    return media.data
 
 
 def _unknown_here(application: str) -> MeshError:

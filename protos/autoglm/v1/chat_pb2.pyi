@@ -8,12 +8,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Media(_message.Message):
-    __slots__ = ("data", "url")
+    __slots__ = ("data", "url", "sha256")
     DATA_FIELD_NUMBER: _ClassVar[int]
     URL_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     url: str
-    def __init__(self, data: _Optional[bytes] = ..., url: _Optional[str] = ...) -> None: ...
+    sha256: bytes
+    def __init__(self, data: _Optional[bytes] = ..., url: _Optional[str] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class ContentPart(_message.Message):
     __slots__ = ("text", "image", "audio")

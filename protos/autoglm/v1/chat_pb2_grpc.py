@@ -59,8 +59,9 @@ class ChatServiceServicer(object):
 
     def Complete(self, request, context):
         """Complete answers in one message. Fails with INVALID_ARGUMENT for bad input, UNAVAILABLE when a
-        modality or stage cannot be reached, RESOURCE_EXHAUSTED when the mesh is full,
-        UNAUTHENTICATED for a bad key, and DEADLINE_EXCEEDED when the deadline passes.
+        modality or stage cannot be reached, RESOURCE_EXHAUSTED when the mesh is full, NOT_FOUND for a
+        model or a hash of media that is not known, UNAUTHENTICATED for a bad key, and
+        DEADLINE_EXCEEDED when the deadline passes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded, UnsupportedMedia
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown, UnsupportedMedia
 from autoglm.common.tensors import seal
 from autoglm.gateway.cache import EmbeddingCache, Key, LocalTier, tenant_hash
 from autoglm.gateway.metrics import Metrics
@@ -178,6 +178,19 @@ async def test_one_deadline_is_not_anothers(cache: EmbeddingCache) -> None:
     with pytest.raises(DeadlineExceeded):
         await hasty
     assert (await patient)[1] == CACHE_OUTCOME_MISS
+
+
+async def test_who_has_the_bytes_does_not_fail_for_who_has_not(cache: EmbeddingCache) -> None:
+    hasty, able = Encoder(key_of("a")), Encoder(key_of("a"))
+    hasty.error = MediaUnknown("nothing is kept of it")
+    without = asyncio.create_task(cache.get(hasty.key, hasty, Deadline()))
+    having = asyncio.create_task(cache.get(able.key, able, Deadline()))
+    await settle(without, having)
+    hasty.hold.set()
+    able.hold.set()
+    with pytest.raises(MediaUnknown):
+        await without
+    assert (await having)[1] == CACHE_OUTCOME_MISS
 
 
 async def test_a_waiters_own_deadline_counts(cache: EmbeddingCache) -> None:

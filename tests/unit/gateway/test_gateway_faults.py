@@ -15,12 +15,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from autoglm.client import AsyncClient, base
 from autoglm.common.errors import InvalidRequest, UnsupportedMedia
+from autoglm.gateway import app
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.modality_pb2 import MODALITY_TEXT
 
+from ...relay import relaying
 from .conftest import BUNDLE, Client, Control, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 
@@ -243,6 +246,24 @@ async def test_reflection_lists_the_public_services(client: Client) -> None:
     names = {service.name for service in answer.list_services_response.service}
     assert {"autoglm.v1.ChatService", "autoglm.v1.ModelService", "grpc.health.v1.Health"} <= names
     assert "autoglm.v1.DecoderService" not in names
+
+
+async def test_a_client_may_ask_whether_the_connection_stands(
+    serve: Serve, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six pings of one that waits: by gRPC's own rules the gateway would end the connection at the fifth."""
+    monkeypatch.setattr(app, "PING_MILLISECONDS", app.PING_MILLISECONDS // 20)  # the client is as much quicker
+    gateway, options = await serve(), dict(base.OPTIONS)
+    options["grpc.keepalive_time_ms"] //= 20
+    monkeypatch.setattr(base, "OPTIONS", tuple(options.items()))
+    mesh.decoder.generate.hold.clear()
+    with relaying(gateway.grpc_port) as relay:
+        async with AsyncClient(relay.address, max_retries=0) as asking:
+            answer = asyncio.create_task(asking.chat("hi", timeout=30))
+            for _ in range(6):
+                assert await asyncio.to_thread(relay.pings.acquire, timeout=10)
+            mesh.decoder.generate.hold.set()
+            assert (await answer).text
 
 
 async def test_more_requests_than_places(serve: Serve, mesh: FakeMesh) -> None:

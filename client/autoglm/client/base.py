@@ -1,0 +1,92 @@
+"""What both clients share: everything but the calls themselves."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from autoglm.client.calls import Call, Request
+from autoglm.client.requests import File, Message, Options, Sent, chat_request, transcribe_request
+from autoglm.v1.chat_pb2 import CompleteRequest, StreamCompleteRequest
+from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.model_pb2 import ListModelsRequest
+from autoglm.v1.model_pb2_grpc import ModelServiceStub
+from autoglm.v1.transcription_pb2 import TranscribeRequest
+from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
+
+OPTIONS = (
+    ("grpc.enable_retries", 0),  # calls.py repeats; both together would multiply
+    ("grpc.max_receive_message_length", -1),
+    # gRPC would wait a second and more before it tries a restarted mesh again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # While a call waits, a connection that nothing comes through is given up after half a minute. The mesh allows
+    # a ping each ten seconds; gRPC itself would send only two, and wait a minute for the answer.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class Base:
+    """How to reach a mesh, and the calls that it understands."""
+
+    _transport: Any  # grpc or grpc.aio
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        api_key: str | None = None,
+        tls: bool | Path = False,
+        certificate: tuple[Path, Path] | None = None,
+        timeout: float = 120.0,
+        max_retries: int = 2,
+    ) -> None:
+        """Prepare to ask the mesh at `target`, its gRPC address as host:port; the first call connects.
+
+        `api_key` goes with every call. `tls` is True for a server that one of the public authorities that gRPC
+        brings vouches for, or a file of those to trust; `certificate` is the client's own certificate and its key,
+        for mutual TLS; all files are PEM. `timeout` is the seconds that a call may take unless it says otherwise,
+        its repetitions included, of which there are at most `max_retries`. Raises OSError for a file that cannot
+        be read.
+        """
+        self._channel = self._open(target, tls, certificate)
+        self._chats = ChatServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._transcriptions = TranscriptionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._models = ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._api_key, self._timeout, self._max_retries = api_key, timeout, max_retries
+        self._sent = Sent()
+
+    def _open(self, target: str, tls: bool | Path, certificate: tuple[Path, Path] | None) -> Any:
+        if not tls:
+            if certificate is not None:
+                raise ValueError("a client certificate is of no use without tls")
+            return self._transport.insecure_channel(target, OPTIONS)
+        roots = tls.read_bytes() if isinstance(tls, Path) else None
+        chain, key = (path.read_bytes() for path in certificate) if certificate else (None, None)
+        return self._transport.secure_channel(target, grpc.ssl_channel_credentials(roots, key, chain), OPTIONS)
+
+    def _complete(
+        self, messages: str | Sequence[Message], options: Options, timeout: float | None
+    ) -> Call[CompleteRequest]:
+        return self._call(
+            lambda whole: CompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
+        )
+
+    def _stream_complete(
+        self, messages: str | Sequence[Message], options: Options, timeout: float | None
+    ) -> Call[StreamCompleteRequest]:
+        return self._call(
+            lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
+        )
+
+    def _transcribe(self, recording: File, timeout: float | None) -> Call[TranscribeRequest]:
+        return self._call(lambda _: transcribe_request(recording), timeout)
+
+    def _list_models(self, timeout: float | None) -> Call[ListModelsRequest]:
+        return self._call(lambda _: ListModelsRequest(), timeout)
+
+    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> Call[Request]:
+        return Call(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)

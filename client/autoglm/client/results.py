@@ -1,0 +1,203 @@
+"""What the mesh answers, as plain data. Times are in seconds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+from autoglm.v1 import chat_pb2, generation_pb2, model_pb2, transcription_pb2
+from autoglm.v1.generation_pb2 import CacheOutcome, FinishReason
+from autoglm.v1.modality_pb2 import Modality
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token with its log probability (natural) and, when asked for, its likeliest rivals, best first."""
+
+    text: str
+    logprob: float
+    token_bytes: bytes
+    top: Sequence["Token"] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step of a stream adds. `logprobs` has one entry a token, when asked for."""
+
+    text: str = ""
+    reasoning: str = ""
+    logprobs: Sequence[Token] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens counted. Those of media are part of the prompt, those of reasoning of the completion."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    image_tokens: int
+    audio_tokens: int
+    reasoning_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class MediaStage:
+    """What one image or recording cost: where its embedding came from (`miss`, `local`, `redis`, `shared`)."""
+
+    modality: str
+    cache: str
+    encode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Where the time went; `total` is the gateway's, all stages included."""
+
+    queue: float
+    fetch: float
+    media: Sequence[MediaStage]
+    prefill: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    `finish_reason` is `stop` or `length`; `reasoning` is empty unless it was asked for apart; `gates` has the mean
+    openness of the cross-modal gate, in [0, 1], for each modality present; `model` is the bundle that answered.
+    """
+
+    text: str
+    reasoning: str
+    finish_reason: str
+    logprobs: Sequence[Token]
+    usage: Usage
+    stages: Stages
+    gates: Mapping[str, float]
+    model: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said in a recording, and its length."""
+
+    text: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name to put in requests, the bundle behind it, what that understands now, and prompt plus answer in tokens."""
+
+    id: str
+    bundle: str
+    modalities: Sequence[str]
+    context_length: int
+
+
+class Reader:
+    """Adds up a stream into its answer."""
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._pieces: list[Piece] = []
+        self._last = chat_pb2.StreamCompleteResponse()
+
+    def read(self, response: chat_pb2.StreamCompleteResponse) -> Piece | None:
+        """Return what `response` adds, if it adds anything."""
+        self.begun, self._last = True, response
+        delta = response.delta
+        piece = Piece(delta.text, delta.reasoning, _tokens(delta.logprobs))
+        if piece == Piece():
+            return None
+        self._pieces.append(piece)
+        return piece
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer; raises RuntimeError before the stream has ended."""
+        if not self._last.HasField("summary"):
+            raise RuntimeError("the answer is whole only when the stream has been read to its end")
+        return _answer(
+            text="".join(piece.text for piece in self._pieces),
+            reasoning="".join(piece.reasoning for piece in self._pieces),
+            logprobs=[token for piece in self._pieces for token in piece.logprobs],
+            finish_reason=self._last.delta.finish_reason,
+            response=self._last,
+        )
+
+
+def read_answer(response: chat_pb2.CompleteResponse) -> Answer:
+    """Return the one choice of `response`."""
+    (choice,) = response.choices
+    return _answer(choice.text, choice.reasoning, _tokens(choice.logprobs), choice.finish_reason, response)
+
+
+def read_transcript(response: transcription_pb2.TranscribeResponse) -> Transcript:
+    """Return a transcript."""
+    return Transcript(response.text, _seconds(response.duration))
+
+
+def read_models(response: model_pb2.ListModelsResponse) -> list[Model]:
+    """Return the models, the bundle's own name first."""
+    return [
+        Model(card.id, card.bundle, tuple(_word(Modality, each) for each in card.modalities), card.context_length)
+        for card in response.models
+    ]
+
+
+def _answer(
+    text: str,
+    reasoning: str,
+    logprobs: Sequence[Token],
+    finish_reason: FinishReason,
+    response: chat_pb2.CompleteResponse | chat_pb2.StreamCompleteResponse,
+) -> Answer:
+    summary = response.summary
+    return Answer(
+        text=text,
+        reasoning=reasoning,
+        finish_reason=_word(FinishReason, finish_reason),
+        logprobs=logprobs,
+        usage=Usage(**{name: getattr(summary.usage, name) for name in Usage.__dataclass_fields__}),
+        stages=_stages(summary.stages),
+        gates={_word(Modality, gate.modality): gate.mean for gate in summary.gates},
+        model=response.model,
+        request_id=response.id,
+    )
+
+
+def _stages(stages: generation_pb2.Stages) -> Stages:
+    media = [
+        MediaStage(_word(Modality, each.modality), _word(CacheOutcome, each.cache), _seconds(each.encode))
+        for each in stages.media
+    ]
+    times = {name: _seconds(getattr(stages, name)) for name in ("queue", "fetch", "prefill", "decode", "total")}
+    return Stages(media=media, **times)
+
+
+def _tokens(entries: Sequence[generation_pb2.LogprobEntry]) -> Sequence[Token]:
+    return tuple(_token(entry.chosen, tuple(_token(each) for each in entry.top)) for entry in entries)
+
+
+def _token(token: generation_pb2.TokenLogprob, top: Sequence[Token] = ()) -> Token:
+    return Token(token.token, token.logprob, token.token_bytes, top)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.ToNanoseconds() / 1e9
+
+
+def _word(kind: EnumTypeWrapper, value: int) -> str:
+    """Return an enum's value as people write it: FINISH_REASON_STOP is `stop`; a newer server's stays a number."""
+    found = kind.DESCRIPTOR.values_by_number.get(value)
+    if found is None:
+        return str(value)
+    # The values of an enum share a prefix, which the unspecified one shows.
+    prefix = kind.DESCRIPTOR.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(found.name).removeprefix(prefix).lower()

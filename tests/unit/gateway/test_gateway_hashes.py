@@ -1,0 +1,141 @@
+"""Media that a client names by its hash, because it has sent the bytes before."""
+
+import hashlib
+import logging
+from typing import Any
+
+import grpc
+import pytest
+import redis.asyncio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from autoglm.client import AsyncClient
+from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, CompleteResponse, ContentPart, Media
+from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.generation_pb2 import (
+    CACHE_OUTCOME_LOCAL,
+    CACHE_OUTCOME_MISS,
+    CACHE_OUTCOME_REDIS,
+    ROLE_USER,
+    CacheOutcome,
+)
+from autoglm.v1.transcription_pb2 import TranscribeRequest
+from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
+
+from .conftest import Client, FakeMesh, Serve
+from .samples import png, wav
+from .test_gateway_cache import eventually, stored
+
+PICTURE = png(300, 200, "navy")
+WHOLE = ContentPart(image=Media(data=PICTURE))
+HASH = ContentPart(image=Media(sha256=hashlib.sha256(PICTURE).digest()))
+FIELD = "chat.messages[0].parts[0].image.sha256"
+
+
+def question(part: ContentPart) -> CompleteRequest:
+    return CompleteRequest(chat=ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[part])]))
+
+
+async def ask(client: Client, part: ContentPart, key: str = "EMPTY") -> CompleteResponse:
+    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    metadata = (("authorization", f"Bearer {key}"),)
+    answer: CompleteResponse = await stub.Complete(question(part), metadata=metadata)
+    return answer
+
+
+def outcome(answer: CompleteResponse) -> CacheOutcome:
+    (stage,) = answer.summary.stages.media
+    return stage.cache
+
+
+async def refused(asking: Any) -> tuple[grpc.StatusCode, str, str]:
+    """Return code, reason and field of the failure of `asking`."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asking
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(bad)
+    return caught.value.code(), info.reason, bad.field_violations[0].field
+
+
+async def test_a_hash_stands_for_what_came_before(
+    client: Client, mesh: FakeMesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "autoglm.gateway.access"):
+        first, again = await ask(client, WHOLE), await ask(client, HASH)
+    assert [outcome(first), outcome(again)] == [CACHE_OUTCOME_MISS, CACHE_OUTCOME_LOCAL]
+    assert again.choices == first.choices
+    before, after = mesh.decoder.generate.requests
+    assert before.messages == after.messages
+    assert len(mesh.vision.encode.requests) == 1
+    digest = hashlib.sha256(PICTURE).hexdigest()[:12]
+    whole, named = (record.getMessage().partition("in=")[2] for record in caplog.records)
+    assert whole == f"{question(WHOLE).ByteSize()} media=image:{digest}:{len(PICTURE)}"
+    assert named == f"{question(HASH).ByteSize()} media=image:{digest}:0"
+
+
+async def test_a_hash_is_looked_up_in_redis_too(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
+    one, two = await serve(redis_url=valkey), await serve(redis_url=valkey)
+    await ask(one, WHOLE)
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        await stored(store)
+    assert outcome(await ask(two, HASH)) == CACHE_OUTCOME_REDIS
+    assert len(mesh.vision.encode.requests) == 1
+
+
+async def test_a_hash_of_nothing_known(client: Client, mesh: FakeMesh) -> None:
+    assert await refused(ask(client, HASH)) == (grpc.StatusCode.NOT_FOUND, "MEDIA_UNKNOWN", FIELD)
+    assert mesh.calls == 0
+
+
+async def test_a_hash_is_of_a_modality_and_of_an_encoder(client: Client, mesh: FakeMesh) -> None:
+    await ask(client, WHOLE)
+    recording = ContentPart(audio=Media(sha256=HASH.image.sha256))
+    assert (await refused(ask(client, recording)))[1] == "MEDIA_UNKNOWN"
+    mesh.vision.revision = "r2"
+
+    async def forgotten() -> bool:
+        try:
+            return not await ask(client, HASH)
+        except grpc.aio.AioRpcError:
+            return True
+
+    await eventually(forgotten)
+    assert (await refused(ask(client, HASH)))[1] == "MEDIA_UNKNOWN"
+
+
+async def test_tenants_know_only_their_own_hashes(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
+    client = await serve(redis_url=valkey, api_keys="k1,k2")
+    await ask(client, WHOLE, "k1")
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        await stored(store)
+    assert await refused(ask(client, HASH, "k2")) == (grpc.StatusCode.NOT_FOUND, "MEDIA_UNKNOWN", FIELD)
+    assert outcome(await ask(client, HASH, "k1")) == CACHE_OUTCOME_LOCAL
+
+
+@pytest.mark.parametrize("sent", [b"", b"x" * 31, b"x" * 33])
+async def test_what_is_no_hash(shared: Client, sent: bytes) -> None:
+    part = ContentPart(image=Media(sha256=sent))
+    assert await refused(ask(shared, part)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST_ERROR",
+        FIELD,
+    )
+
+
+async def test_transcripts_are_not_kept(shared: Client) -> None:
+    stub = TranscriptionServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    recording = Media(sha256=hashlib.sha256(wav()).digest())
+    asking = stub.Transcribe(TranscribeRequest(audio=recording))
+    assert await refused(asking) == (grpc.StatusCode.NOT_FOUND, "MEDIA_UNKNOWN", "audio.sha256")
+
+
+async def test_a_gateway_that_keeps_nothing_gets_the_bytes_each_time(serve: Serve, mesh: FakeMesh) -> None:
+    gateway = await serve(cache_bytes=0)
+    async with AsyncClient(f"127.0.0.1:{gateway.grpc_port}") as client:
+        answers = [await client.chat("hi", images=[PICTURE], seed=7) for _ in range(2)]
+    assert answers[0].text == answers[1].text
+    assert len(mesh.vision.encode.requests) == 2
