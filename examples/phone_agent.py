@@ -1,7 +1,7 @@
 """A phone agent that knows nothing but the OpenAI API: look, think, act, and again until the order is carried out.
 
     python examples/phone_agent.py "Turn on Bluetooth" "Open Notes" "Type good night"
-    python examples/phone_agent.py examples/instruction.wav --seed 3 --save steps
+    python examples/phone_agent.py examples/instruction.wav --strip steps.png
 
 An order is text, or a recording that is sent as it is. The phone here is drawn (simulated_phone.py): put a class
 with the same three members in its place to work a real one.
@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +108,7 @@ def parse(answer: str) -> Action:
         points = [value for value in arguments.values() if isinstance(value, list)]
         if not all(len(point) == 2 and all(type(n) is int and 0 <= n <= 999 for n in point) for point in points):
             raise ValueError("no point")
-    except (SyntaxError, ValueError, KeyError, TypeError):
+    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError):
         raise Stuck(f"the model names no action that a phone can do: {answer!r}") from None
     return Action(name, arguments)
 
@@ -176,7 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Carry out orders on a simulated phone.")
     parser.add_argument("orders", nargs="+", help="text, or a recording's file name ending in .wav")
     parser.add_argument("--url", default="http://localhost:8000/v1", help="the OpenAI API")
-    parser.add_argument("--seed", type=int, default=0, help="which phone: looks, apps, switches")
+    parser.add_argument("--seed", type=int, default=9, help="which phone: looks, apps, switches")
     parser.add_argument("--strip", type=Path, help="write the screens that were seen to this PNG file")
     given = parser.parse_args()
     phone = SimulatedPhone(given.seed)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from openai import OpenAI
 from phone_agent import Agent, Stuck
-from simulated_phone import HOME, SETTINGS, SimulatedPhone, State
+from simulated_phone import SETTINGS, SimulatedPhone, State
 
 from autoglm.cli.workloads import wav
 from autoglm.training.data.catalog import APPS
@@ -101,8 +101,10 @@ def main() -> None:
                 completed[task.kind] += not wrong
                 if wrong:
                     print(f"  {way}, seed {seed}, {task.kind}: {wrong}")
-            shares = ", ".join(f"{kind} {completed[kind]}/{(given.tasks - first + len(KINDS) - 1) // len(KINDS)}"
-                               for first, kind in enumerate(KINDS))
+            shares = ", ".join(
+                f"{kind} {completed[kind]}/{(given.tasks - first + len(KINDS) - 1) // len(KINDS)}"
+                for first, kind in enumerate(KINDS)
+            )
             print(f"{way}: {sum(completed.values())} of {given.tasks} tasks completed ({shares})", flush=True)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from autoglm.training.data.catalog import APPS, LANGUAGES, Language
 from autoglm.training.data.screens import ACCENTS, PHONES, Brush, Element, Screen, ScreenKind, draw_screen, switch
 
-WIDTH, STRIP_HEIGHT, GAP = 360, 320, 8  # pixels
+WIDTH, STRIP_HEIGHT, GAP = 360, 400, 8  # pixels
 HOME, SETTINGS = "home", "settings"
 PAGES = (HOME, *APPS)
 INK, WHITE = (30, 30, 36), (255, 255, 255)
@@ -82,7 +82,8 @@ class SimulatedPhone:
                 self._open(HOME)
 
     def save_strip(self, path: Path) -> None:
-        """Write all screenshots that were taken, side by side, as a PNG file."""
+        """Write all screenshots that were taken and one of now, side by side, as a PNG file."""
+        self.screenshot()
         shots = [shot.resize((shot.width * STRIP_HEIGHT // shot.height, STRIP_HEIGHT)) for shot in self._seen]
         step = shots[0].width + GAP
         strip = Image.new("RGB", (step * len(shots) - GAP, STRIP_HEIGHT), WHITE)

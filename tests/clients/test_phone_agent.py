@@ -1,11 +1,15 @@
 """A client that works a phone step by step: a long system prompt, a screenshot a step, one action back."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from autoglm.training.data.prompts import FORMATS, HEADS
 
@@ -31,6 +35,7 @@ RULE = (
     "If nothing changes after a tap, tap a little beside it, and after three tries choose another way to the goal.\n"
 )
 SYSTEM = RULES + "".join(RULE.format(n=n) for n in range(1, 17))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))</answer>", re.DOTALL)
 
 
@@ -85,3 +90,40 @@ def test_a_long_system_prompt_is_answered_alike_streamed_or_not(client: openai.O
     answers = session(client, SYSTEM, stream=False, steps=2)
     assert all(answers)
     assert session(client, SYSTEM, stream=True, steps=2) == answers
+
+
+def run(script: str, base_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), "--url", base_url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_example_carries_out_orders_in_writing(base_url: str, tmp_path: Path) -> None:
+    strip = tmp_path / "strip.png"
+    orders = ("Turn on Bluetooth", "Go back", "Open Notes", "Type good night")
+    done = run("phone_agent.py", base_url, *orders, "--strip", str(strip))
+    assert done.returncode == 0, done.stderr
+    said = [line[2:] for line in done.stdout.splitlines() if line.startswith("= ")]
+    assert said == ["Bluetooth is on", "Back()", "Notes is open", "Type(text='good night')"]
+    with Image.open(strip) as image:
+        assert image.width > 8 * 150, "seven screens that were looked at, and the last"
+
+
+def test_the_example_carries_out_a_spoken_order(base_url: str) -> None:
+    done = run("phone_agent.py", base_url, str(EXAMPLES / "instruction.wav"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("= 游戏已打开\n")
+
+
+def test_the_example_gives_up_after_the_most_steps(base_url: str) -> None:
+    """No page of this phone has that switch: the model launches the settings for ever."""
+    done = run("phone_agent.py", base_url, "Turn on Hotspot")
+    assert done.returncode == 1
+    assert done.stderr == "stuck: not done after 6 steps; the last one was Launch(app='Settings')\n"
+
+
+def test_tasks_are_completed_in_writing_and_by_voice(base_url: str) -> None:
+    """One of each kind; docs/phone-agent.md has the share of a hundred."""
+    done = run("phone_tasks.py", base_url, "--tasks", "5")
+    assert done.returncode == 0, done.stderr
+    shares = "(switch 1/1, two switches 1/1, open 1/1, write 1/1, there and back 1/1)"
+    assert done.stdout.splitlines() == [f"{way}: 5 of 5 tasks completed {shares}" for way in ("text", "voice")]
