@@ -9,7 +9,10 @@ from typing import Any
 
 import openai
 import pytest
+from phone_agent import Agent, Stuck
+from phone_tasks import KINDS, attempt
 from PIL import Image
+from simulated_phone import SimulatedPhone
 
 from autoglm.training.data.prompts import FORMATS, HEADS
 
@@ -92,15 +95,12 @@ def test_a_long_system_prompt_is_answered_alike_streamed_or_not(client: openai.O
     assert session(client, SYSTEM, stream=True, steps=2) == answers
 
 
-def run(script: str, base_url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(EXAMPLES / script), "--url", base_url, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
 def test_the_example_carries_out_orders_in_writing(base_url: str, tmp_path: Path) -> None:
+    """As a program, with the orders of docs/phone-agent.md."""
     strip = tmp_path / "strip.png"
     orders = ("Turn on Bluetooth", "Go back", "Open Notes", "Type good night")
-    done = run("phone_agent.py", base_url, *orders, "--strip", str(strip))
+    command = [sys.executable, str(EXAMPLES / "phone_agent.py"), *orders, "--url", base_url, "--strip", str(strip)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = [line[2:] for line in done.stdout.splitlines() if line.startswith("= ")]
     assert said == ["Bluetooth is on", "Back()", "Notes is open", "Type(text='good night')"]
@@ -108,22 +108,25 @@ def test_the_example_carries_out_orders_in_writing(base_url: str, tmp_path: Path
         assert image.width > 8 * 150, "seven screens that were looked at, and the last"
 
 
-def test_the_example_carries_out_a_spoken_order(base_url: str) -> None:
-    done = run("phone_agent.py", base_url, str(EXAMPLES / "instruction.wav"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("= 游戏已打开\n")
+def test_the_example_carries_out_a_spoken_order(client: openai.OpenAI) -> None:
+    phone = SimulatedPhone(26)
+    assert Agent(client, phone).run(EXAMPLES / "instruction.wav") == "游戏已打开"
+    assert phone.current_app == "Games"
 
 
-def test_the_example_gives_up_after_the_most_steps(base_url: str) -> None:
+def test_the_example_gives_up_after_the_most_steps(client: openai.OpenAI) -> None:
     """No page of this phone has that switch: the model launches the settings for ever."""
-    done = run("phone_agent.py", base_url, "Turn on Hotspot")
-    assert done.returncode == 1
-    assert done.stderr == "stuck: not done after 6 steps; the last one was Launch(app='Settings')\n"
+    lines: list[str] = []
+    agent = Agent(client, SimulatedPhone(9), max_steps=3, tell=lines.append)
+    with pytest.raises(Stuck, match=r"not done after 3 steps; the last one was Launch\(app='Settings'\)"):
+        agent.run("Turn on Hotspot")
+    assert len(lines) == 3
 
 
-def test_tasks_are_completed_in_writing_and_by_voice(base_url: str) -> None:
-    """One of each kind; docs/phone-agent.md has the share of a hundred."""
-    done = run("phone_tasks.py", base_url, "--tasks", "5")
-    assert done.returncode == 0, done.stderr
-    shares = "(switch 1/1, two switches 1/1, open 1/1, write 1/1, there and back 1/1)"
-    assert done.stdout.splitlines() == [f"{way}: 5 of 5 tasks completed {shares}" for way in ("text", "voice")]
+@pytest.mark.parametrize("way", ["text", "voice"])
+@pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
+def test_a_task_of_each_kind_is_completed(client: openai.OpenAI, tmp_path: Path, seed: int, way: str) -> None:
+    """docs/phone-agent.md has the share of a hundred seeds."""
+    task, wrong = attempt(client, seed, tmp_path if way == "voice" else None)
+    assert task.kind == KINDS[seed]
+    assert not wrong
