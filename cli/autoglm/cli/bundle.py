@@ -1,6 +1,5 @@
 """`autoglm bundle`: assemble a bundle from published weights, and look whether one is sound."""
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoglm.cli.options import AsJson, print_json
 from autoglm.common.bundle import BundleError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check(
     gpus: Annotated[
         str | None, typer.Option(help="Ask what would fit, as 24GB,24GB.", show_default="the GPUs here")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at files, shapes and fit of a bundle, and where it would be placed; exit status 1 for a fault."""
     from rich.console import Console
@@ -73,7 +73,7 @@ def check(
     placed = placement.place(report, devices or [placement.Device("cpu", available_memory())], homes)
     if as_json:
         rows = [{**asdict(each), "fits": each.fits} for each in placed]
-        typer.echo(json.dumps({**asdict(report), "sound": not report.faults, "placement": rows}, indent=2))
+        print_json({**asdict(report), "sound": not report.faults, "placement": rows})
     else:
         _print(report, placed)
     raise typer.Exit(1 if report.faults else 0)

@@ -1,9 +1,15 @@
-"""Options that `autoglm serve` and `autoglm doctor` share, so that one looks at what the other will use."""
+"""Options that several commands share: the same name, meaning and form everywhere."""
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+BundleFolder = Annotated[
+    Path | None,
+    typer.Option("--bundle", envvar="AUTOGLM_BUNDLE", help="Folder of the bundle.", show_default="autoglm-phone-nano"),
+]
 Modalities = Annotated[
     str,
     typer.Option(
@@ -13,5 +19,12 @@ Modalities = Annotated[
     ),
 ]
 Host = Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")]
-HttpPort = Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", help="Port of the OpenAI API.")]
-GrpcPort = Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", help="Port of the gRPC API.")]
+HttpPort = Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", min=1, max=65535, help="Port of the OpenAI API.")]
+GrpcPort = Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", min=1, max=65535, help="Port of the gRPC API.")]
+ApiKey = Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as every command's --json does."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
