@@ -90,3 +90,22 @@ def test_keys_that_were_never_made_come_with_the_command_that_makes_them(tmp_pat
         done = CliRunner().invoke(app, ["keys", *command, "--file", str(tmp_path / "keys.yaml")])
         assert done.exit_code == 1
         assert "make a key with `autoglm keys create`, or name the file with --file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        ("bench engine", "torch", "decoder"),
+        ("bundle check bundles", "torch", "serve"),
+        ("eval", "jiwer", "train"),
+        ("keys list", "yaml", "gateway"),
+        ("train nano", "torch", "train"),
+    ],
+)
+def test_a_package_that_is_missing_comes_with_its_extra(command: str, package: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from autoglm.cli.main import app; app({command.split()})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"autoglm {command.split()[0]}")
+    assert line.endswith(f": {package} is missing: pip install 'autoglm-mesh[{extra}]'")

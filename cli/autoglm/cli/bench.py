@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoglm.cli import load, report, workloads
 from autoglm.cli.api import Api, ApiError
-from autoglm.cli.options import ApiKey, AsJson, BundleFolder
+from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
 from autoglm.cli.report import Case, Row
 from autoglm.cli.workloads import Messages, ToolsMissing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
@@ -74,16 +74,13 @@ def engine(
 ) -> None:
     """The decoder's engine beside transformers: equality, tokens/s, an agent's second step, more than fits."""
     console = Console(stderr=True)
-    try:
+    with needing("decoder", "bench"):
         import torch
 
         from autoglm.cli.engine import bench
         from autoglm.cli.engine import report as engine_report
         from autoglm.cli.engine.subject import Setting
         from autoglm.cli.processes import StartError
-    except ModuleNotFoundError as error:
-        print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[decoder]'", file=sys.stderr)
-        raise typer.Exit(1) from None
     if dtype not in bench.DTYPES:
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     setting = Setting.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)

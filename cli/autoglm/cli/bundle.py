@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoglm.cli.options import AsJson, print_json
+from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import BundleError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def init(
     decoder: Annotated[str, typer.Option(help="GLM chat model: a folder or a hub id.")] = DECODER,
 ) -> None:
     """Put a bundle together from published weights, with a fresh fusion whose gates are closed."""
-    from autoglm.training.bundles.preset import Sources, assemble
-
+    with needing("serve", "bundle init"):
+        from autoglm.training.bundles.preset import Sources, assemble
     try:
         bundle = assemble(out, preset.value, Sources(vision, speech, decoder), typer.echo)
     except (BundleError, OSError) as error:
@@ -58,11 +58,11 @@ def check(
     """Look at files, shapes and fit of a bundle, and where it would be placed; exit status 1 for a fault."""
     from rich.console import Console
 
-    from autoglm.cli import mesh
-    from autoglm.common.memory import available_memory
-    from autoglm.training.bundles import placement
-    from autoglm.training.bundles.check import check as look_at
-
+    with needing("serve", "bundle check"):
+        from autoglm.cli import mesh
+        from autoglm.common.memory import available_memory
+        from autoglm.training.bundles import placement
+        from autoglm.training.bundles.check import check as look_at
     try:
         devices = placement.gpus() if gpus is None else placement.parse(gpus)
         with Console(stderr=True).status("Hashing and comparing every file"):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autoglm.cli.options import AsJson, BundleFolder, print_json
+from autoglm.cli.options import AsJson, BundleFolder, needing, print_json
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 
 
@@ -23,13 +23,11 @@ def evaluate(
     try:
         opened = Bundle.open(bundle or chosen_bundle())
         opened.verify()
-        from autoglm.training import evaluate as exam
     except BundleError as error:
         print(f"autoglm eval: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except ModuleNotFoundError as error:
-        print(f"autoglm eval: {error.name} is missing: pip install 'autoglm-mesh[train]'", file=sys.stderr)
-        raise typer.Exit(1) from None
+    with needing("train", "eval"):
+        from autoglm.training import evaluate as exam
     try:
         report = exam.evaluate(opened.root, exam.ExamConfig(seed, limit))
     except KeyboardInterrupt:

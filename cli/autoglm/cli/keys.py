@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoglm.cli.options import AsJson, print_json
+from autoglm.cli.options import AsJson, needing, print_json
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -89,15 +89,11 @@ def _must_exist(file: Path) -> None:
 def _refusing(command: str) -> Iterator[None]:
     """End with one line and exit status 1 when something inside is wrong."""
     try:
-        yield
-    except ModuleNotFoundError as error:
-        message = f"{error.name} is missing: pip install 'autoglm-mesh[gateway]'"
+        with needing("gateway", f"keys {command}"):
+            yield
     except ValueError as error:
-        message = str(error)
-    else:
-        return
-    typer.echo(f"autoglm keys {command}: {message}", err=True)
-    raise typer.Exit(1)
+        typer.echo(f"autoglm keys {command}: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _print(rows: list[dict[str, str | int | None]]) -> None:

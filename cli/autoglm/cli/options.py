@@ -1,6 +1,8 @@
-"""Options that several commands share: the same name, meaning and form everywhere."""
+"""What several commands share: options of the same name, meaning and form, JSON, and the word on a missing package."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,16 @@ HttpPort = Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", min=1, max=65
 GrpcPort = Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", min=1, max=65535, help="Port of the gRPC API.")]
 ApiKey = Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@contextmanager
+def needing(extra: str, command: str) -> Iterator[None]:
+    """End with one line and exit status 1 when a package of the distribution's `extra` is missing inside."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"autoglm {command}: {error.name} is missing: pip install 'autoglm-mesh[{extra}]'", err=True)
+        raise typer.Exit(1) from None
 
 
 def print_json(value: Any) -> None:
