@@ -1,11 +1,18 @@
 """A client that works a phone step by step: a long system prompt, a screenshot a step, one action back."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from phone_agent import Agent, Stuck
+from phone_tasks import KINDS, attempt
+from PIL import Image
+from simulated_phone import SimulatedPhone
 
 from autoglm.training.data.prompts import FORMATS, HEADS
 
@@ -31,6 +38,7 @@ RULE = (
     "If nothing changes after a tap, tap a little beside it, and after three tries choose another way to the goal.\n"
 )
 SYSTEM = RULES + "".join(RULE.format(n=n) for n in range(1, 17))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))</answer>", re.DOTALL)
 
 
@@ -85,3 +93,40 @@ def test_a_long_system_prompt_is_answered_alike_streamed_or_not(client: openai.O
     answers = session(client, SYSTEM, stream=False, steps=2)
     assert all(answers)
     assert session(client, SYSTEM, stream=True, steps=2) == answers
+
+
+def test_the_example_carries_out_orders_in_writing(base_url: str, tmp_path: Path) -> None:
+    """As a program, with the orders of docs/phone-agent.md."""
+    strip = tmp_path / "strip.png"
+    orders = ("Turn on Bluetooth", "Go back", "Open Notes", "Type good night")
+    command = [sys.executable, str(EXAMPLES / "phone_agent.py"), *orders, "--url", base_url, "--strip", str(strip)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = [line[2:] for line in done.stdout.splitlines() if line.startswith("= ")]
+    assert said == ["Bluetooth is on", "Back()", "Notes is open", "Type(text='good night')"]
+    with Image.open(strip) as image:
+        assert image.width > 8 * 150, "seven screens that were looked at, and the last"
+
+
+def test_the_example_carries_out_a_spoken_order(client: openai.OpenAI) -> None:
+    phone = SimulatedPhone(26)
+    assert Agent(client, phone).run(EXAMPLES / "instruction.wav") == "游戏已打开"
+    assert phone.current_app == "Games"
+
+
+def test_the_example_gives_up_after_the_most_steps(client: openai.OpenAI) -> None:
+    """No page of this phone has that switch: the model launches the settings for ever."""
+    lines: list[str] = []
+    agent = Agent(client, SimulatedPhone(9), max_steps=3, tell=lines.append)
+    with pytest.raises(Stuck, match=r"not done after 3 steps; the last one was Launch\(app='Settings'\)"):
+        agent.run("Turn on Hotspot")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("way", ["text", "voice"])
+@pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
+def test_a_task_of_each_kind_is_completed(client: openai.OpenAI, tmp_path: Path, seed: int, way: str) -> None:
+    """docs/phone-agent.md has the share of a hundred seeds."""
+    task, wrong = attempt(client, seed, tmp_path if way == "voice" else None)
+    assert task.kind == KINDS[seed]
+    assert not wrong

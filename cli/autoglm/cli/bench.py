@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoglm.cli import load, report, workloads
 from autoglm.cli.api import Api, ApiError
+from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
 from autoglm.cli.report import Case, Row
 from autoglm.cli.workloads import Messages, ToolsMissing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
@@ -44,10 +45,10 @@ def smoke(
     url: Annotated[
         str | None, typer.Option(help="A running mesh.", show_default="one that is started and stopped here")
     ] = None,
-    api_key: Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")] = "EMPTY",
+    api_key: ApiKey = "EMPTY",
     requests: Annotated[int, typer.Option(min=1, help="Requests a row and round.")] = 16,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
     console = Console(stderr=True)
@@ -67,22 +68,19 @@ def engine(
     dtype: Annotated[str, typer.Option(help="Of weights and arithmetic: float32 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads.", show_default="half of the cores")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = ROUNDS,
-    bundle: Annotated[str, typer.Option(help="A bundle.", show_default="AUTOGLM_BUNDLE, else nano")] = "",
+    bundle: BundleFolder = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The decoder's engine beside transformers: equality, tokens/s, an agent's second step, more than fits."""
     console = Console(stderr=True)
-    try:
+    with needing("decoder", "bench"):
         import torch
 
         from autoglm.cli.engine import bench
         from autoglm.cli.engine import report as engine_report
         from autoglm.cli.engine.subject import Setting
         from autoglm.cli.processes import StartError
-    except ModuleNotFoundError as error:
-        print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[decoder]'", file=sys.stderr)
-        raise typer.Exit(1) from None
     if dtype not in bench.DTYPES:
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     setting = Setting.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
@@ -91,7 +89,7 @@ def engine(
             task = progress.add_task("")
             measured = bench.run(
                 setting,
-                Bundle.open(chosen_bundle(bundle)),
+                Bundle.open(bundle or chosen_bundle()),
                 lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
             )
     except (BundleError, ApiError, ToolsMissing, StartError) as error:

@@ -1,6 +1,5 @@
 """`autoglm bundle`: assemble a bundle from published weights, and look whether one is sound."""
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import BundleError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def init(
     decoder: Annotated[str, typer.Option(help="GLM chat model: a folder or a hub id.")] = DECODER,
 ) -> None:
     """Put a bundle together from published weights, with a fresh fusion whose gates are closed."""
-    from autoglm.training.bundles.preset import Sources, assemble
-
+    with needing("serve", "bundle init"):
+        from autoglm.training.bundles.preset import Sources, assemble
     try:
         bundle = assemble(out, preset.value, Sources(vision, speech, decoder), typer.echo)
     except (BundleError, OSError) as error:
@@ -53,16 +53,16 @@ def check(
     gpus: Annotated[
         str | None, typer.Option(help="Ask what would fit, as 24GB,24GB.", show_default="the GPUs here")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at files, shapes and fit of a bundle, and where it would be placed; exit status 1 for a fault."""
     from rich.console import Console
 
-    from autoglm.cli import mesh
-    from autoglm.common.memory import available_memory
-    from autoglm.training.bundles import placement
-    from autoglm.training.bundles.check import check as look_at
-
+    with needing("serve", "bundle check"):
+        from autoglm.cli import mesh
+        from autoglm.common.memory import available_memory
+        from autoglm.training.bundles import placement
+        from autoglm.training.bundles.check import check as look_at
     try:
         devices = placement.gpus() if gpus is None else placement.parse(gpus)
         with Console(stderr=True).status("Hashing and comparing every file"):
@@ -73,7 +73,7 @@ def check(
     placed = placement.place(report, devices or [placement.Device("cpu", available_memory())], homes)
     if as_json:
         rows = [{**asdict(each), "fits": each.fits} for each in placed]
-        typer.echo(json.dumps({**asdict(report), "sound": not report.faults, "placement": rows}, indent=2))
+        print_json({**asdict(report), "sound": not report.faults, "placement": rows})
     else:
         _print(report, placed)
     raise typer.Exit(1 if report.faults else 0)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from autoglm.cli.api import DEFAULT_URL, Api, ApiError, audio_part, image_part
+from autoglm.cli.options import ApiKey
 from autoglm.common.bundle import ALIAS
 
 HELP = "Ask something; /image FILE and /audio FILE attach, /quit leaves."
@@ -21,7 +22,7 @@ def chat(
     image: Annotated[list[Path] | None, typer.Option(help="A screenshot to look at.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="A recording to listen to.")] = None,
     url: Annotated[str, typer.Option(envvar="AUTOGLM_URL", help="The server.")] = DEFAULT_URL,
-    api_key: Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")] = "EMPTY",
+    api_key: ApiKey = "EMPTY",
     model: Annotated[str, typer.Option(help="Name of the model.")] = ALIAS,
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
     thinking: Annotated[bool | None, typer.Option(help="Whether to reason first.", show_default="model")] = None,

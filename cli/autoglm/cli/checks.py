@@ -6,12 +6,19 @@ import shutil
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, BundleError, PartName
 from autoglm.common.memory import available_memory
 
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from autoglm.gateway.settings import Settings
+
 GIB = 1024**3
+REDIS_SECONDS = 2
 NEEDED_MEMORY = 2.5 * GIB
 ENCODERS: tuple[PartName, ...] = ("vision", "speech")
 
@@ -22,8 +29,56 @@ def check_port(host: str, port: int, variable: str) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        what = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise StartError(f"port {port} {what}: stop what uses it, or choose another with {variable}") from None
+        raise StartError(_port_fault(host, port, variable, error)) from None
+
+
+def _port_fault(host: str, port: int, variable: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken: stop what uses it, or choose another with {variable}"
+    if error.errno == errno.EACCES:
+        return f"port {port} is for root alone: choose one from 1024 on with {variable}"
+    return f"{host} is no address of this machine: choose another with --host or AUTOGLM_HOST"
+
+
+def gateway_settings() -> "Settings":
+    """Return the gateway's settings; raises StartError naming the first variable that is wrong."""
+    from pydantic import ValidationError
+
+    from autoglm.gateway.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        name = "".join(f"AUTOGLM_{step}: ".upper() for step in wrong["loc"][:1])
+        raise StartError(f"{name}{wrong['msg']}; docs/configuration.md has every setting") from None
+
+
+def redis_client(url: str) -> "Redis":
+    """Return a client for `url`, which nothing has been sent to yet; raises StartError when that is no address."""
+    from redis import Redis
+
+    try:
+        return Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS)
+    except ValueError:
+        raise StartError("AUTOGLM_REDIS_URL is no address: give one like redis://localhost:6379/0") from None
+
+
+def check_redis(url: str) -> str:
+    """Return which server answers at `url`, without its password; raises StartError when none does."""
+    from redis import RedisError
+
+    client = redis_client(url)
+    known = client.connection_pool.connection_kwargs
+    place = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+    try:
+        with client:
+            return f"Redis {client.info('server')['redis_version']} at {place}"
+    except (RedisError, OSError) as error:
+        raise StartError(
+            f"no Redis answers at {place} ({type(error).__name__}): start it or correct AUTOGLM_REDIS_URL; without"
+            " the variable the mesh starts a cache of its own"
+        ) from None
 
 
 def check_memory(available: int | None = None) -> None:

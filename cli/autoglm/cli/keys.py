@@ -1,12 +1,13 @@
 """`autoglm keys`: make, list and revoke API keys, in the file that the gateway's `api_keys_file` names."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from autoglm.cli.options import AsJson, needing, print_json
 
 app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -40,12 +41,12 @@ def create(
 
 
 @app.command("list")
-def list_keys(
-    file: File = DEFAULT_FILE, as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False
-) -> None:
+def list_keys(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the keys' ids, whose they are, and the tenants' own limits."""
     with _refusing("list"):
         from autoglm.gateway.key_file import ID_DIGITS, load
+
+        _must_exist(file)
 
         rows: list[dict[str, str | int | None]] = [
             {
@@ -58,7 +59,7 @@ def list_keys(
             for digest in tenant.keys
         ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         _print(rows)
 
@@ -72,25 +73,27 @@ def revoke(
     with _refusing("revoke"):
         from autoglm.gateway.key_file import load, save
 
+        _must_exist(file)
         content = load(file)
         tenant = content.remove_key(key)
         save(file, content)
     typer.echo(f"Key {key} of {tenant} is revoked", err=True)
 
 
+def _must_exist(file: Path) -> None:
+    if not file.exists():
+        raise ValueError(f"there is no {file}: make a key with `autoglm keys create`, or name the file with --file")
+
+
 @contextmanager
 def _refusing(command: str) -> Iterator[None]:
     """End with one line and exit status 1 when something inside is wrong."""
     try:
-        yield
-    except ModuleNotFoundError as error:
-        message = f"{error.name} is missing: pip install 'autoglm-mesh[gateway]'"
+        with needing("gateway", f"keys {command}"):
+            yield
     except ValueError as error:
-        message = str(error)
-    else:
-        return
-    typer.echo(f"autoglm keys {command}: {message}", err=True)
-    raise typer.Exit(1)
+        typer.echo(f"autoglm keys {command}: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _print(rows: list[dict[str, str | int | None]]) -> None:

@@ -1,12 +1,30 @@
 """The `autoglm` command. One module per command; each imports what is heavy when it runs, not before."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, serve, train
 
-app = typer.Typer(
-    help="The AutoGLM-Phone mesh.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"autoglm {version('autoglm-mesh')}")
+        raise typer.Exit
+
+
+@app.callback()
+def autoglm(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The AutoGLM-Phone mesh."""
+
+
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(doctor.doctor)

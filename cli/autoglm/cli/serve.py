@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any
 
 import typer
 
 from autoglm.cli import checks, place, processes
 from autoglm.cli.cache import Cache
-from autoglm.cli.options import GrpcPort, Host, HttpPort, Modalities
+from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, PartName, chosen_bundle
 
@@ -48,9 +48,7 @@ class Options:
 
 
 def serve(
-    bundle: Annotated[
-        Path | None, typer.Option(envvar="AUTOGLM_BUNDLE", help="Folder of the bundle to serve.", show_default="nano")
-    ] = None,
+    bundle: BundleFolder = None,
     modalities: Modalities = "",
     host: Host = "0.0.0.0",
     http_port: HttpPort = 8000,
@@ -99,6 +97,8 @@ class Supervisor:
         self._watch(gateway)
 
     def _check(self) -> tuple[Bundle, tuple[PartName, ...]]:
+        if url := checks.gateway_settings().redis_url.get_secret_value():
+            checks.redis_client(url)
         bundle, services = checks.open_bundle(self._options.bundle, self._options.modalities)
         checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
         checks.check_port(self._options.host, self._options.grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from autoglm.cli.options import needing
+
 app = typer.Typer(help="Train and export bundles.", no_args_is_help=True)
 
 
@@ -24,9 +26,9 @@ def nano(
     ] = None,
 ) -> None:
     """Train the nano bundle from generated data, on the CPU, in resumable stages."""
-    import autoglm.training.nano as pipeline
-    from autoglm.training.recipe import RecipeError
-
+    with needing("train", "train"):
+        import autoglm.training.nano as pipeline
+        from autoglm.training.recipe import RecipeError
     try:
         pipeline.main(workdir, stage, out, recipe)
     except RecipeError as error:

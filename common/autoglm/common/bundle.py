@@ -56,7 +56,9 @@ class Bundle:
             adapters = {name: Part(**part) for name, part in raw.get("adapters", {}).items()}
             return cls(root, raw["name"], raw["architecture"], parts, adapters)
         except FileNotFoundError as error:
-            raise BundleError(f"no bundle at {root}: {MANIFEST} is missing; set AUTOGLM_BUNDLE to a bundle") from error
+            raise BundleError(
+                f"no bundle at {root}: {MANIFEST} is missing; name a bundle's folder by --bundle or AUTOGLM_BUNDLE"
+            ) from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise BundleError(f"{root / MANIFEST} is damaged ({error!r}); restore it") from error
 

@@ -57,7 +57,9 @@ class Recipe:
         except ValidationError as error:
             first = error.errors()[0]
             raise RecipeError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise RecipeError(f"{where} cannot be read ({error.strerror}): name a recipe with --recipe") from error
+        except (ValueError, yaml.YAMLError) as error:
             raise RecipeError(f"{where}: {error}") from error
 
 
