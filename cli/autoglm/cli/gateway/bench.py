@@ -18,6 +18,7 @@ from autoglm.cli.gateway.stub import Work
 
 SEED = 0
 PERCENTILES = (50, 99)
+TICK = 0.01  # seconds: CPU time is counted in these
 TIMES: Mapping[str, tuple[bool, Callable[[Answer], float]]] = {
     "unary answer": (False, lambda answer: answer.end),
     "first token of a stream": (True, lambda answer: answer.first),
@@ -144,5 +145,5 @@ def _note(found: Found, name: str, kind: str, values: Sequence[float]) -> None:
 async def _crowd(name: str, side: Side, asker: Asker, streams: int, setting: Setting, found: Found) -> None:
     chunks, before = streams * setting.crowds[streams], side.cpu_seconds
     found.rates[name, streams].append(chunks / await crowd(asker, Work(setting.crowds[streams]), streams))
-    if name in SERVERS:  # the stub over HTTP may be done within one tick of the clock of CPU time
-        found.cpu_rates[name, streams].append(chunks / (side.cpu_seconds - before))
+    if name in SERVERS:
+        found.cpu_rates[name, streams].append(chunks / max(TICK, side.cpu_seconds - before))
