@@ -104,6 +104,49 @@ def engine(
     )
 
 
+@app.command()
+def gateway(
+    quick: Annotated[bool, typer.Option(help="Less of everything: under a minute.")] = False,
+    litellm: Annotated[
+        Path | None,
+        typer.Option(help="LiteLLM's program, as tools/litellm.sh installs it.", show_default="none: no peer"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's proxy."""
+    console = Console(stderr=True)
+    try:
+        from autoglm.cli.gateway import bench
+        from autoglm.cli.gateway import report as gateway_report
+        from autoglm.cli.gateway.generator import Incomplete
+        from autoglm.cli.gateway.sides import version_of
+        from autoglm.cli.processes import StartError
+    except ModuleNotFoundError as error:
+        print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[serve]'", file=sys.stderr)
+        raise typer.Exit(1) from None
+    setting = bench.Setting.of(quick)
+    try:
+        peer = "none (no --litellm)" if litellm is None else version_of(litellm)
+        with _progress(console) as progress:
+            task = progress.add_task("")
+            measured = bench.run(
+                setting,
+                litellm,
+                lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
+            )
+    except (Incomplete, StartError) as error:
+        print(f"autoglm bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise _stopped() from None
+    found = conditions() | {"benchmark": "autoglm bench gateway", "peer": peer, "seed": SEED} | setting.as_json()
+    name = "gateway-quick" if quick else "gateway"
+    _hand_over(
+        out, name, found, gateway_report.as_json(found, measured), gateway_report.as_markdown(found, measured), as_json
+    )
+
+
 def _stopped() -> typer.Exit:
     print("autoglm bench: stopped; nothing was written", file=sys.stderr)
     return typer.Exit(130)

@@ -5,6 +5,7 @@ let running requests finish within `drain_timeout`, while health says that no mo
 """
 
 import asyncio
+import gc
 import logging
 import math
 import signal
@@ -83,8 +84,21 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings):
+        _spare_collections()
         await stop.wait()
         logger.info("stopping; running requests have %.0f s", settings.drain_timeout)
+
+
+def _spare_collections() -> None:
+    """Make full garbage collections ten times as rare, and keep what the start has made out of them.
+
+    Every stream waits for them: a tenth of a second with 512 streams open. They find nothing, because what a request
+    leaves behind has no cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, 10 * old)
 
 
 @asynccontextmanager

@@ -273,7 +273,7 @@ class RequestScope:
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            pass
+            self._desk.metrics.aborted()
         except Exception as error:
             known = self._desk.failed(error)
             if status == CLIENT_GONE:

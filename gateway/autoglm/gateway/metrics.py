@@ -49,6 +49,10 @@ class Metrics:
         """Count one choice that ended."""
         self._success.labels(FINISH_NAMES.get(reason, "unknown")).inc()
 
+    def aborted(self) -> None:
+        """Count one request whose client left before the end."""
+        self._success.labels("abort").inc()
+
     def failed(self, error: MeshError) -> None:
         """Count one error that a client was told of."""
         self._errors.labels(error.code).inc()

@@ -1,5 +1,6 @@
 """The gRPC door: protobuf in, the same pipeline, protobuf out; errors as google.rpc.Status with details."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -140,6 +141,9 @@ async def entered(desk: Desk, context: Context, method: str) -> AsyncIterator[Ca
         desk.admit(call, metadata.get("authorization"), context.time_remaining())
         yield call
         status = "OK"
+    except asyncio.CancelledError:
+        desk.metrics.aborted()
+        raise
     except Exception as error:
         known = desk.failed(error)
         status = known.code

@@ -1,0 +1,13 @@
+#!/bin/sh
+# autoglm bench gateway beside LiteLLM's proxy: sh tools/litellm.sh [--quick] [--json]. LiteLLM's pins cannot be met beside
+# ours (rich, tokenizers), so its packages lie in an environment of their own, .venv-litellm, made here once.
+set -eu
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+venv=$root/.venv-litellm
+if [ ! -e "$venv/.ready" ]; then
+    "$root/.venv/bin/python" -m venv "$venv"
+    "$venv/bin/pip" install --quiet --no-deps --only-binary :all: -r "$root/tools/litellm.txt"
+    touch "$venv/.ready"
+fi
+cd "$root"
+exec "$root/.venv/bin/autoglm" bench gateway --litellm "$venv/bin/litellm" "$@"
