@@ -60,11 +60,15 @@ class TextPart:
 
 @dataclass(slots=True)
 class MediaPart:
-    """An image or a recording as it came: bytes, or their base64 as text. Not yet verified."""
+    """An image or a recording as it came: bytes, or their base64 as text. Not yet verified.
+
+    With a `url`, `source` is empty until it has been fetched from there.
+    """
 
     modality: Modality
     source: bytes | str
     param: str
+    url: str = ""
 
     def release(self) -> None:
         """Forget the content, which is embedded by now: an answer may take minutes, and holds only what it needs."""

@@ -21,7 +21,7 @@ from autoglm.gateway.conversation import (
     check_sampling,
 )
 from autoglm.gateway.desk import Desk, new_call
-from autoglm.gateway.media import base64_of
+from autoglm.gateway.media import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
 from autoglm.v1.chat_pb2 import (
@@ -183,7 +183,7 @@ def _media(media: Media, modality: Modality, param: str) -> MediaPart:
         case "data":
             return MediaPart(modality, media.data, f"{param}.data")
         case "url":
-            return MediaPart(modality, base64_of(media.url, f"{param}.url"), f"{param}.url")
+            return at_url(media.url, modality, f"{param}.url")
     raise InvalidRequest(f"{param} must have data or url", param=param)
 
 
