@@ -59,7 +59,7 @@ class Policy:
             raise InvalidRequest(f"{what} is no https: URL; {INSTEAD}")
         if url.user is not None or url.password is not None:
             raise InvalidRequest(f"{what} holds a user name or a password; leave it out")
-        host, port = (url.raw_host or "").lower(), url.port or 443
+        host, port = (url.raw_host or "").lower(), url.port
         if not re.fullmatch(HOST, host) or not (self._names(host, port) or ("*", port) in self._entries):
             raise InvalidRequest(
                 f"{what} names a host or a port that this server does not fetch from; {INSTEAD}, or have the server's"
@@ -71,7 +71,7 @@ class Policy:
         ip = _translated(ip_address(address))
         return _public(ip) or (self._names(host.lower(), port) and any(ip in network for network in self._private))
 
-    def _names(self, host: str, port: int) -> bool:
+    def _names(self, host: str, port: int | None) -> bool:
         """Return whether an entry names `host`, itself or by a domain that it is in."""
         labels = host.split(".")
         domains = {f"*.{'.'.join(labels[i:])}" for i in range(1, len(labels))}
