@@ -20,9 +20,13 @@ class Origin:
     """A server that speaks HTTPS, or whatever else a test has it say; it remembers what it was asked."""
 
     def __init__(self) -> None:
+        self.port = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as at the start."""
         self.replies: dict[str, bytes | Reply] = {}
         self.heads: list[str] = []
-        self.port = 0
         self.entered, self.left = asyncio.Event(), asyncio.Event()
 
     @property

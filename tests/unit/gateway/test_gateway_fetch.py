@@ -5,9 +5,7 @@ import gzip
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,7 +23,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
-from .conftest import Client, FakeMesh, Serve
+from .conftest import Client, FakeMesh, Serve, running_client, running_mesh
 from .origins import Names, Origin, http
 from .samples import png, wav
 from .test_gateway_faults import soon
@@ -35,18 +33,6 @@ UNREACHABLE = "has no address that this server may connect to"
 SECRET = "sig=c2VjcmV0"
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    names = Names()
-    monkeypatch.setattr("socket.getaddrinfo", names.getaddrinfo)
-    return names
-
-
 @dataclass
 class World:
     """A server at 127.0.0.1 that may be fetched from, and on the same port at 127.0.0.2 one that may not."""
@@ -54,34 +40,58 @@ class World:
     media: Origin
     inner: Origin
     names: Names
-    serve: Serve
 
     @property
     def url(self) -> str:
         return f"https://media.test:{self.media.port}"
 
-    async def gateway(self, **settings: Any) -> Client:
+    @property
+    def settings(self) -> dict[str, Any]:
         allowed = f"media.test:{self.media.port},*.cdn.test:{self.media.port},*"
-        given = {"allowed_media_domains": allowed, "allowed_private_networks": "127.0.0.1/32", **settings}
-        return await self.serve(**given)
+        return {"allowed_media_domains": allowed, "allowed_private_networks": "127.0.0.1/32"}
+
+    def forget(self) -> None:
+        """Be as at the start."""
+        self.names.asked.clear()
+        self.names.answers = {
+            "media.test": [["127.0.0.1"]],
+            "a.cdn.test": [["127.0.0.1"]],
+            "b.cdn.test": [["127.0.0.2"]],
+        }
+        for origin in (self.media, self.inner):
+            origin.forget()
+            origin.replies = {"/a.png": http(png())}
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def world(
-    names: Names, serve: Serve, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def standing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    authority, file = trustme.CA(), tmp_path_factory.mktemp("tls") / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("media.test", "*.cdn.test").configure_cert(context)
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing may care
-    names.answers |= {"media.test": [["127.0.0.1"]], "a.cdn.test": [["127.0.0.1"]], "b.cdn.test": [["127.0.0.2"]]}
-    media, inner = Origin(), Origin()
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(await media.start("127.0.0.1", 0, context))
-        await stack.enter_async_context(await inner.start("127.0.0.2", media.port, context))
-        media.replies["/a.png"] = inner.replies["/a.png"] = http(png())
-        yield World(media, inner, names, serve)
+    world = World(Origin(), Origin(), Names())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("socket.getaddrinfo", world.names.getaddrinfo)
+        patch.setenv("SSL_CERT_FILE", str(file))
+        patch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing may care
+        async with (
+            await world.media.start("127.0.0.1", 0, context),
+            await world.inner.start("127.0.0.2", world.media.port, context),
+        ):
+            yield world
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def gateway(standing: World) -> AsyncIterator[Client]:
+    """A gateway that may fetch, for tests that leave nothing behind."""
+    async with running_mesh() as mesh, running_client(mesh, **standing.settings) as client:
+        yield client
+
+
+@pytest.fixture
+def world(standing: World) -> World:
+    standing.forget()
+    return standing
 
 
 def image(url: str) -> dict[str, Any]:
@@ -103,9 +113,9 @@ async def refused(client: Client, url: str, status: int = 400, code: str = "inva
     return str(error["message"])
 
 
-async def test_files_of_an_allowed_host_reach_the_encoders(world: World, mesh: FakeMesh) -> None:
+async def test_files_of_an_allowed_host_reach_the_encoders(world: World, serve: Serve, mesh: FakeMesh) -> None:
     world.media.replies["/b.wav"] = http(wav(), content_type="text/plain")
-    client = await world.gateway()
+    client = await serve(**world.settings)
     for outcome in ("miss", "local"):
         response = await client.chat([image(f"{world.url}/a.png?x=%2F&{SECRET}"), audio(f"{world.url}/b.wav")])
         assert response.status_code == 200
@@ -119,8 +129,8 @@ async def test_files_of_an_allowed_host_reach_the_encoders(world: World, mesh: F
     assert "autoglm_media_fetch_seconds_count 4.0" in (await client.http.get("/metrics")).text
 
 
-async def test_the_host_is_told_nothing_of_the_client(world: World) -> None:
-    client = await world.gateway(api_keys="k-123")
+async def test_the_host_is_told_nothing_of_the_client(world: World, serve: Serve) -> None:
+    client = await serve(**world.settings | {"api_keys": "k-123"})
     world.media.replies["/a.png"] = http(png(), set_cookie="seen=1")
     client.http.headers["authorization"] = "Bearer k-123"
     for _ in range(2):
@@ -132,9 +142,9 @@ async def test_the_host_is_told_nothing_of_the_client(world: World) -> None:
         assert "accept-encoding: identity" in head
 
 
-async def test_urls_over_grpc(world: World, mesh: FakeMesh) -> None:
+async def test_urls_over_grpc(world: World, serve: Serve, mesh: FakeMesh) -> None:
     world.media.replies["/b.wav"] = http(wav())
-    client = await world.gateway()
+    client = await serve(**world.settings)
     chat, heard = ChatServiceStub(client.channel), TranscriptionServiceStub(client.channel)  # type: ignore[no-untyped-call]
     part = ContentPart(image=Media(url=f"{world.url}/a.png"))
     message = ChatMessage(role=ROLE_USER, parts=[part])
@@ -147,12 +157,12 @@ async def test_urls_over_grpc(world: World, mesh: FakeMesh) -> None:
     assert (caught.value.details() or "").startswith("audio.url: ")
 
 
-async def test_nothing_is_fetched_by_default(shared: Client, names: Names) -> None:
+async def test_nothing_is_fetched_by_default(world: World, shared: Client) -> None:
     for url in ("https://media.test/a.png", "http://media.test/a.png", "file:///etc/passwd", ""):
         assert "takes only data: URLs; send the bytes as" in await refused(shared, f"{url}?{SECRET}")
     response = await shared.chat([audio("https://media.test/b.wav")])
     assert error_of(response)["param"] == "messages[0].content[0].audio_url.url"
-    assert not names.asked
+    assert not world.names.asked
 
 
 @pytest.mark.parametrize(
@@ -190,9 +200,8 @@ async def test_nothing_is_fetched_by_default(shared: Client, names: Names) -> No
         ("https://①②⑦.⓪.⓪.①/a.png", "names a host or a port"),
     ],
 )
-async def test_urls_that_the_policy_does_not_let_through(world: World, url: str, told: str) -> None:
-    client = await world.gateway()
-    message = await refused(client, url.format(port=world.media.port) + f"?{SECRET}")
+async def test_urls_that_the_policy_does_not_let_through(world: World, gateway: Client, url: str, told: str) -> None:
+    message = await refused(gateway, url.format(port=world.media.port) + f"?{SECRET}")
     assert told in message
     assert world.names.asked == world.media.heads == []
 
@@ -227,10 +236,9 @@ async def test_urls_that_the_policy_does_not_let_through(world: World, url: str,
         [],
     ],
 )
-async def test_names_of_addresses_that_are_not_public(world: World, addresses: list[str]) -> None:
-    client = await world.gateway()
+async def test_names_of_addresses_that_are_not_public(world: World, gateway: Client, addresses: list[str]) -> None:
     world.names.answers["any.test"] = [addresses]
-    assert UNREACHABLE in await refused(client, f"https://any.test/a.png?{SECRET}")
+    assert UNREACHABLE in await refused(gateway, f"https://any.test/a.png?{SECRET}")
     assert world.names.asked == ["any.test"]
 
 
@@ -245,24 +253,23 @@ def test_public_addresses_and_private_ones_of_hosts_with_a_name() -> None:
     assert not policy.connectable("store.internal", 443, "10.2.0.1")
 
 
-async def test_a_name_that_is_bound_anew_leads_nowhere(world: World) -> None:
+async def test_a_name_that_is_bound_anew_leads_nowhere(world: World, gateway: Client) -> None:
     world.names.answers["media.test"] = [["127.0.0.1"], ["127.0.0.2"]]
-    client = await world.gateway()
-    assert (await client.chat([image(f"{world.url}/a.png")])).status_code == 200
+    assert (await gateway.chat([image(f"{world.url}/a.png")])).status_code == 200
     assert world.names.asked == ["media.test"]
     assert len(world.media.heads) == 1
-    assert UNREACHABLE in await refused(client, f"{world.url}/a.png")
+    assert UNREACHABLE in await refused(gateway, f"{world.url}/a.png")
     assert world.names.asked == ["media.test"] * 2
     assert not world.inner.heads
 
 
-async def test_redirects_within_what_is_allowed(world: World, mesh: FakeMesh) -> None:
+async def test_redirects_within_what_is_allowed(world: World, serve: Serve, mesh: FakeMesh) -> None:
     world.media.replies |= {
         "/1": http(b"", "302 Found", location="/2"),
         "/2": http(b"", "307 Temporary Redirect", location=f"https://a.cdn.test:{world.media.port}/3"),
         "/3": http(b"", "301 Moved Permanently", location="a.png"),
     }
-    client = await world.gateway()
+    client = await serve(**world.settings)
     assert (await client.chat([image(f"{world.url}/1")])).status_code == 200
     assert mesh.vision.encode.requests[0].image == png()
     assert world.media.paths == ["/1", "/2", "/3", "/a.png"]
@@ -281,30 +288,28 @@ async def test_redirects_within_what_is_allowed(world: World, mesh: FakeMesh) ->
         ("https://[", "cannot be read"),
     ],
 )
-async def test_redirects_out_of_what_is_allowed(world: World, location: str, told: str) -> None:
+async def test_redirects_out_of_what_is_allowed(world: World, gateway: Client, location: str, told: str) -> None:
     target = location.format(port=world.media.port) + f"?{SECRET}"
     world.media.replies["/1"] = http(b"", "302 Found", location=target)
-    client = await world.gateway()
-    assert told in await refused(client, f"{world.url}/1")
+    assert told in await refused(gateway, f"{world.url}/1")
     assert (world.media.paths, world.inner.heads) == (["/1"], [])
 
 
 @pytest.mark.parametrize("headers", [{"location": "/1"}, {}])
-async def test_redirects_without_an_end(world: World, headers: dict[str, str]) -> None:
+async def test_redirects_without_an_end(world: World, gateway: Client, headers: dict[str, str]) -> None:
     world.media.replies["/1"] = http(b"", "302 Found", **headers)
-    client = await world.gateway()
-    assert f"redirects more than {MAX_REDIRECTS} times" in await refused(client, f"{world.url}/1")
+    assert f"redirects more than {MAX_REDIRECTS} times" in await refused(gateway, f"{world.url}/1")
     assert world.media.paths == ["/1"] * (1 + MAX_REDIRECTS)
 
 
-async def test_certificates_that_do_not_fit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_that_do_not_fit(world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     told = "has no certificate that this server trusts"
     world.names.answers["other.test"] = [["127.0.0.1"]]
     other = f"other.test:{world.media.port}"
-    client = await world.gateway(allowed_media_domains=other)
+    client = await serve(**world.settings | {"allowed_media_domains": other})
     assert told in await refused(client, f"https://{other}/a.png")
     monkeypatch.delenv("SSL_CERT_FILE")
-    client = await world.gateway()
+    client = await serve(**world.settings)
     assert told in await refused(client, f"{world.url}/a.png")
     assert not world.media.heads
 
@@ -326,21 +331,19 @@ async def test_certificates_that_do_not_fit(world: World, monkeypatch: pytest.Mo
         (b"", "breaks off"),
     ],
 )
-async def test_hosts_that_do_not_send_the_file(world: World, reply: bytes, told: str) -> None:
+async def test_hosts_that_do_not_send_the_file(world: World, gateway: Client, reply: bytes, told: str) -> None:
     world.media.replies["/x"] = reply
-    client = await world.gateway()
-    assert told in await refused(client, f"{world.url}/x?{SECRET}")
+    assert told in await refused(gateway, f"{world.url}/x?{SECRET}")
 
 
-async def test_a_host_that_does_not_listen(world: World) -> None:
-    client = await world.gateway(allowed_media_domains="media.test:9")
+async def test_a_host_that_does_not_listen(world: World, serve: Serve) -> None:
+    client = await serve(**world.settings | {"allowed_media_domains": "media.test:9"})
     assert "cannot be connected to" in await refused(client, "https://media.test:9/a.png")
 
 
-async def test_what_is_no_picture_is_none_whatever_its_host_calls_it(world: World) -> None:
+async def test_what_is_no_picture_is_none_whatever_its_host_calls_it(world: World, gateway: Client) -> None:
     world.media.replies["/a.png"] = http(b"<html></html>", content_type="image/png")
-    client = await world.gateway()
-    await refused(client, f"{world.url}/a.png", 415, "unsupported_media")
+    await refused(gateway, f"{world.url}/a.png", 415, "unsupported_media")
 
 
 async def without_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -360,16 +363,16 @@ async def in_drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         await asyncio.sleep(0.02)
 
 
-async def test_files_that_are_too_large(world: World) -> None:
+async def test_files_that_are_too_large(world: World, serve: Serve) -> None:
     world.media.replies |= {"/declared": http(b"", content_length="101"), "/endless": without_end}
-    client = await world.gateway(max_media_bytes=100)
+    client = await serve(**world.settings | {"max_media_bytes": 100})
     for path in ("/declared", "/endless"):
         message = await refused(client, world.url + path, 413, "request_too_large")
         assert "larger than 100 bytes" in message
 
 
-async def test_files_that_are_too_large_together(world: World) -> None:
-    client = await world.gateway(max_body_bytes=1000)
+async def test_files_that_are_too_large_together(world: World, serve: Serve) -> None:
+    client = await serve(**world.settings | {"max_body_bytes": 1000})
     world.media.replies["/b.wav"] = http(wav(0.02))
     assert (await client.chat([audio(f"{world.url}/b.wav")])).status_code == 200
     response = await client.chat([audio(f"{world.url}/b.wav"), audio(f"{world.url}/b.wav")])
@@ -377,32 +380,31 @@ async def test_files_that_are_too_large_together(world: World) -> None:
     assert "larger than 1000 bytes together" in error_of(response)["message"]
 
 
-async def test_a_file_that_comes_in_drops(world: World) -> None:
+async def test_a_file_that_comes_in_drops(world: World, serve: Serve) -> None:
     world.media.replies["/drops"] = in_drops
-    client = await world.gateway(media_fetch_timeout=0.2)
+    client = await serve(**world.settings | {"media_fetch_timeout": 0.2})
     assert "did not come within 0.2 seconds" in await refused(client, f"{world.url}/drops?{SECRET}")
     await soon(world.media.left.wait())
 
 
-async def test_the_deadline_of_the_request_comes_first(world: World) -> None:
+async def test_the_deadline_of_the_request_comes_first(world: World, gateway: Client) -> None:
     world.media.replies["/drops"] = in_drops
-    client = await world.gateway()
-    client.http.headers["x-request-timeout"] = "0.2"
-    response = await client.chat([image(f"{world.url}/drops")])
+    gateway.http.headers["x-request-timeout"] = "0.2"
+    response = await gateway.chat([image(f"{world.url}/drops")])
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
     await soon(world.media.left.wait())
 
 
-async def test_a_client_that_leaves_takes_the_connection_along(world: World) -> None:
-    world.media.replies["/endless"] = without_end
-    client = await world.gateway(max_media_bytes=10**12, max_body_bytes=10**12)
-    asking = asyncio.create_task(client.chat([image(f"{world.url}/endless")]))
+async def test_a_client_that_leaves_takes_the_connection_along(world: World, gateway: Client) -> None:
+    world.media.replies["/drops"] = in_drops
+    asking = asyncio.create_task(gateway.chat([image(f"{world.url}/drops")]))
     await soon(world.media.entered.wait())
+    assert not world.media.left.is_set()
     asking.cancel()
     await soon(world.media.left.wait())
 
 
-async def test_files_are_fetched_at_the_same_time(world: World) -> None:
+async def test_files_are_fetched_at_the_same_time(world: World, gateway: Client) -> None:
     both = asyncio.Barrier(2)
 
     async def together(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -410,25 +412,22 @@ async def test_files_are_fetched_at_the_same_time(world: World) -> None:
         writer.write(http(png()))
 
     world.media.replies["/a.png"] = together
-    client = await world.gateway()
-    response = await soon(client.chat([image(f"{world.url}/a.png"), image(f"{world.url}/a.png")]))
+    response = await soon(gateway.chat([image(f"{world.url}/a.png"), image(f"{world.url}/a.png")]))
     assert response.status_code == 200
 
 
-async def test_the_first_failure_ends_the_other_fetches(world: World) -> None:
-    world.media.replies |= {"/endless": without_end, "/x": http(b"", "404 Not Found")}
-    client = await world.gateway(max_media_bytes=10**12, max_body_bytes=10**12)
-    response: httpx.Response = await soon(client.chat([image(f"{world.url}/endless"), image(f"{world.url}/x")]))
+async def test_the_first_failure_ends_the_other_fetches(world: World, gateway: Client) -> None:
+    world.media.replies |= {"/drops": in_drops, "/x": http(b"", "404 Not Found")}
+    response: httpx.Response = await soon(gateway.chat([image(f"{world.url}/drops"), image(f"{world.url}/x")]))
     assert error_of(response)["param"] == "messages[0].content[1].image_url.url"
 
 
-async def test_no_url_reaches_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_url_reaches_the_log(world: World, gateway: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     world.media.replies |= {"/x": http(b"", "404 Not Found"), "/y": b"no HTTP\r\n\r\n"}
-    client = await world.gateway()
     for path in ("/a.png", "/x", "/y"):
-        await client.chat([image(f"{world.url}{path}?{SECRET}")])
-    await client.chat([image(f"https://media.test:1/?{SECRET}")])
+        await gateway.chat([image(f"{world.url}{path}?{SECRET}")])
+    await gateway.chat([image(f"https://media.test:1/?{SECRET}")])
     assert "POST /v1/chat/completions" in caplog.text
     assert SECRET not in caplog.text
     assert "media.test" not in caplog.text
