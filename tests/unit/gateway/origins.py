@@ -4,7 +4,10 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
+
+from .samples import png
 
 Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -76,6 +79,36 @@ class Names:
         if not found:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return found
+
+
+@dataclass
+class World:
+    """A server at 127.0.0.1 that may be fetched from, and on the same port at 127.0.0.2 one that may not."""
+
+    media: Origin
+    inner: Origin
+    names: Names
+
+    @property
+    def url(self) -> str:
+        return f"https://media.test:{self.media.port}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        allowed = f"media.test:{self.media.port},*.cdn.test:{self.media.port},*"
+        return {"allowed_media_domains": allowed, "allowed_private_networks": "127.0.0.1/32"}
+
+    def forget(self) -> None:
+        """Be as at the start."""
+        self.names.asked.clear()
+        self.names.answers = {
+            "media.test": [["127.0.0.1"]],
+            "a.cdn.test": [["127.0.0.1"]],
+            "b.cdn.test": [["127.0.0.2"]],
+        }
+        for origin in (self.media, self.inner):
+            origin.forget()
+            origin.replies = {"/a.png": http(png())}
 
 
 def _entry(address: str, port: int) -> tuple[Any, ...]:
