@@ -190,7 +190,7 @@ class Fetcher:
     async def _read(self, response: aiohttp.ClientResponse, room: _Room) -> bytes:
         if response.status != 200:
             raise InvalidRequest(f"the URL's host answers {response.status}, which is not the file")
-        if response.headers.get("content-encoding", "identity").lower() != "identity":
+        if (response.headers.get("content-encoding") or "identity").lower() != "identity":
             raise InvalidRequest("the URL's host compresses the file, which it was asked not to do")
         pieces, length = [], 0
         self._check_size(response.content_length or 0)

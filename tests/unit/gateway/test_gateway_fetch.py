@@ -83,7 +83,7 @@ async def refused(client: Client, url: str, status: int = 400, code: str = "inva
 
 
 async def test_files_of_an_allowed_host_reach_the_encoders(world: World, serve: Serve, mesh: FakeMesh) -> None:
-    world.media.replies["/b.wav"] = http(wav(), content_type="text/plain")
+    world.media.replies["/b.wav"] = http(wav(), content_type="text/plain", content_encoding="")
     client = await serve(**world.settings)
     for outcome in ("miss", "local"):
         response = await client.chat([image(f"{world.url}/a.png?x=%2F&{SECRET}"), audio(f"{world.url}/b.wav")])
