@@ -24,11 +24,11 @@ from pydantic import ValidationError
 
 from autoglm.gateway.cache import EmbeddingCache
 from autoglm.gateway.desk import Desk
+from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.files import FileError, Files
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.http import create_app
 from autoglm.gateway.keys import Keys
-from autoglm.gateway.media import Limits
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline
 from autoglm.gateway.quota import Quota
@@ -115,9 +115,9 @@ async def running(settings: Settings) -> AsyncIterator[Doors]:
     store = Store(settings, metrics) if settings.redis_url.get_secret_value() else None
     cache = EmbeddingCache(settings, metrics, store)
     state = MeshState(mesh, store, settings)
-    limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
-    pipeline = Pipeline(mesh, cache, state, limits)
-    desk = Desk(settings, pipeline, mesh, state, metrics, keys, Quota(store, metrics))
+    fetcher = Fetcher(settings, metrics)
+    pipeline = Pipeline(mesh, cache, state, fetcher)
+    desk = Desk(settings, pipeline, fetcher, mesh, state, metrics, keys, Quota(store, metrics))
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (
@@ -133,6 +133,7 @@ async def running(settings: Settings) -> AsyncIterator[Doors]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await fetcher.close()
         await cache.close()
         if store is not None:
             await store.close()

@@ -22,7 +22,7 @@ from autoglm.gateway.conversation import (
     TextPart,
     check_messages,
 )
-from autoglm.gateway.media import base64_of
+from autoglm.gateway.media import at_url, base64_of
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Role, SamplingParams, TextChoice
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
@@ -32,7 +32,7 @@ ROLES: dict[str, Role] = {
     "user": ROLE_USER,
     "assistant": ROLE_ASSISTANT,
 }
-PART_TYPES = ("text", "image_url", "input_audio")
+PART_TYPES = ("text", "image_url", "audio_url", "input_audio")
 
 
 def _bounded(name: str) -> Any:
@@ -63,8 +63,8 @@ class TextContent(_Model):
     text: str
 
 
-class ImageUrl(_Model):
-    """Where an image is: a data: URL."""
+class MediaUrl(_Model):
+    """Where an image or a recording is: a data: URL, or an https: one of a host that the server fetches from."""
 
     url: str
 
@@ -73,7 +73,14 @@ class ImageContent(_Model):
     """A picture: PNG, JPEG, WebP or GIF."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: MediaUrl
+
+
+class AudioUrlContent(_Model):
+    """A recording by its URL, as vLLM takes it: WAV, MP3, FLAC or Ogg."""
+
+    type: Literal["audio_url"]
+    audio_url: MediaUrl
 
 
 class InputAudio(_Model):
@@ -93,6 +100,7 @@ class AudioContent(_Model):
 Content = Annotated[
     Annotated[TextContent, Tag("~text")]
     | Annotated[ImageContent, Tag("~image_url")]
+    | Annotated[AudioUrlContent, Tag("~audio_url")]
     | Annotated[AudioContent, Tag("~input_audio")],
     Discriminator(
         _part_kind,
@@ -237,12 +245,13 @@ def _message(message: ChatMessage, param: str) -> Message:
     return Message(ROLES[message.role], parts, param)
 
 
-def _part(part: TextContent | ImageContent | AudioContent, param: str) -> TextPart | MediaPart:
+def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:
     if isinstance(part, TextContent):
         return TextPart(part.text)
     if isinstance(part, ImageContent):
-        param += ".image_url.url"
-        return MediaPart(MODALITY_IMAGE, base64_of(part.image_url.url, param), param)
+        return at_url(part.image_url.url, MODALITY_IMAGE, f"{param}.image_url.url")
+    if isinstance(part, AudioUrlContent):
+        return at_url(part.audio_url.url, MODALITY_AUDIO, f"{param}.audio_url.url")
     param += ".input_audio.data"
     data = part.input_audio.data
     return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)

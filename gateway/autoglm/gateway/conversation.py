@@ -60,12 +60,16 @@ class TextPart:
 
 @dataclass(slots=True)
 class MediaPart:
-    """An image or a recording as it came: bytes, their base64 as text, or only their SHA-256. Not yet verified."""
+    """An image or a recording as it came: bytes, their base64 as text, or only their SHA-256. Not yet verified.
+
+    With a `url`, `source` is empty until it has been fetched from there.
+    """
 
     modality: Modality
     source: bytes | str
     param: str
     sha256: bytes = b""
+    url: str = ""
 
     def release(self) -> None:
         """Forget the content, which is embedded by now: an answer may take minutes, and holds only what it needs."""

@@ -20,9 +20,9 @@ from autoglm.common.errors import (
 )
 from autoglm.common.server import as_mesh_error
 from autoglm.gateway.conversation import Call, Conversation, MediaPart
+from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.keys import Keys
-from autoglm.gateway.media import Limits, fetch
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline, Step
 from autoglm.gateway.quota import Quota
@@ -67,6 +67,7 @@ class Desk:
         self,
         settings: Settings,
         pipeline: Pipeline,
+        fetcher: Fetcher,
         mesh: Mesh,
         state: MeshState,
         metrics: Metrics,
@@ -74,8 +75,7 @@ class Desk:
         quota: Quota,
     ) -> None:
         self.settings, self.state, self.metrics = settings, state, metrics
-        self.limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
-        self._pipeline, self._mesh = pipeline, mesh
+        self._pipeline, self._fetcher, self._mesh = pipeline, fetcher, mesh
         self._keys, self._quota = keys, quota
         self._running = 0
         self._held = 0
@@ -152,7 +152,7 @@ class Desk:
     async def transcribe(self, audio: MediaPart, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said in a recording; raises MeshError naming its field where it is to blame."""
         await self.state.require(audio.modality)
-        (media,) = await fetch([audio], self.limits)
+        (media,) = await self._fetcher.media([audio], call.deadline)
         try:
             return await self._mesh.transcribe(media, call)
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:

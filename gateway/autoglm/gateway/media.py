@@ -43,20 +43,22 @@ class Media:
     param: str
 
 
+def at_url(url: str, modality: Modality, param: str) -> MediaPart:
+    """Return what is inside a data: URL, or is still to be fetched from another; raises InvalidRequest."""
+    if url[:5].lower() == "data:":
+        return MediaPart(modality, base64_of(url, param), param)
+    return MediaPart(modality, b"", param, url=url)
+
+
 def base64_of(url: str, param: str) -> str:
-    """Return the base64 text inside a data: URL; raises InvalidRequest for any other URL."""
-    if not url[:5].lower() == "data:":
-        raise InvalidRequest(
-            f"{param}: this server accepts only data: URLs so far; send the bytes as data:<type>;base64,<data>",
-            param=param,
-        )
+    """Return the base64 text inside a data: URL; raises InvalidRequest."""
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise InvalidRequest(f"{param}: a data: URL must have the form data:<type>;base64,<data>", param=param)
     return data
 
 
-async def fetch(parts: Sequence[MediaPart], limits: Limits) -> list[Media]:
+async def verified(parts: Sequence[MediaPart], limits: Limits) -> list[Media]:
     """Return `parts` verified, in order; raises the MeshError of the first that is at fault."""
     if sum(len(part.source) for part in parts) < OFF_LOOP_BYTES:
         return [verify(part, limits) for part in parts]

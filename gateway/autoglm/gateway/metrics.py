@@ -24,6 +24,7 @@ class Metrics:
         self.first_token = self._histogram("time_to_first_token_seconds", "From reading to the first token.", _LATENCY)
         self.next_token = self._histogram("inter_token_latency_seconds", "Between two steps.", _TOKEN_LATENCY)
         self.whole = self._histogram("e2e_request_latency_seconds", "From reading to the answer's end.", _LATENCY)
+        self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one file from its URL.", _LATENCY)
         self.running = Gauge("autoglm_num_requests_running", "Requests in progress.", registry=self.registry)
         self.redis_up = Gauge("autoglm_redis_up", "Whether Redis answers.", registry=self.registry)
         self._success = self._counter("request_success", "Answers, by why they ended.", "finished_reason")

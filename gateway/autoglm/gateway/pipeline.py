@@ -1,20 +1,17 @@
-"""From a conversation to a stream of steps: verify media, embed it, generate. Knows no protocol.
+"""From a conversation to a stream of steps: fetch media, embed it, generate. Knows no protocol.
 
 No stage goes back to an earlier one. Leaving the stream (closing or cancelling it) cancels what is
 in progress in the services.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.errors import (
     InvalidRequest,
-    MeshError,
     ModalityUnavailable,
     RequestTooLarge,
     UnsupportedMedia,
@@ -22,8 +19,10 @@ from autoglm.common.errors import (
 )
 from autoglm.gateway.cache import EmbeddingCache, Key
 from autoglm.gateway.conversation import MODALITY_NAMES, Call, Conversation, MediaPart, Message
+from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.health import MeshState
-from autoglm.gateway.media import Limits, Media, fetch
+from autoglm.gateway.media import Media
+from autoglm.gateway.tasks import merge, together
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
     DecoderFinish,
@@ -42,8 +41,6 @@ from autoglm.v1.generation_pb2 import (
     Stages,
     Usage,
 )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +86,8 @@ class Embedded:
 class Pipeline:
     """The stages of one request."""
 
-    def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, limits: Limits) -> None:
-        self._mesh, self._cache, self._state, self._limits = mesh, cache, state, limits
+    def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher) -> None:
+        self._mesh, self._cache, self._state, self._fetcher = mesh, cache, state, fetcher
 
     async def answer(self, conversation: Conversation, call: Call) -> AsyncGenerator[Step, None]:
         """Stream the answer's steps; raises MeshError."""
@@ -106,11 +103,11 @@ class Pipeline:
                 yield _step(index, response, summary)
 
     async def embed(self, conversation: Conversation, call: Call) -> Embedded:
-        """Verify and embed the media of `conversation`, all parts at once, if there is an encoder for each."""
+        """Fetch, verify and embed the media of `conversation`, all parts at once, if there is an encoder for each."""
         for modality in {part.modality for part in conversation.media}:
             await self._state.encoder(modality)
         started = time.monotonic()
-        media = await fetch(conversation.media, self._limits)
+        media = await self._fetcher.media(conversation.media, call.deadline)
         fetched = time.monotonic() - started
         call.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
         results = await together([self._embedding(item, call) for item in media])
@@ -167,48 +164,6 @@ async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Sum
         summary = step.summary or summary
     assert summary is not None  # `answer` ends with one or raises
     return choices, summary
-
-
-async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all of `work` at once and return its results in order; the first failure cancels the rest."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-    except BaseExceptionGroup as failures:
-        raise next((e for e in failures.exceptions if isinstance(e, MeshError)), failures.exceptions[0]) from None
-    return [task.result() for task in tasks]
-
-
-async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """Yield what any of `streams` yields, as it comes; the first failure ends all of them.
-
-    No stream is read more than two items ahead of who reads here.
-    """
-    queue: asyncio.Queue[T | None] = asyncio.Queue(1)
-
-    async def pump(stream: AsyncGenerator[T, None]) -> None:
-        async with aclosing(stream):
-            async for item in stream:
-                await queue.put(item)
-
-    async def pump_all() -> None:
-        failed = None
-        try:
-            await together([pump(stream) for stream in streams])
-        except Exception as error:
-            failed = error
-        await queue.put(None)
-        if failed is not None:
-            raise failed
-
-    pumps = asyncio.create_task(pump_all())
-    try:
-        while (item := await queue.get()) is not None:
-            yield item
-        await pumps
-    finally:
-        pumps.cancel()
-        await asyncio.gather(pumps, return_exceptions=True)
 
 
 def _step(index: int, response: DecoderServiceGenerateResponse, summary: Summary | None) -> Step:

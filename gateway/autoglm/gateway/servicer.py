@@ -22,7 +22,7 @@ from autoglm.gateway.conversation import (
     check_sampling,
 )
 from autoglm.gateway.desk import Desk, new_call
-from autoglm.gateway.media import base64_of
+from autoglm.gateway.media import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
 from autoglm.v1.chat_pb2 import (
@@ -200,7 +200,7 @@ def _media(media: Media, modality: Modality, param: str) -> MediaPart:
         case "data":
             return MediaPart(modality, media.data, f"{param}.data")
         case "url":
-            return MediaPart(modality, base64_of(media.url, f"{param}.url"), f"{param}.url")
+            return at_url(media.url, modality, f"{param}.url")
         case "sha256":
             return _known_media(modality, media.sha256, f"{param}.sha256")
     raise InvalidRequest(f"{param} must have data, url or sha256", param=param)
@@ -209,7 +209,7 @@ def _media(media: Media, modality: Modality, param: str) -> MediaPart:
 def _known_media(modality: Modality, sha256: bytes, param: str) -> MediaPart:
     if len(sha256) != SHA256_BYTES:
         raise InvalidRequest(f"{param} must be {SHA256_BYTES} bytes, not {len(sha256)}", param=param)
-    return MediaPart(modality, b"", param, sha256)
+    return MediaPart(modality, b"", param, sha256=sha256)
 
 
 def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:

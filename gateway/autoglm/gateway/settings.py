@@ -1,6 +1,7 @@
 """What an operator may set: every field is an environment variable, AUTOGLM_ and its name in capitals."""
 
 import re
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
@@ -10,6 +11,9 @@ MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
 
 _ORIGIN = re.compile(r"https?://[^/\s]+")
+# The last label begins with a letter, as in no way of writing an IP address.
+HOST = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_MEDIA_DOMAIN = re.compile(rf"(?:\*|(?:\*\.)?{HOST})(?::[1-9]\d{{0,4}})?")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -22,6 +26,19 @@ def _known_level(value: str) -> str:
     if value.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
     return value.upper()
+
+
+def _known_hosts(value: str) -> str:
+    for host in _split(value.lower()):
+        if not _MEDIA_DOMAIN.fullmatch(host):
+            raise ValueError(f"{host} is no host; give one like media.example or *.example:8443")
+    return value.lower()
+
+
+def _known_networks(value: str) -> str:
+    for network in _split(value):
+        ip_network(network)
+    return value
 
 
 class Settings(BaseSettings):
@@ -78,13 +95,29 @@ class Settings(BaseSettings):
         default=20.0, description="Seconds that running requests get when the process stops."
     )
 
-    max_body_bytes: PositiveInt = Field(default=32 * MIB, description="Largest request, in bytes.")
+    max_body_bytes: PositiveInt = Field(
+        default=32 * MIB, description="Largest request, in bytes, and as much again for what its URLs lead to."
+    )
     max_bytes_in_progress: PositiveInt = Field(
         default=512 * MIB, description="Bytes of all requests in progress, before new ones get a 429."
     )
     max_media_bytes: PositiveInt = Field(default=20 * MIB, description="Largest image or recording, in bytes.")
     max_image_pixels: PositiveInt = Field(default=40_000_000, description="Largest image, in pixels.")
     max_media_parts: PositiveInt = Field(default=64, description="Most images and recordings in one request.")
+
+    allowed_media_domains: Annotated[str, AfterValidator(_known_hosts)] = Field(
+        default="",
+        description="Hosts that media is fetched from by https: URLs, comma separated: `host`, `*.domain` or `*` for"
+        " any public one, each with `:port` unless it is 443; empty is none.",
+    )
+    allowed_private_networks: Annotated[str, AfterValidator(_known_networks)] = Field(
+        default="",
+        description="Networks, such as `10.1.0.0/16`, that hosts which `allowed_media_domains` names may be in; all"
+        " others have to be public.",
+    )
+    media_fetch_timeout: PositiveFloat = Field(
+        default=10.0, description="Seconds that one image or recording may take to be fetched."
+    )
 
     redis_url: SecretStr = Field(
         default=SecretStr(""), description="Redis or Valkey for embeddings and limits; empty uses none."
@@ -113,6 +146,16 @@ class Settings(BaseSettings):
     def origins(self) -> tuple[str, ...]:
         """The origins whose pages may use the API."""
         return _split(self.cors_allow_origins)
+
+    @property
+    def media_domains(self) -> tuple[str, ...]:
+        """The hosts that media is fetched from."""
+        return _split(self.allowed_media_domains)
+
+    @property
+    def private_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The networks that are not public and may be fetched from."""
+        return tuple(ip_network(network) for network in _split(self.allowed_private_networks))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

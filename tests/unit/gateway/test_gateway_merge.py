@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from autoglm.common.errors import UpstreamUnavailable
-from autoglm.gateway.pipeline import merge
+from autoglm.gateway.tasks import merge
 
 
 class Source:
