@@ -117,7 +117,7 @@ class ToolCalls:
 
     def _read(self, start: int) -> tuple[ToolCall | None, int]:
         """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
-        while the value that was begun has no end."""
+        while more of it may come."""
         head = _NAME.match(self._held, start)
         assert head is not None  # a marker stands there
         function, at, arguments = self._functions.get(head[1]), head.end(), {}
@@ -127,7 +127,8 @@ class ToolCalls:
             arguments[key] = function.value(key, argument[2]) if function else argument[2]
         if function and self._held.startswith(_CLOSE, at):
             return _call(function.name, arguments), at + len(_CLOSE)
-        return None, -1 if _UNENDED.match(self._held, at) else start + len(_OPEN)
+        waits = _UNENDED.match(self._held, at) or self._held.find(_CLOSE, at) < 0
+        return None, -1 if waits else start + len(_OPEN)
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
