@@ -1,5 +1,6 @@
 """Functions in GLM's form: the prompt to the letter, the grammar of calls, and calls taken out of answers."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import chosen_bundle
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.stream import Answer, Inbox
 from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
 from autoglm.fusion.compose import Call, Composer, Message
 from autoglm.training.tokenizer import CHAT_TEMPLATE
@@ -185,6 +188,57 @@ def test_a_call_is_written_as_it_was_read() -> None:
     (call,) = ToolCalls(FUNCTIONS, single=False).feed(wrote("weather", ("city", "Paris"), ("days", "3")))[1]
     assert written(call) == Call("weather", {"city": "Paris", "days": "3"})
     assert call.id.startswith("call_")
+
+
+def answered(composer: Composer, text: str, split: bool = False, single: bool = False, **ends: Any) -> tuple[Any, ...]:
+    """Return the text, reasoning and names of calls of an answer that the model wrote, and why it ended."""
+    asked = composer.compose([Message("user", ("hi",))], ends.get("thinking"))
+    stop, reason = ends.get("stop", ()), ends.get("reason", "stop")
+
+    async def answer() -> tuple[Any, ...]:
+        inbox = Inbox(lambda: None)
+        made = Answer(composer.tokenizer, asked, stop, split, ToolCalls(FUNCTIONS, single))
+        for token in composer.tokenizer.encode(text, add_special_tokens=False).ids:
+            inbox.put(Chosen(token))
+        inbox.put(Finished(reason))
+        steps = [step async for step in made.messages(inbox)]
+        sequence = Sequence.start(asked, Sampling(), 1, inbox.put)
+        names = [call.function.name for message, _ in steps for call in message.tool_calls]
+        said, thought = ("".join(getattr(message, name) for message, _ in steps) for name in ("text", "reasoning"))
+        return said, thought, names, made.finish(sequence, steps[-1][1]).finish_reason
+
+    return asyncio.run(answer())
+
+
+STOP, LENGTH, TOOL_CALLS = (
+    generation_pb2.FINISH_REASON_STOP,
+    generation_pb2.FINISH_REASON_LENGTH,
+    generation_pb2.FINISH_REASON_TOOL_CALLS,
+)
+THOUGHT = f"I could {wrote('now')}"
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "expected"),
+    [
+        (BOTH, {}, ("", "", ["weather", "now"], TOOL_CALLS)),
+        (BOTH, {"single": True}, ("", "", ["weather"], TOOL_CALLS)),
+        ("Hello", {}, ("Hello", "", [], STOP)),
+        (f"<think>{THOUGHT}</think>{BOTH}", {}, (f"<think>{THOUGHT}</think>", "", ["weather", "now"], TOOL_CALLS)),
+        (f"<think>{THOUGHT}</think>\n{wrote('now')}", {"split": True}, ("", THOUGHT, ["now"], TOOL_CALLS)),
+        (f"{THOUGHT}</think>ok", {"thinking": True}, (f"<think>{THOUGHT}</think>ok", "", [], STOP)),
+        (f"{THOUGHT}</think>ok", {"thinking": True, "split": True}, ("ok", THOUGHT, [], STOP)),
+        (f"<think>{THOUGHT}", {"reason": "length"}, (f"<think>{THOUGHT}", "", [], LENGTH)),
+        (BOTH[:60], {"reason": "length"}, (BOTH[:60], "", [], LENGTH)),
+        (wrote("now") + "\n<tool_call>we", {"reason": "length"}, ("\n<tool_call>we", "", ["now"], LENGTH)),
+        (BOTH, {"stop": ("</tool_call>",)}, (BOTH.partition("</tool_call>")[0], "", [], STOP)),
+        (f"{wrote('now')} END {wrote('now')}", {"stop": ("END",)}, ("", "", ["now"], TOOL_CALLS)),
+    ],
+)
+def test_answers_with_reasoning_stops_and_limits(
+    nano: Composer, text: str, how: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    assert answered(nano, text, **how) == expected
 
 
 @pytest.fixture(scope="module")

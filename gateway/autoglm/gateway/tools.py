@@ -26,6 +26,7 @@ from autoglm.v1.generation_pb2 import (
 MAX_TOOLS = 128
 MODES = {"none": TOOL_CHOICE_MODE_NONE, "auto": TOOL_CHOICE_MODE_AUTO, "required": TOOL_CHOICE_MODE_REQUIRED}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_KEYWORDS = {"enum": list, "pattern": str, "minLength": int, "maxLength": int, "$ref": str}
 
 
 class Strict(BaseModel):
@@ -181,17 +182,28 @@ def _check_name(name: str, param: str) -> None:
 
 
 def _check_parameters(text: str, param: str) -> None:
-    """Check what the answer's form is made of; the schemas of the arguments themselves are for who enforces them."""
+    """Check what the form of a call is made from; the rest is for the decoder, which knows what it can enforce."""
     schema = _object(text or "{}", param)
-    properties, required = schema.get("properties", {}), schema.get("required", [])
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f"{param} must be the schema of an object", param=param)
-    if not isinstance(properties, dict) or not all(isinstance(each, dict | bool) for each in properties.values()):
-        raise InvalidRequest(f"{param}.properties must be an object of schemas", param=param)
+    for name in ("properties", "$defs", "definitions"):
+        if not _are_schemas(schema.get(name, {})):
+            raise InvalidRequest(f"{param}: {name} must be an object of JSON Schemas", param=param)
+    properties, required = schema.get("properties", {}), schema.get("required", [])
     if any("<" in name for name in properties):
-        raise InvalidRequest(f"{param}.properties must not have < in their names", param=param)
+        raise InvalidRequest(f"{param}: a property's name must not have a <", param=param)
     if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
-        raise InvalidRequest(f"{param}.required must list names of properties", param=param)
+        raise InvalidRequest(f"{param}: required must list names of properties", param=param)
+
+
+def _are_schemas(group: object) -> bool:
+    return isinstance(group, dict) and all(isinstance(each, bool) or _is_schema(each) for each in group.values())
+
+
+def _is_schema(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(name, kind()), kind) for name, kind in _KEYWORDS.items()
+    )
 
 
 def check_calls(messages: Sequence[Message], param: str) -> None:

@@ -196,12 +196,10 @@ def _choices(schema: Mapping[str, Any]) -> Sequence[Any]:
 
 def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema that `schema` refers to, or itself; `true` is one that allows all."""
-    if not isinstance(schema, dict):
-        return {}
-    _, _, path = schema.get("$ref", "").partition("#/")
-    group, _, name = path.partition("/")
-    found: Mapping[str, Any] = definitions.get(group, {}).get(name, schema)
-    return found
+    if isinstance(schema, dict) and "$ref" in schema:
+        group, _, name = schema["$ref"].removeprefix("#/").partition("/")
+        schema = definitions.get(group, {}).get(name, schema)
+    return schema if isinstance(schema, dict) else {}
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
