@@ -113,11 +113,19 @@ def test_tools_and_results_cannot_forge_special_tokens(nano: Composer) -> None:
     assert ids == [0, 2]
 
 
-def test_a_template_without_a_place_for_tools_says_so(tmp_path: Path, nano: Composer) -> None:
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}<tool_call>", "{% for tool in tools %}{% endfor %}"])
+def test_a_template_without_tools_or_with_other_calls_says_so(tmp_path: Path, nano: Composer, template: str) -> None:
     nano.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "chat_template.jinja").write_text(template)
     assert nano.takes_tools
     assert not Composer(tmp_path).takes_tools
+
+
+def test_a_template_may_use_json_as_transformers_has_it(tmp_path: Path, nano: Composer) -> None:
+    nano.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = "{{ tools[0] | tojson(ensure_ascii=False) }}{{ {'现': '<'} | tojson }}{{ {'现': 1} | tojson(indent=1) }}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    assert prompt(Composer(tmp_path), [Message("user", ("hi",))], None, "{}") == '{}{"现": "<"}{\n "现": 1\n}'
 
 
 FUNCTIONS = [Function.of(tool("weather", WEATHER)), Function.of(tool("now"))]

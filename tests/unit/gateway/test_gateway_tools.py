@@ -37,7 +37,7 @@ CALLS = [
     ToolCall(id="call_1", function=FunctionCall(name="weather", arguments='{"city": "Paris"}')),
     ToolCall(id="call_2", function=FunctionCall(name="now", arguments="{}")),
 ]
-TURN = {"role": "assistant", "content": None, "tool_calls": [
+TURN: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [
     {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}},
     {"id": "call_2", "type": "function", "function": {"name": "now", "arguments": "{}"}},
 ]}  # fmt: skip

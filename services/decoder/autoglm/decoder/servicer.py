@@ -130,7 +130,8 @@ class DecoderServicer:
         if not request.messages:
             raise InvalidRequest("a conversation needs at least one message", param="messages")
         composer = self._model.composer
-        if request.tools and not composer.takes_tools:
+        uses_tools = request.tools or any(message.tool_calls for message in request.messages)
+        if uses_tools and not composer.takes_tools:
             raise InvalidRequest(f"the chat template of {self._model.bundle.name} knows no tools", param="tools")
         messages = [self._message(message) for message in request.messages]
         thinking = request.enable_thinking if request.HasField("enable_thinking") else None

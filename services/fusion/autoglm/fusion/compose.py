@@ -85,7 +85,7 @@ class Prompt:
 
 class Composer:
     """The tokenizer and chat template of a decoder, applied to conversations with media. `vocabulary` is how many ids
-    the tokenizer reaches, gaps included; `takes_tools` tells whether the template has a place for them."""
+    the tokenizer reaches, gaps included; `takes_tools` tells whether the template knows tools and GLM-4.5's calls."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -95,7 +95,7 @@ class Composer:
         environment.filters["tojson"] = _to_json
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         self._template = environment.from_string(source)
-        self.takes_tools = "tools" in find_undeclared_variables(environment.parse(source))
+        self.takes_tools = "<tool_call>" in source and "tools" in find_undeclared_variables(environment.parse(source))
         self.vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
         self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
