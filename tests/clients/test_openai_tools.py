@@ -124,6 +124,23 @@ def test_an_answer_may_still_be_text(client: openai.OpenAI) -> None:
         assert given.message.content
 
 
+def test_only_who_offers_tools_gets_calls(client: openai.OpenAI) -> None:
+    """What the model says of its own accord is made sure of here by a choice of one text."""
+    called = "<tool_call>tap\n<arg_key>point</arg_key>\n<arg_value>[1, 2]</arg_value>\n</tool_call>"
+    said = f"Let me see.\n{called}\n{called}"
+    asked: dict[str, Any] = {
+        "model": MODEL, "messages": [QUESTION], "extra_body": {"structured_outputs": {"choice": [said]}}
+    }  # fmt: skip
+    (plain,) = client.chat.completions.create(**asked).choices
+    (both,) = client.chat.completions.create(**asked, tools=TOOLS).choices
+    (one,) = client.chat.completions.create(**asked, tools=TOOLS, parallel_tool_calls=False).choices
+    assert (plain.finish_reason, plain.message.content, plain.message.tool_calls) == ("stop", said, None)
+    for choice, count in ((both, 2), (one, 1)):
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+        calls = [call.model_dump()["function"] for call in choice.message.tool_calls or ()]
+        assert calls == [{"name": "tap", "arguments": '{"point": [1, 2]}'}] * count
+
+
 def test_a_schema_that_cannot_be_followed_is_refused(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "minItems": "x"}}}
     tools: Any = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
