@@ -236,7 +236,8 @@ def _check_calls(message: Message, param: str) -> None:
 def _object(text: str, param: str) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        orjson.dumps(value)  # goes less deep than reading does, and so can everybody behind
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         value = None
     if not isinstance(value, dict):
         raise InvalidRequest(f"{param} must be a JSON object", param=param)

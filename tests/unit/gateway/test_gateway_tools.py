@@ -44,6 +44,10 @@ TURN: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [
 HI = {"role": "user", "content": "hi"}
 
 
+DEEP_TEXT = '{"items":' * 300 + "{}" + "}" * 300
+DEEP = json.loads(DEEP_TEXT)
+
+
 def changed(turn: dict[str, Any], **function: Any) -> dict[str, Any]:
     """Return `turn` with another function in its first call."""
     first, *rest = turn["tool_calls"]
@@ -161,6 +165,7 @@ async def test_openai_python_adds_up_a_stream_of_two_choices(client: Client, mes
         ({"messages": [{**TURN, "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [changed(TURN, arguments="[]")]}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": [changed(TURN, arguments="{")]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"messages": [changed(TURN, arguments=DEEP_TEXT)]}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": [changed(TURN, arguments={})]}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": [changed(TURN, name="a b")]}, "messages[0].tool_calls[0].function.name"),
     ],
@@ -170,11 +175,6 @@ async def test_a_wrong_tool_is_named(shared: Client, fields: dict[str, Any], par
     response = await shared.chat("hi", **fields)
     assert (response.status_code, error_of(response)["param"]) == (400, param)
     assert shared.mesh.calls == before
-
-
-DEEP: dict[str, Any] = {}
-for _ in range(300):
-    DEEP = {"items": DEEP}
 
 
 @pytest.mark.parametrize(
