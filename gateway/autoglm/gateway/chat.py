@@ -8,7 +8,7 @@ objects to becomes an InvalidRequest whose `param` is the field's path, such as
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
@@ -23,7 +23,27 @@ from autoglm.gateway.conversation import (
     check_messages,
 )
 from autoglm.gateway.media import at_url, base64_of
-from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER, Role, SamplingParams, TextChoice
+from autoglm.gateway.tools import (
+    Strict,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    called,
+    check_calls,
+    chosen,
+    offered,
+    schema_text,
+    usable,
+)
+from autoglm.v1.generation_pb2 import (
+    ROLE_ASSISTANT,
+    ROLE_SYSTEM,
+    ROLE_TOOL,
+    ROLE_USER,
+    Role,
+    SamplingParams,
+    TextChoice,
+)
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
 ROLES: dict[str, Role] = {
@@ -31,6 +51,7 @@ ROLES: dict[str, Role] = {
     "developer": ROLE_SYSTEM,
     "user": ROLE_USER,
     "assistant": ROLE_ASSISTANT,
+    "tool": ROLE_TOOL,
 }
 PART_TYPES = ("text", "image_url", "audio_url", "input_audio")
 
@@ -52,45 +73,41 @@ def _part_kind(value: object) -> str | None:
     return f"~{kind}" if kind in PART_TYPES else None
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-
-class TextContent(_Model):
+class TextContent(Strict):
     """Written text."""
 
     type: Literal["text"]
     text: str
 
 
-class MediaUrl(_Model):
+class MediaUrl(Strict):
     """Where an image or a recording is: a data: URL, or an https: one of a host that the server fetches from."""
 
     url: str
 
 
-class ImageContent(_Model):
+class ImageContent(Strict):
     """A picture: PNG, JPEG, WebP or GIF."""
 
     type: Literal["image_url"]
     image_url: MediaUrl
 
 
-class AudioUrlContent(_Model):
+class AudioUrlContent(Strict):
     """A recording by its URL, as vLLM takes it: WAV, MP3, FLAC or Ogg."""
 
     type: Literal["audio_url"]
     audio_url: MediaUrl
 
 
-class InputAudio(_Model):
+class InputAudio(Strict):
     """A recording, in base64; its format is told from its bytes."""
 
     data: str
     format: Literal["wav", "mp3", "flac", "ogg"] | None = None
 
 
-class AudioContent(_Model):
+class AudioContent(Strict):
     """A recording: WAV, MP3, FLAC or Ogg."""
 
     type: Literal["input_audio"]
@@ -110,46 +127,51 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(_Model):
-    """One turn of a conversation."""
+class ChatMessage(Strict):
+    """One turn of a conversation. Only an assistant that calls functions may say nothing."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
-        Discriminator(
-            _content_kind,
-            custom_error_type="content_kind",
-            custom_error_message="Input should be a string or a list of parts",
-        ),
-    ]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[
+            Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
+            Discriminator(
+                _content_kind,
+                custom_error_type="content_kind",
+                custom_error_message="Input should be a string or a list of parts",
+            ),
+        ]
+        | None
+    ) = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
 
-class StreamOptions(_Model):
+class StreamOptions(Strict):
     """What a stream carries beside the answer."""
 
     include_usage: bool | None = None
 
 
-class TemplateOptions(_Model):
+class TemplateOptions(Strict):
     """Arguments of the chat template."""
 
     enable_thinking: bool | None = None
 
 
-class JsonSchema(_Model):
+class JsonSchema(Strict):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
 
 
-class ResponseFormat(_Model):
+class ResponseFormat(Strict):
     """OpenAI's `response_format`."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(_Model):
+class StructuredOutputs(Strict):
     """vLLM's `structured_outputs`: exactly one of them."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
@@ -158,7 +180,7 @@ class StructuredOutputs(_Model):
     grammar: str | None = Field(None, description="In llguidance's dialect of Lark.")
 
 
-class ChatCompletionRequest(_Model):
+class ChatCompletionRequest(Strict):
     """The body of POST /v1/chat/completions."""
 
     model: str
@@ -192,6 +214,9 @@ class ChatCompletionRequest(_Model):
     max_thinking_tokens: int | None = _bounded("max_thinking_tokens")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -222,15 +247,20 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
     messages = [_message(message, f"messages[{i}].content") for i, message in enumerate(request.messages)]
     check_messages(messages, "messages", max_media)
+    check_calls(messages, "messages")
     template = request.chat_template_kwargs
     thinking = request.enable_thinking
-    return Conversation(
+    conversation = Conversation(
         messages=messages,
         sampling=_sampling(request),
         enable_thinking=template.enable_thinking if thinking is None and template else thinking,
         return_reasoning=bool(request.return_reasoning or request.include_reasoning),
         n=request.n or 1,
+        tools=offered(request.tools or ()),
+        tool_choice=chosen(request.tool_choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
     )
+    return usable(conversation)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -239,10 +269,10 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def _message(message: ChatMessage, param: str) -> Message:
-    if isinstance(message.content, str):
-        return Message(ROLES[message.role], [TextPart(message.content)], param)
-    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(message.content)]
-    return Message(ROLES[message.role], parts, param)
+    content = [TextContent(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
+    calls = called(message.tool_calls or ())
+    return Message(ROLES[message.role], parts, param, calls, message.tool_call_id or "")
 
 
 def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:
@@ -290,11 +320,11 @@ def _structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -
             )
         ((name, value),) = fields.items()
         if name == "json_":
-            return {"json_schema": value if isinstance(value, str) else orjson.dumps(value).decode()}
+            return {"json_schema": value if isinstance(value, str) else schema_text(value, "structured_outputs.json")}
         return {name: TextChoice(texts=value) if name == "choice" else value}
     if wanted is None or wanted.type == "text":
         return {}
     if wanted.type == "json_schema" and wanted.json_schema is None:
         raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
     schema = (wanted.json_schema or JsonSchema()).schema_
-    return {"json_schema": orjson.dumps(schema).decode()}
+    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
-from autoglm.v1.generation_pb2 import ROLE_USER, Role, SamplingParams
+from autoglm.v1.generation_pb2 import ROLE_TOOL, ROLE_USER, Role, SamplingParams, Tool, ToolCall, ToolChoice
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
 
 MODALITY_NAMES: Mapping[int, str] = {MODALITY_TEXT: "text", MODALITY_IMAGE: "image", MODALITY_AUDIO: "audio"}
@@ -78,11 +78,13 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn."""
+    """One turn. `calls` are functions that the assistant called, `call_id` names the call that a result is of."""
 
     role: Role
     parts: Sequence[TextPart | MediaPart]
     param: str
+    calls: Sequence[ToolCall] = ()
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,9 @@ class Conversation:
     enable_thinking: bool | None = None
     return_reasoning: bool = False
     n: int = 1
+    tools: Sequence[Tool] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     adapter: str = ""  # of the bundle, to answer with
     prefix: str = ""  # of the path of every field of the client's request
 
@@ -153,7 +158,8 @@ def check_messages(messages: Sequence[Message], param: str, max_media: int) -> N
 
 
 def _check_message(message: Message) -> None:
-    if not any(isinstance(part, MediaPart) or part.text for part in message.parts):
+    speaks = any(isinstance(part, MediaPart) or part.text for part in message.parts)
+    if not (speaks or message.calls or message.role == ROLE_TOOL):
         raise InvalidRequest(f"{message.param} must not be empty", param=message.param)
     if message.role == ROLE_USER:
         return

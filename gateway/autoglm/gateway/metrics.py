@@ -6,10 +6,20 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from autoglm.common.errors import MeshError
 from autoglm.gateway.conversation import MODALITY_NAMES, Tenant
-from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, FinishReason, Gate
+from autoglm.v1.generation_pb2 import (
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    FINISH_REASON_TOOL_CALLS,
+    FinishReason,
+    Gate,
+)
 from autoglm.v1.modality_pb2 import Modality
 
-FINISH_NAMES: dict[int, str] = {FINISH_REASON_STOP: "stop", FINISH_REASON_LENGTH: "length"}
+FINISH_NAMES: dict[int, str] = {
+    FINISH_REASON_STOP: "stop",
+    FINISH_REASON_LENGTH: "length",
+    FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)

@@ -39,6 +39,7 @@ from autoglm.v1.generation_pb2 import (
     LogprobEntry,
     MediaStage,
     Stages,
+    ToolCall,
     Usage,
 )
 
@@ -54,11 +55,12 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step adds to choice `index`. `summary` comes with the last step of all."""
+    """What one step adds to choice `index`, calls of functions whole. `summary` comes with the last step of all."""
 
     index: int
     text: str = ""
     reasoning: str = ""
+    calls: Sequence[ToolCall] = ()
     logprobs: Sequence[LogprobEntry] = ()
     finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
     summary: Summary | None = None
@@ -70,6 +72,7 @@ class Choice:
 
     text: str = ""
     reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
     finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
 
@@ -159,6 +162,7 @@ async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Sum
         choice = choices[step.index]
         choice.text += step.text
         choice.reasoning += step.reasoning
+        choice.calls += step.calls
         choice.logprobs += step.logprobs
         choice.finish_reason = step.finish_reason or choice.finish_reason
         summary = step.summary or summary
@@ -168,7 +172,7 @@ async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Sum
 
 def _step(index: int, response: DecoderServiceGenerateResponse, summary: Summary | None) -> Step:
     reason = response.finish.finish_reason if response.HasField("finish") else FINISH_REASON_UNSPECIFIED
-    return Step(index, response.text, response.reasoning, response.logprobs, reason, summary)
+    return Step(index, response.text, response.reasoning, response.tool_calls, response.logprobs, reason, summary)
 
 
 def _decoder_message(message: Message, found: Mapping[str, Embedding]) -> DecoderMessage:
@@ -176,7 +180,7 @@ def _decoder_message(message: Message, found: Mapping[str, Embedding]) -> Decode
         DecoderPart(media=found[part.param]) if isinstance(part, MediaPart) else DecoderPart(text=part.text)
         for part in message.parts
     ]
-    return DecoderMessage(role=message.role, parts=parts)
+    return DecoderMessage(role=message.role, parts=parts, tool_calls=message.calls)
 
 
 def _generate_request(
@@ -189,6 +193,9 @@ def _generate_request(
         request_id=call.request_id,
         cache_salt=call.tenant.id,
         adapter=conversation.adapter,
+        tools=conversation.tools,
+        tool_choice=conversation.tool_choice,
+        parallel_tool_calls=conversation.parallel_tool_calls,
     )
     if conversation.enable_thinking is not None:
         request.enable_thinking = conversation.enable_thinking

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from autoglm.v1.generation_pb2 import (
     LogprobEntry,
     Stages,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from autoglm.v1.model_pb2 import ModelCard
@@ -71,6 +73,7 @@ class Answer:
         self._prefix = b"data: " + chunk[:-1] + b',"choices":['
         self._suffix = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._include_usage = include_usage
+        self._called: Counter[int] = Counter()  # functions, by choice
 
     def opening(self, n: int) -> bytes:
         """Return the chunks that say who speaks, one a choice."""
@@ -78,8 +81,12 @@ class Answer:
         return b"".join(self._chunk({"index": i, "delta": delta, "finish_reason": None}) for i in range(n))
 
     def chunk(self, step: Step) -> bytes:
-        """Return the chunk of one step, and after the last step the chunk with the usage if asked for."""
-        delta = {"content": step.text} if step.text else {}
+        """Return the chunks of one step: what opens its calls, the step itself, and after the last step the usage if
+        asked for."""
+        delta: dict[str, Any] = {"content": step.text} if step.text else {}
+        heads = b""
+        if step.calls:
+            heads, delta["tool_calls"] = self._calls(step)
         if step.reasoning:
             delta["reasoning_content"] = step.reasoning
         choice: dict[str, Any] = {"index": step.index, "delta": delta, "finish_reason": None}
@@ -87,7 +94,7 @@ class Answer:
             choice["logprobs"] = _logprobs(step.logprobs)
         if step.finish_reason:
             choice["finish_reason"] = FINISH_NAMES[step.finish_reason]
-        return self._chunk(choice) if step.summary is None else self._closing(choice, step.summary)
+        return heads + (self._chunk(choice) if step.summary is None else self._closing(choice, step.summary))
 
     def body(self, choices: Sequence[Choice], summary: Summary) -> bytes:
         """Return the whole answer."""
@@ -100,6 +107,15 @@ class Answer:
                 "autoglm": _telemetry(summary),
             }
         )
+
+    def _calls(self, step: Step) -> tuple[bytes, list[dict[str, Any]]]:
+        """Return the chunk that opens the calls of a step, and the deltas with their arguments."""
+        numbered = list(enumerate(step.calls, self._called[step.index]))
+        self._called[step.index] += len(numbered)
+        heads = [{"index": number, **_call(call, "")} for number, call in numbered]
+        opening = {"index": step.index, "delta": {"tool_calls": heads}, "finish_reason": None}
+        bodies = [{"index": n, "function": {"arguments": call.function.arguments}} for n, call in numbered]
+        return self._chunk(opening), bodies
 
     def _chunk(self, choice: Mapping[str, Any]) -> bytes:
         return self._prefix + orjson.dumps(choice) + self._suffix
@@ -141,7 +157,10 @@ def model_card(card: ModelCard, settings: Settings, created: int) -> dict[str, A
 
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
+    content = None if choice.calls and not choice.text else choice.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.calls:
+        message["tool_calls"] = [_call(call, call.function.arguments) for call in choice.calls]
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
     return {
@@ -150,6 +169,10 @@ def _choice(index: int, choice: Choice) -> dict[str, Any]:
         "logprobs": _logprobs(choice.logprobs) if choice.logprobs else None,
         "finish_reason": FINISH_NAMES[choice.finish_reason],
     }
+
+
+def _call(call: ToolCall, arguments: str) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _logprobs(entries: Sequence[LogprobEntry]) -> dict[str, Any]:

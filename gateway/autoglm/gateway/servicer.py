@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message as ProtoMessage
@@ -25,6 +25,7 @@ from autoglm.gateway.desk import Desk, new_call
 from autoglm.gateway.media import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
+from autoglm.gateway.tools import check_calls, usable
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
     ChatRequest,
@@ -38,7 +39,7 @@ from autoglm.v1.chat_pb2 import (
     Summary,
 )
 from autoglm.v1.chat_pb2_grpc import ChatServiceServicer
-from autoglm.v1.generation_pb2 import ROLE_UNSPECIFIED, Role, SamplingParams
+from autoglm.v1.generation_pb2 import ROLE_UNSPECIFIED, Role
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 from autoglm.v1.model_pb2 import ListModelsRequest, ListModelsResponse
 from autoglm.v1.model_pb2_grpc import ModelServiceServicer
@@ -46,6 +47,7 @@ from autoglm.v1.transcription_pb2 import TranscribeRequest, TranscribeResponse
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
+P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
 
@@ -75,6 +77,7 @@ class ChatServicer(ChatServiceServicer):
                         reasoning=choice.reasoning,
                         finish_reason=choice.finish_reason,
                         logprobs=choice.logprobs,
+                        tool_calls=choice.calls,
                     )
                     for index, choice in enumerate(choices)
                 ],
@@ -164,24 +167,35 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
     """Return what `chat` asks for; raises InvalidRequest naming the field at fault."""
     messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
     check_messages(messages, "chat.messages", max_media)
+    check_calls(messages, "chat.messages")
     check_sampling(chat.sampling, "chat.sampling.")
     if chat.n > MAX_CHOICES:
         raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
-    return Conversation(
+    conversation = Conversation(
         messages=messages,
-        sampling=SamplingParams.FromString(chat.sampling.SerializeToString()),
+        sampling=_own(chat.sampling),
         enable_thinking=chat.enable_thinking if chat.HasField("enable_thinking") else None,
         return_reasoning=chat.return_reasoning,
         n=chat.n or 1,
+        tools=[_own(tool) for tool in chat.tools],
+        tool_choice=_own(chat.tool_choice) if chat.HasField("tool_choice") else None,
+        parallel_tool_calls=chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls"),
         prefix="chat.",
     )
+    return usable(conversation)
+
+
+def _own(message: P) -> P:
+    """Return a copy, which stays when the request is emptied."""
+    return type(message).FromString(message.SerializeToString())
 
 
 def _message(message: ChatMessage, param: str) -> Message:
     if message.role == ROLE_UNSPECIFIED or message.role not in Role.values():
         raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
     parts = [_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
-    return Message(message.role, parts, f"{param}.parts")
+    calls = [_own(call) for call in message.tool_calls]
+    return Message(message.role, parts, f"{param}.parts", calls, message.tool_call_id)
 
 
 def _part(part: ContentPart, param: str) -> TextPart | MediaPart:
@@ -219,6 +233,7 @@ def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:
         reasoning=step.reasoning,
         finish_reason=step.finish_reason,
         logprobs=step.logprobs,
+        tool_calls=step.calls,
     )
     summary = None if step.summary is None else _summary(step.summary)
     return StreamCompleteResponse(id=call.request_id, model=bundle, delta=delta, summary=summary)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from autoglm.v1 import generation_pb2 as autoglm_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61utoglm/v1/chat.proto\x12\nautoglm.v1\x1a\x1b\x61utoglm/v1/generation.proto\"B\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x08\n\x06source\"m\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.autoglm.v1.MediaH\x00\x12\"\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x11.autoglm.v1.MediaH\x00\x42\x06\n\x04part\"U\n\x0b\x43hatMessage\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.autoglm.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.ContentPart\"\xcc\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x08messages\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.ChatMessage\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.autoglm.v1.SamplingParams\x12\x1c\n\x0f\x65nable_thinking\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10return_reasoning\x18\x05 \x01(\x08\x12\t\n\x01n\x18\x06 \x01(\rB\x12\n\x10_enable_thinking\"8\n\x0f\x43ompleteRequest\x12%\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.ChatRequest\"\x95\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.autoglm.v1.FinishReason\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.autoglm.v1.LogprobEntry\"p\n\x07Summary\x12 \n\x05usage\x18\x01 \x01(\x0b\x32\x11.autoglm.v1.Usage\x12\"\n\x06stages\x18\x02 \x01(\x0b\x32\x12.autoglm.v1.Stages\x12\x1f\n\x05gates\x18\x03 \x03(\x0b\x32\x10.autoglm.v1.Gate\"x\n\x10\x43ompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.autoglm.v1.Choice\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x13.autoglm.v1.Summary\">\n\x15StreamCompleteRequest\x12%\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.ChatRequest\"|\n\x16StreamCompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x12.autoglm.v1.Choice\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x13.autoglm.v1.Summary2\xaf\x01\n\x0b\x43hatService\x12\x45\n\x08\x43omplete\x12\x1b.autoglm.v1.CompleteRequest\x1a\x1c.autoglm.v1.CompleteResponse\x12Y\n\x0eStreamComplete\x12!.autoglm.v1.StreamCompleteRequest\x1a\".autoglm.v1.StreamCompleteResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61utoglm/v1/chat.proto\x12\nautoglm.v1\x1a\x1b\x61utoglm/v1/generation.proto\"B\n\x05Media\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x12\x10\n\x06sha256\x18\x03 \x01(\x0cH\x00\x42\x08\n\x06source\"m\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.autoglm.v1.MediaH\x00\x12\"\n\x05\x61udio\x18\x03 \x01(\x0b\x32\x11.autoglm.v1.MediaH\x00\x42\x06\n\x04part\"\x95\x01\n\x0b\x43hatMessage\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.autoglm.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.ContentPart\x12(\n\ntool_calls\x18\x03 \x03(\x0b\x32\x14.autoglm.v1.ToolCall\x12\x14\n\x0ctool_call_id\x18\x04 \x01(\t\"\xd4\x02\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12)\n\x08messages\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.ChatMessage\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.autoglm.v1.SamplingParams\x12\x1c\n\x0f\x65nable_thinking\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10return_reasoning\x18\x05 \x01(\x08\x12\t\n\x01n\x18\x06 \x01(\r\x12\x1f\n\x05tools\x18\x07 \x03(\x0b\x32\x10.autoglm.v1.Tool\x12+\n\x0btool_choice\x18\x08 \x01(\x0b\x32\x16.autoglm.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\t \x01(\x08H\x01\x88\x01\x01\x42\x12\n\x10_enable_thinkingB\x16\n\x14_parallel_tool_calls\"8\n\x0f\x43ompleteRequest\x12%\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.ChatRequest\"\xbf\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.autoglm.v1.FinishReason\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.autoglm.v1.LogprobEntry\x12(\n\ntool_calls\x18\x06 \x03(\x0b\x32\x14.autoglm.v1.ToolCall\"p\n\x07Summary\x12 \n\x05usage\x18\x01 \x01(\x0b\x32\x11.autoglm.v1.Usage\x12\"\n\x06stages\x18\x02 \x01(\x0b\x32\x12.autoglm.v1.Stages\x12\x1f\n\x05gates\x18\x03 \x03(\x0b\x32\x10.autoglm.v1.Gate\"x\n\x10\x43ompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.autoglm.v1.Choice\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x13.autoglm.v1.Summary\">\n\x15StreamCompleteRequest\x12%\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.ChatRequest\"|\n\x16StreamCompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x12.autoglm.v1.Choice\x12$\n\x07summary\x18\x04 \x01(\x0b\x32\x13.autoglm.v1.Summary2\xaf\x01\n\x0b\x43hatService\x12\x45\n\x08\x43omplete\x12\x1b.autoglm.v1.CompleteRequest\x1a\x1c.autoglm.v1.CompleteResponse\x12Y\n\x0eStreamComplete\x12!.autoglm.v1.StreamCompleteRequest\x1a\".autoglm.v1.StreamCompleteResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEDIA']._serialized_end=132
   _globals['_CONTENTPART']._serialized_start=134
   _globals['_CONTENTPART']._serialized_end=243
-  _globals['_CHATMESSAGE']._serialized_start=245
-  _globals['_CHATMESSAGE']._serialized_end=330
-  _globals['_CHATREQUEST']._serialized_start=333
-  _globals['_CHATREQUEST']._serialized_end=537
-  _globals['_COMPLETEREQUEST']._serialized_start=539
-  _globals['_COMPLETEREQUEST']._serialized_end=595
-  _globals['_CHOICE']._serialized_start=598
-  _globals['_CHOICE']._serialized_end=747
-  _globals['_SUMMARY']._serialized_start=749
-  _globals['_SUMMARY']._serialized_end=861
-  _globals['_COMPLETERESPONSE']._serialized_start=863
-  _globals['_COMPLETERESPONSE']._serialized_end=983
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=985
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1047
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1049
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1173
-  _globals['_CHATSERVICE']._serialized_start=1176
-  _globals['_CHATSERVICE']._serialized_end=1351
+  _globals['_CHATMESSAGE']._serialized_start=246
+  _globals['_CHATMESSAGE']._serialized_end=395
+  _globals['_CHATREQUEST']._serialized_start=398
+  _globals['_CHATREQUEST']._serialized_end=738
+  _globals['_COMPLETEREQUEST']._serialized_start=740
+  _globals['_COMPLETEREQUEST']._serialized_end=796
+  _globals['_CHOICE']._serialized_start=799
+  _globals['_CHOICE']._serialized_end=990
+  _globals['_SUMMARY']._serialized_start=992
+  _globals['_SUMMARY']._serialized_end=1104
+  _globals['_COMPLETERESPONSE']._serialized_start=1106
+  _globals['_COMPLETERESPONSE']._serialized_end=1226
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=1228
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=1290
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=1292
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=1416
+  _globals['_CHATSERVICE']._serialized_start=1419
+  _globals['_CHATSERVICE']._serialized_end=1594
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ from autoglm.v1 import modality_pb2 as autoglm_dot_v1_dot_modality__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61utoglm/v1/decoder.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1b\x61utoglm/v1/generation.proto\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"M\n\x0b\x44\x65\x63oderPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x05media\x18\x02 \x01(\x0b\x32\x15.autoglm.v1.EmbeddingH\x00\x42\x06\n\x04part\"X\n\x0e\x44\x65\x63oderMessage\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.autoglm.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.DecoderPart\"\xac\x02\n\x1d\x44\x65\x63oderServiceGenerateRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.autoglm.v1.DecoderMessage\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.autoglm.v1.SamplingParams\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10return_reasoning\x18\x04 \x01(\x08\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\tB\x12\n\x10_enable_thinking\"\x98\x01\n\x1e\x44\x65\x63oderServiceGenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\treasoning\x18\x02 \x01(\t\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.autoglm.v1.LogprobEntry\x12)\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x19.autoglm.v1.DecoderFinish\"\x84\x02\n\rDecoderFinish\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.autoglm.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.autoglm.v1.Usage\x12\x1f\n\x05gates\x18\x03 \x03(\x0b\x32\x10.autoglm.v1.Gate\x12(\n\x05queue\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x1d\x44\x65\x63oderServiceDescribeRequest\"\xfb\x01\n\x1e\x44\x65\x63oderServiceDescribeResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12(\n\nmodalities\x18\x02 \x03(\x0e\x32\x14.autoglm.v1.Modality\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1c\n\x14num_requests_running\x18\x05 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x06 \x01(\r\x12\x0c\n\x04int8\x18\x07 \x01(\x08\x12\x1b\n\x13kv_cache_usage_perc\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t2\xd8\x01\n\x0e\x44\x65\x63oderService\x12\x63\n\x08Generate\x12).autoglm.v1.DecoderServiceGenerateRequest\x1a*.autoglm.v1.DecoderServiceGenerateResponse0\x01\x12\x61\n\x08\x44\x65scribe\x12).autoglm.v1.DecoderServiceDescribeRequest\x1a*.autoglm.v1.DecoderServiceDescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61utoglm/v1/decoder.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1b\x61utoglm/v1/generation.proto\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"M\n\x0b\x44\x65\x63oderPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12&\n\x05media\x18\x02 \x01(\x0b\x32\x15.autoglm.v1.EmbeddingH\x00\x42\x06\n\x04part\"\x82\x01\n\x0e\x44\x65\x63oderMessage\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.autoglm.v1.Role\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.autoglm.v1.DecoderPart\x12(\n\ntool_calls\x18\x03 \x03(\x0b\x32\x14.autoglm.v1.ToolCall\"\xb4\x03\n\x1d\x44\x65\x63oderServiceGenerateRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.autoglm.v1.DecoderMessage\x12,\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.autoglm.v1.SamplingParams\x12\x1c\n\x0f\x65nable_thinking\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x18\n\x10return_reasoning\x18\x04 \x01(\x08\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x1f\n\x05tools\x18\t \x03(\x0b\x32\x10.autoglm.v1.Tool\x12+\n\x0btool_choice\x18\n \x01(\x0b\x32\x16.autoglm.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x0b \x01(\x08H\x01\x88\x01\x01\x42\x12\n\x10_enable_thinkingB\x16\n\x14_parallel_tool_calls\"\xc2\x01\n\x1e\x44\x65\x63oderServiceGenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\treasoning\x18\x02 \x01(\t\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.autoglm.v1.LogprobEntry\x12)\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x19.autoglm.v1.DecoderFinish\x12(\n\ntool_calls\x18\x05 \x03(\x0b\x32\x14.autoglm.v1.ToolCall\"\x84\x02\n\rDecoderFinish\x12/\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x18.autoglm.v1.FinishReason\x12 \n\x05usage\x18\x02 \x01(\x0b\x32\x11.autoglm.v1.Usage\x12\x1f\n\x05gates\x18\x03 \x03(\x0b\x32\x10.autoglm.v1.Gate\x12(\n\x05queue\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x1f\n\x1d\x44\x65\x63oderServiceDescribeRequest\"\xfb\x01\n\x1e\x44\x65\x63oderServiceDescribeResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12(\n\nmodalities\x18\x02 \x03(\x0e\x32\x14.autoglm.v1.Modality\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1c\n\x14num_requests_running\x18\x05 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x06 \x01(\r\x12\x0c\n\x04int8\x18\x07 \x01(\x08\x12\x1b\n\x13kv_cache_usage_perc\x18\x08 \x01(\x01\x12\x10\n\x08\x61\x64\x61pters\x18\t \x03(\t2\xd8\x01\n\x0e\x44\x65\x63oderService\x12\x63\n\x08Generate\x12).autoglm.v1.DecoderServiceGenerateRequest\x1a*.autoglm.v1.DecoderServiceGenerateResponse0\x01\x12\x61\n\x08\x44\x65scribe\x12).autoglm.v1.DecoderServiceDescribeRequest\x1a*.autoglm.v1.DecoderServiceDescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,18 +37,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECODERPART']._serialized_start=156
   _globals['_DECODERPART']._serialized_end=233
-  _globals['_DECODERMESSAGE']._serialized_start=235
-  _globals['_DECODERMESSAGE']._serialized_end=323
-  _globals['_DECODERSERVICEGENERATEREQUEST']._serialized_start=326
-  _globals['_DECODERSERVICEGENERATEREQUEST']._serialized_end=626
-  _globals['_DECODERSERVICEGENERATERESPONSE']._serialized_start=629
-  _globals['_DECODERSERVICEGENERATERESPONSE']._serialized_end=781
-  _globals['_DECODERFINISH']._serialized_start=784
-  _globals['_DECODERFINISH']._serialized_end=1044
-  _globals['_DECODERSERVICEDESCRIBEREQUEST']._serialized_start=1046
-  _globals['_DECODERSERVICEDESCRIBEREQUEST']._serialized_end=1077
-  _globals['_DECODERSERVICEDESCRIBERESPONSE']._serialized_start=1080
-  _globals['_DECODERSERVICEDESCRIBERESPONSE']._serialized_end=1331
-  _globals['_DECODERSERVICE']._serialized_start=1334
-  _globals['_DECODERSERVICE']._serialized_end=1550
+  _globals['_DECODERMESSAGE']._serialized_start=236
+  _globals['_DECODERMESSAGE']._serialized_end=366
+  _globals['_DECODERSERVICEGENERATEREQUEST']._serialized_start=369
+  _globals['_DECODERSERVICEGENERATEREQUEST']._serialized_end=805
+  _globals['_DECODERSERVICEGENERATERESPONSE']._serialized_start=808
+  _globals['_DECODERSERVICEGENERATERESPONSE']._serialized_end=1002
+  _globals['_DECODERFINISH']._serialized_start=1005
+  _globals['_DECODERFINISH']._serialized_end=1265
+  _globals['_DECODERSERVICEDESCRIBEREQUEST']._serialized_start=1267
+  _globals['_DECODERSERVICEDESCRIBEREQUEST']._serialized_end=1298
+  _globals['_DECODERSERVICEDESCRIBERESPONSE']._serialized_start=1301
+  _globals['_DECODERSERVICEDESCRIBERESPONSE']._serialized_end=1552
+  _globals['_DECODERSERVICE']._serialized_start=1555
+  _globals['_DECODERSERVICE']._serialized_end=1771
 # @@protoc_insertion_point(module_scope)

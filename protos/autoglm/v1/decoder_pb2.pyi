@@ -21,15 +21,17 @@ class DecoderPart(_message.Message):
     def __init__(self, text: _Optional[str] = ..., media: _Optional[_Union[_embedding_pb2.Embedding, _Mapping]] = ...) -> None: ...
 
 class DecoderMessage(_message.Message):
-    __slots__ = ("role", "parts")
+    __slots__ = ("role", "parts", "tool_calls")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     role: _generation_pb2.Role
     parts: _containers.RepeatedCompositeFieldContainer[DecoderPart]
-    def __init__(self, role: _Optional[_Union[_generation_pb2.Role, str]] = ..., parts: _Optional[_Iterable[_Union[DecoderPart, _Mapping]]] = ...) -> None: ...
+    tool_calls: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]
+    def __init__(self, role: _Optional[_Union[_generation_pb2.Role, str]] = ..., parts: _Optional[_Iterable[_Union[DecoderPart, _Mapping]]] = ..., tool_calls: _Optional[_Iterable[_Union[_generation_pb2.ToolCall, _Mapping]]] = ...) -> None: ...
 
 class DecoderServiceGenerateRequest(_message.Message):
-    __slots__ = ("messages", "sampling", "enable_thinking", "return_reasoning", "timeout", "request_id", "cache_salt", "adapter")
+    __slots__ = ("messages", "sampling", "enable_thinking", "return_reasoning", "timeout", "request_id", "cache_salt", "adapter", "tools", "tool_choice", "parallel_tool_calls")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     ENABLE_THINKING_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +40,9 @@ class DecoderServiceGenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[DecoderMessage]
     sampling: _generation_pb2.SamplingParams
     enable_thinking: bool
@@ -46,19 +51,24 @@ class DecoderServiceGenerateRequest(_message.Message):
     request_id: str
     cache_salt: str
     adapter: str
-    def __init__(self, messages: _Optional[_Iterable[_Union[DecoderMessage, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., enable_thinking: bool = ..., return_reasoning: bool = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
+    tools: _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]
+    tool_choice: _generation_pb2.ToolChoice
+    parallel_tool_calls: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[DecoderMessage, _Mapping]]] = ..., sampling: _Optional[_Union[_generation_pb2.SamplingParams, _Mapping]] = ..., enable_thinking: bool = ..., return_reasoning: bool = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ..., cache_salt: _Optional[str] = ..., adapter: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[_generation_pb2.Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[_generation_pb2.ToolChoice, _Mapping]] = ..., parallel_tool_calls: bool = ...) -> None: ...
 
 class DecoderServiceGenerateResponse(_message.Message):
-    __slots__ = ("text", "reasoning", "logprobs", "finish")
+    __slots__ = ("text", "reasoning", "logprobs", "finish", "tool_calls")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
     text: str
     reasoning: str
     logprobs: _containers.RepeatedCompositeFieldContainer[_generation_pb2.LogprobEntry]
     finish: DecoderFinish
-    def __init__(self, text: _Optional[str] = ..., reasoning: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_generation_pb2.LogprobEntry, _Mapping]]] = ..., finish: _Optional[_Union[DecoderFinish, _Mapping]] = ...) -> None: ...
+    tool_calls: _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]
+    def __init__(self, text: _Optional[str] = ..., reasoning: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_generation_pb2.LogprobEntry, _Mapping]]] = ..., finish: _Optional[_Union[DecoderFinish, _Mapping]] = ..., tool_calls: _Optional[_Iterable[_Union[_generation_pb2.ToolCall, _Mapping]]] = ...) -> None: ...
 
 class DecoderFinish(_message.Message):
     __slots__ = ("finish_reason", "usage", "gates", "queue", "prefill", "decode")

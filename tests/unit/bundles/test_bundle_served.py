@@ -23,7 +23,7 @@ from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
 from autoglm.speech.settings import SpeechSettings
 from autoglm.training.bundles.preset import Sources
-from autoglm.v1 import speech_pb2
+from autoglm.v1 import decoder_pb2, generation_pb2, speech_pb2
 from autoglm.vision.model import VisionModel
 from autoglm.vision.servicer import VisionServicer
 from autoglm.vision.settings import VisionSettings
@@ -145,6 +145,17 @@ class Unmeasured:
     """Metrics that nobody reads."""
 
     def encoded(self, preprocess: float, batched: object) -> None: ...
+
+
+async def test_a_template_without_a_place_for_tools_is_given_none(decoder: DecoderModel) -> None:
+    tool = generation_pb2.Tool(function=generation_pb2.Function(name="now"))
+    call = generation_pb2.ToolCall(function=generation_pb2.FunctionCall(name="now", arguments="{}"))
+    turn = decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_ASSISTANT, tool_calls=[call])
+    for fields in ({"messages": [decoder_pb2.DecoderMessage()], "tools": [tool]}, {"messages": [turn]}):
+        refused = Answered()
+        request = decoder_pb2.DecoderServiceGenerateRequest(**fields)
+        assert [message async for message in DecoderServicer(decoder).generate(request, refused)] == []
+        assert f"the chat template of {NAME} knows no tools" in refused.details
 
 
 async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bundle: Bundle) -> None:

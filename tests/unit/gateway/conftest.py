@@ -36,7 +36,15 @@ from autoglm.v1.decoder_pb2 import (
     DecoderServiceGenerateResponse,
 )
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding, EncoderInfo
-from autoglm.v1.generation_pb2 import FINISH_REASON_STOP, Gate, LogprobEntry, TokenLogprob, Usage
+from autoglm.v1.generation_pb2 import (
+    FINISH_REASON_STOP,
+    FINISH_REASON_TOOL_CALLS,
+    Gate,
+    LogprobEntry,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
 from autoglm.v1.speech_pb2 import (
     SpeechServiceDescribeResponse,
@@ -137,12 +145,13 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer, FakeEncoder):
 
 
 class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
-    """Answers with `pieces`, then the seed; waits and fails after `after` pieces."""
+    """Answers with `pieces`, then the seed, then `calls`; waits and fails after `after` pieces."""
 
     def __init__(self) -> None:
         self.generate, self.describe = Control(), Control()
         self.modalities = [MODALITY_TEXT, MODALITY_IMAGE, MODALITY_AUDIO]
         self.pieces = ["你好", ", ", "AutoGLM"]
+        self.calls: list[ToolCall] = []
         self.after = 1
         self.finishes = True
 
@@ -158,10 +167,12 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
                 if await self.generate.failed(context):
                     return
             yield DecoderServiceGenerateResponse(text=piece, logprobs=_logprobs(piece, request))
+        for call in self.calls:
+            yield DecoderServiceGenerateResponse(tool_calls=[call])
         if not self.finishes:
             return
         finish = DecoderFinish(
-            finish_reason=FINISH_REASON_STOP,
+            finish_reason=FINISH_REASON_TOOL_CALLS if self.calls else FINISH_REASON_STOP,
             usage=Usage(prompt_tokens=9, completion_tokens=4, image_tokens=2, cached_tokens=1, reasoning_tokens=1),
             gates=[Gate(modality=MODALITY_IMAGE, mean=0.25)],
         )

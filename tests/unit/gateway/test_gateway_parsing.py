@@ -32,7 +32,6 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"messages": None}, "messages"),
         ({"messages": [1]}, "messages[0]"),
         ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),

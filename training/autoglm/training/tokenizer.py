@@ -26,13 +26,51 @@ SPECIAL = (
 )  # fmt: skip
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 VOCABULARY = 3072
-CHAT_TEMPLATE = """[gMASK]<sop>
+# Tools, calls and results stand as in the template of GLM-4.5.
+CHAT_TEMPLATE = r"""[gMASK]<sop>
+{%- if tools %}
+<|system|>
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{% for tool in tools %}
+{{ tool | tojson(ensure_ascii=False) }}
+{% endfor %}
+</tools>
+
+For each function call, output the function name and arguments within the following XML format:
+<tool_call>{function-name}
+<arg_key>{arg-key-1}</arg_key>
+<arg_value>{arg-value-1}</arg_value>
+<arg_key>{arg-key-2}</arg_key>
+<arg_value>{arg-value-2}</arg_value>
+...
+</tool_call>
+{%- endif %}
 {%- for message in messages %}
+{%- if message.role == 'tool' %}
+{%- if loop.first or loop.previtem.role != 'tool' %}
+<|observation|>
+{%- endif %}
+{{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- else %}
 <|{{ message.role }}|>
 {{ message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '\n' if message.content or not loop.first }}<tool_call>{{ call.function.name }}
+{% for key, value in call.function.arguments.items() %}
+<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value if value is string else value | tojson(ensure_ascii=False) }}</arg_value>
+{% endfor %}
+</tool_call>
+{%- endfor %}
+{%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
-{{ '<|assistant|>\\n' }}
+{{ '<|assistant|>\n' }}
 {%- if enable_thinking is true %}
 <think>
 {%- elif enable_thinking is false %}

@@ -52,7 +52,7 @@ class StopStrings:
         found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             return self._held[: min(found)], True
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return ready, False
 
@@ -64,8 +64,10 @@ class StopStrings:
 
 @dataclass(slots=True)
 class Reasoning:
-    """Splits `<think>…</think>` at the start of an answer from what follows."""
+    """Splits `<think>…</think>` at the start of an answer from what follows; the reasoning is without its `marks`,
+    unless they are to stay."""
 
+    marks: bool = False
     _held: str = ""
     _state: str = "start"
 
@@ -76,7 +78,8 @@ class Reasoning:
             if _OPEN.startswith(self._held) and self._held != _OPEN:
                 return "", ""
             self._state = "inside" if self._held.startswith(_OPEN) else "after"
-            self._held = self._held.removeprefix(_OPEN)
+            if not self.marks:
+                self._held = self._held.removeprefix(_OPEN)
         if self._state == "after":
             return self._take(len(self._held)), ""
         return self._inside()
@@ -89,18 +92,17 @@ class Reasoning:
     def _inside(self) -> tuple[str, str]:
         at = self._held.find(_CLOSE)
         if at < 0:
-            return "", self._take(len(self._held) - _overlap(self._held, _CLOSE))
-        reasoning = self._take(at)
-        self._held = self._held.removeprefix(_CLOSE)
+            return "", self._take(len(self._held) - overlap(self._held, _CLOSE))
+        reasoning, close = self._take(at), self._take(len(_CLOSE))
         self._state = "after"
-        return self._take(len(self._held)), reasoning
+        return self._take(len(self._held)), reasoning + close if self.marks else reasoning
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)
 

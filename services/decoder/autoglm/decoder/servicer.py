@@ -20,6 +20,7 @@ from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.stream import MODALITIES, Answer, Inbox
+from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
 from autoglm.fusion.compose import Media, Message, Prompt, Role
 from autoglm.fusion.model import MediaKind
 from autoglm.v1 import decoder_pb2, embedding_pb2, generation_pb2, modality_pb2
@@ -30,6 +31,7 @@ ROLES: dict[generation_pb2.Role, Role] = {
     generation_pb2.ROLE_SYSTEM: "system",
     generation_pb2.ROLE_USER: "user",
     generation_pb2.ROLE_ASSISTANT: "assistant",
+    generation_pb2.ROLE_TOOL: "tool",
 }
 _KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_pb2.MODALITY_AUDIO: "audio"}
 
@@ -99,11 +101,13 @@ class DecoderServicer:
         inbox = Inbox(self.engine.wake)
         salt = request.cache_salt.encode()
         thinking = self._model.thinking(prompt, _given(request.sampling, "max_thinking_tokens"))
-        grammar = self._grammar(request.sampling)
+        functions, single = [Function.of(tool) for tool in request.tools], _single(request)
+        wanted = self._grammar(request, functions, single)
         adapter = await self._adapter(request.adapter)
         room = self._room(prompt)
-        sequence = Sequence.start(prompt, sampling, room, inbox.put, salt, inbox.full, thinking, grammar, adapter)
-        answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning)
+        sequence = Sequence.start(prompt, sampling, room, inbox.put, salt, inbox.full, thinking, wanted, adapter)
+        calls = ToolCalls(functions, single) if functions else None
+        answer = Answer(self._model.composer.tokenizer, prompt, sampling.stop, request.return_reasoning, calls)
         self.engine.submit(sequence, deadline.remaining())
         try:
             async for message, ended in answer.messages(inbox):
@@ -125,15 +129,19 @@ class DecoderServicer:
     def _prompt(self, request: decoder_pb2.DecoderServiceGenerateRequest) -> Prompt:
         if not request.messages:
             raise InvalidRequest("a conversation needs at least one message", param="messages")
+        composer = self._model.composer
+        uses_tools = request.tools or any(message.tool_calls for message in request.messages)
+        if uses_tools and not composer.takes_tools:
+            raise InvalidRequest(f"the chat template of {self._model.bundle.name} knows no tools", param="tools")
         messages = [self._message(message) for message in request.messages]
         thinking = request.enable_thinking if request.HasField("enable_thinking") else None
-        return self._model.composer.compose(messages, thinking)
+        return composer.compose(messages, thinking, [description(tool) for tool in request.tools])
 
     def _message(self, message: decoder_pb2.DecoderMessage) -> Message:
         if message.role not in ROLES:
             raise InvalidRequest(f"unknown role {message.role}", param="messages.role")
         parts = (p.text if p.WhichOneof("part") == "text" else self._media(p.media) for p in message.parts)
-        return Message(ROLES[message.role], tuple(parts))
+        return Message(ROLES[message.role], tuple(parts), tuple(written(call) for call in message.tool_calls))
 
     def _media(self, embedding: embedding_pb2.Embedding) -> Media:
         kind = _KINDS.get(embedding.modality)
@@ -167,12 +175,30 @@ class DecoderServicer:
         given = {field.name: value for field, value in message.ListFields() if field.name in Sampling.__slots__}
         return Sampling(**given | {"stop": tuple(message.stop), "logit_bias": dict(message.logit_bias)})
 
-    def _grammar(self, message: generation_pb2.SamplingParams) -> Grammar | None:
-        kind = message.WhichOneof("structured_output")
+    def _grammar(
+        self, request: decoder_pb2.DecoderServiceGenerateRequest, functions: list[Function], single: bool
+    ) -> Grammar | None:
+        """Return what the answer has to look like: calls, where the model has to make some, else what was asked for."""
+        choice = request.tool_choice
+        if choice.function:
+            functions = [function for function in functions if function.name == choice.function]
+        if choice.function or choice.mode == generation_pb2.TOOL_CHOICE_MODE_REQUIRED:
+            try:
+                return self._model.grammars.make("grammar", grammar(functions, single))
+            except InvalidRequest as error:
+                raise error.at("tools") from None
+        kind = request.sampling.WhichOneof("structured_output")
         if kind is None:
             return None
-        given = list(message.choice.texts) if kind == "choice" else str(getattr(message, kind))
+        sampling = request.sampling
+        given = list(sampling.choice.texts) if kind == "choice" else str(getattr(sampling, kind))
         return self._model.grammars.make(kind, given)
+
+
+def _single(request: decoder_pb2.DecoderServiceGenerateRequest) -> bool:
+    """Return whether the answer may have one call at most: it is said so, or it has to be that of one function."""
+    said = request.HasField("parallel_tool_calls") and not request.parallel_tool_calls
+    return said or bool(request.tool_choice.function)
 
 
 def _given(message: generation_pb2.SamplingParams, name: str) -> int | None:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
+from autoglm.decoder.tools import ToolCalls
 from autoglm.fusion.compose import Prompt
 from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
 
@@ -50,13 +51,17 @@ class Inbox:
 
 
 class Answer:
-    """Turns the events of one sequence into response messages."""
+    """Turns the events of one sequence into response messages: with `split` reasoning comes apart, with `calls` those
+    of functions do, which are looked for behind the reasoning alone."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...], split: bool) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
+    ) -> None:
         self._tokenizer, self._prompt = tokenizer, prompt
         self._text = Detokenizer(tokenizer)
         self._stops = StopStrings(stop)
-        self._reasoning = Reasoning() if split else None
+        self._split, self._calls = split, calls
+        self._reasoning = Reasoning(marks=not split) if split or calls else None
         self._count = self._thoughts = 0
 
     async def messages(self, inbox: Inbox) -> AsyncIterator[tuple[decoder_pb2.DecoderServiceGenerateResponse, str]]:
@@ -70,8 +75,8 @@ class Answer:
             self._thoughts += bool(message.reasoning)
             if event.logprob is not None:
                 message.logprobs.append(self._logprobs(event.token_id, event.logprob, event.top))
-            if stopped:
-                self._add(message, *self._flushed(""))
+            if stopped or (self._calls is not None and self._calls.over):
+                self._add(message, "", last=True)
                 yield message, "stop"
                 return
             if message.ByteSize():
@@ -80,7 +85,7 @@ class Answer:
             raise event.reason
         last = decoder_pb2.DecoderServiceGenerateResponse()
         tail, _ = self._stops.feed(self._text.flush())
-        self._add(last, *self._flushed(tail + self._stops.flush()))
+        self._add(last, tail + self._stops.flush(), last=True)
         yield last, event.reason
 
     def finish(self, sequence: Sequence, reason: str) -> decoder_pb2.DecoderFinish:
@@ -88,7 +93,7 @@ class Answer:
         ended = time.monotonic()
         started, first = sequence.started or ended, sequence.first_token or ended
         return decoder_pb2.DecoderFinish(
-            finish_reason=_REASONS[reason],
+            finish_reason=self._finish_reason(reason),
             usage=generation_pb2.Usage(
                 prompt_tokens=len(self._prompt.token_ids),
                 completion_tokens=self._count,
@@ -103,21 +108,29 @@ class Answer:
             decode=seconds_to_duration(ended - first),
         )
 
+    def _finish_reason(self, reason: str) -> generation_pb2.FinishReason:
+        called = self._calls is not None and self._calls.made > 0
+        return generation_pb2.FINISH_REASON_TOOL_CALLS if called and reason == "stop" else _REASONS[reason]
+
     def _message(self, text: str) -> decoder_pb2.DecoderServiceGenerateResponse:
         message = decoder_pb2.DecoderServiceGenerateResponse()
-        self._add(message, *(self._reasoning.feed(text) if self._reasoning else (text, "")))
+        self._add(message, text)
         return message
 
-    def _flushed(self, text: str) -> tuple[str, str]:
-        if self._reasoning is None:
-            return text, ""
-        ready, rest = self._reasoning.feed(text), self._reasoning.flush()
-        return ready[0] + rest[0], ready[1] + rest[1]
-
-    @staticmethod
-    def _add(message: decoder_pb2.DecoderServiceGenerateResponse, text: str, reasoning: str) -> None:
-        message.text += text
-        message.reasoning += reasoning
+    def _add(self, message: decoder_pb2.DecoderServiceGenerateResponse, text: str, last: bool = False) -> None:
+        """Put what `text` completes into `message`, and behind the last text what still waits."""
+        reasoning = ""
+        if self._reasoning is not None:
+            text, reasoning = self._reasoning.feed(text)
+            if last:
+                rest = self._reasoning.flush()
+                text, reasoning = text + rest[0], reasoning + rest[1]
+        if self._calls is not None:
+            text, calls = self._calls.feed(text)
+            text += self._calls.flush() if last else ""
+            message.tool_calls.extend(calls)
+        message.text += text if self._split else reasoning + text
+        message.reasoning += reasoning if self._split else ""
 
     def _logprobs(
         self, token_id: int, logprob: float, top: tuple[tuple[int, float], ...]

@@ -3,23 +3,25 @@
 Each message is laid out media first, images before audio, then text, so that text and speech can
 look back at the screen and nothing ever looks ahead. The transcript of a recording, where its encoder
 wrote one, stands behind the recording's tokens as the user's own text. The chat template (Jinja, the bundle's own)
-sees one placeholder per media item and an opaque stand-in per text; user text is encoded apart, so
-it can never forge a special token.
+sees one placeholder per media item and an opaque stand-in per text, tools and calls of them included; user text is
+encoded apart, so it can never forge a special token.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from autoglm.fusion.model import MEDIA, MediaKind
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 PLACEHOLDERS: dict[MediaKind, str] = {"image": "<|image|>", "audio": "<|audio|>"}
 MEDIA_TOKENS = tuple(
     text for kind in MEDIA for text in (f"<|begin_of_{kind}|>", PLACEHOLDERS[kind], f"<|end_of_{kind}|>")
@@ -37,11 +39,20 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A function that the assistant called, and its arguments as the model writes them: text as it is, else JSON."""
+
+    name: str
+    arguments: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: who speaks, and the parts in the order in which the client sent them."""
+    """One turn: who speaks, the parts in the order in which the client sent them, and the functions called."""
 
     role: Role
     parts: tuple[str | Media, ...]
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +85,79 @@ class Prompt:
 
 class Composer:
     """The tokenizer and chat template of a decoder, applied to conversations with media. `vocabulary` is how many ids
-    the tokenizer reaches, gaps included."""
+    the tokenizer reaches, gaps included; `takes_tools` tells whether the template knows tools and GLM-4.5's calls."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._plain.encode_special_tokens = True
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._template = environment.from_string((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        environment.filters["tojson"] = _to_json
+        source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        self._template = environment.from_string(source)
+        self.takes_tools = "<tool_call>" in source and "tools" in find_undeclared_variables(environment.parse(source))
         self.vocabulary = max(self.tokenizer.get_vocab().values()) + 1
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
         self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
 
-    def compose(self, messages: Sequence[Message], enable_thinking: bool | None = None) -> Prompt:
-        """Lay out `messages` with the prompt for the next assistant turn."""
-        slots: list[tuple[Message, str | Media]] = []
-        rendered = self._render(messages, slots, enable_thinking)
+    def compose(
+        self, messages: Sequence[Message], enable_thinking: bool | None = None, tools: Sequence[str] = ()
+    ) -> Prompt:
+        """Lay out `messages`, behind what describes `tools`, with the prompt for the next assistant turn."""
+        slots = _Slots()
         last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+        rendered = self._template.render(
+            messages=[_row(message, slots, i == last_user) for i, message in enumerate(messages)],
+            tools=[slots.hold(tool, "system") for tool in tools],
+            add_generation_prompt=True,
+            enable_thinking=enable_thinking,
+        )
         builder = _Builder(self.tokenizer, self._plain, self._placeholder_ids)
         position = 0
         for match in _SLOT.finditer(rendered):
             builder.template(rendered[position : match.start()])
-            message, part = slots[int(match[1])]
-            builder.part(part, message.role, asked=last_user >= 0 and message is messages[last_user])
+            builder.part(*slots.held[int(match[1])])
             position = match.end()
         echo = "<think>" if rendered.endswith("<think>") else ""
         builder.template(rendered[position : len(rendered) - len(echo)])
         builder.echo(echo)
         return Prompt(builder.token_ids, tuple(builder.runs), echo)
 
-    def _render(
-        self, messages: Sequence[Message], slots: list[tuple[Message, str | Media]], enable_thinking: bool | None
-    ) -> str:
-        rows = []
-        for message in messages:
-            content = ""
-            for part in _in_order(message.parts):
-                content += f"\ue000{len(slots)}\ue001"
-                slots.append((message, part))
-            rows.append({"role": message.role, "content": content})
-        return self._template.render(messages=rows, add_generation_prompt=True, enable_thinking=enable_thinking)
+
+class _Slots:
+    """What clients sent, each behind the stand-in that the template sees: the part, who speaks, whether it asks."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[str | Media, Role, bool]] = []
+
+    def hold(self, part: str | Media, role: Role, asked: bool = False) -> str:
+        """Return the stand-in of `part`."""
+        self.held.append((part, role, asked))
+        return f"\ue000{len(self.held) - 1}\ue001"
+
+
+def _row(message: Message, slots: _Slots, asked: bool) -> dict[str, Any]:
+    """Return a message as templates know them; the names and arguments of calls are stand-ins too."""
+    role = message.role
+    content = "".join(slots.hold(part, role, asked) for part in _in_order(message.parts) if part != "")
+    calls = [
+        {
+            "type": "function",
+            "function": {
+                "name": slots.hold(call.name, role),
+                "arguments": {slots.hold(k, role): slots.hold(v, role) for k, v in call.arguments.items()},
+            },
+        }
+        for call in message.calls
+    ]
+    return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+
+
+def _to_json(value: object, **options: Any) -> str:
+    """Be the filter that transformers gives to templates; a stand-in stays one."""
+    if isinstance(value, str) and _SLOT.fullmatch(value):
+        return value
+    return json.dumps(value, **{"ensure_ascii": False} | options)
 
 
 def _id(tokenizer: Tokenizer, text: str) -> int:

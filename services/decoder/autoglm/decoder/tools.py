@@ -1,0 +1,215 @@
+"""Functions that the model may call, in the form of GLM-4.5 and 4.6:
+
+    <tool_call>name
+    <arg_key>key</arg_key>
+    <arg_value>value</arg_value>
+    </tool_call>
+
+A value stands as it is where its schema says that it is a string, and as JSON otherwise.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autoglm.decoder.detokenizer import overlap
+from autoglm.decoder.engine.grammar import JSON_STYLE
+from autoglm.fusion.compose import Call
+from autoglm.v1.generation_pb2 import FunctionCall, Tool, ToolCall
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_NAME = re.compile(r"<tool_call>\s*([\w-]*)\s*")
+_ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
+_UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
+_DEFINITIONS = ("$defs", "definitions")
+_ENDLESS = r"~/(?s:.*)<\/arg_value>(?s:.*)/"  # any bytes without the mark that ends a value
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to."""
+
+    name: str
+    arguments: Mapping[str, Mapping[str, Any]]
+    required: frozenset[str]
+    definitions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, tool: Tool) -> "Function":
+        """Read it from a request."""
+        schema = json.loads(tool.function.parameters or "{}")
+        definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
+        arguments = {key: _resolved(each, definitions) for key, each in schema.get("properties", {}).items()}
+        return cls(tool.function.name, arguments, frozenset(schema.get("required", ())), definitions)
+
+    def value(self, key: str, text: str) -> Any:
+        """Return the argument that the model wrote as `text`; what should be JSON and is not stays text."""
+        if _is_text(self.arguments.get(key, {})):
+            return text
+        try:
+            value = json.loads(text, parse_constant=_no_number)
+            json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            return text
+        return value
+
+
+def description(tool: Tool) -> str:
+    """Return what the prompt says of a tool: JSON as json.dumps writes it, its keys in OpenAI's order."""
+    function = {"name": tool.function.name}
+    if tool.function.description:
+        function["description"] = tool.function.description
+    if tool.function.parameters:
+        function["parameters"] = json.loads(tool.function.parameters)
+    return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
+
+
+def written(call: ToolCall) -> Call:
+    """Return an earlier call as the model wrote it."""
+    arguments = json.loads(call.function.arguments)
+    return Call(call.function.name, {key: _written(value) for key, value in arguments.items()})
+
+
+class ToolCalls:
+    """Takes the calls out of an answer as it comes; with `single` the answer is `over` behind the first.
+
+    White space around calls goes with them. What only looks like a call, or calls a function that was not offered,
+    is text.
+    """
+
+    def __init__(self, functions: Sequence[Function], single: bool) -> None:
+        self._functions = {function.name: function for function in functions}
+        self._single = single
+        self._held = ""
+        self.made = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing may follow."""
+        return self._single and self.made > 0
+
+    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+        """Return the text and the calls that `text` completes."""
+        self._held += text
+        said, calls = "", []
+        while (at := self._held.find(_OPEN)) >= 0 and self._held.find(_CLOSE, at) >= 0:
+            call, end = self._read(at)
+            if end < 0:
+                break
+            if call is None:
+                said += self._take(end)
+                continue
+            said += self._take(end)[:at].rstrip()
+            calls.append(call)
+            self.made += 1
+            if self.over:
+                self._held = ""
+        free = at if at >= 0 else len(self._held) - overlap(self._held, _OPEN)
+        return said + self._take(len(self._held[:free].rstrip())), calls
+
+    def flush(self) -> str:
+        """Return what waited in vain."""
+        rest = self._take(len(self._held))
+        return "" if self.made and rest.isspace() else rest
+
+    def _read(self, start: int) -> tuple[ToolCall | None, int]:
+        """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
+        while more of it may come."""
+        head = _NAME.match(self._held, start)
+        assert head is not None  # a marker stands there
+        function, at, arguments = self._functions.get(head[1]), head.end(), {}
+        while argument := _ARGUMENT.match(self._held, at):
+            at = argument.end()
+            key = argument[1].strip()
+            arguments[key] = function.value(key, argument[2]) if function else argument[2]
+        if function and self._held.startswith(_CLOSE, at):
+            return _call(function.name, arguments), at + len(_CLOSE)
+        waits = _UNENDED.match(self._held, at) or self._held.find(_CLOSE, at) < 0
+        return None, -1 if waits else start + len(_OPEN)
+
+    def _take(self, length: int) -> str:
+        taken, self._held = self._held[:length], self._held[length:]
+        return taken
+
+
+def grammar(functions: Sequence[Function], single: bool) -> str:
+    """Return what an answer is, in llguidance's dialect of Lark, that calls one of `functions`, or more unless
+    `single`. Arguments come in the order of their schema; those that are not required may be left out."""
+    rules = [rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function)]
+    names = " | ".join(f"f{number}" for number in range(len(functions)))
+    more = "" if single else r' ("\n" call)*'
+    return "\n".join([rf'start: "\n"? call{more}', f"call: {names}", *rules])
+
+
+def _function_rules(rule: str, function: Function) -> list[str]:
+    uses, rules = "", []
+    for number, (key, schema) in enumerate(function.arguments.items()):
+        name = f"{rule}_{number}"
+        uses += f" {name}" if key in function.required else f" {name}?"
+        rules += _argument_rules(name, key, schema, function.definitions)
+    begin = json.dumps(f"{_OPEN}{function.name}\n")
+    return [f'{rule}: {begin}{uses} "{_CLOSE}"', *rules]
+
+
+def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
+    begin = json.dumps(f"<arg_key>{key}</arg_key>\n<arg_value>")
+    if _is_text(schema):
+        terminal = rule.upper()
+        return [rf'{rule}: {begin} {terminal} "\n"', f'{terminal}: ({_text(schema)}) "</arg_value>"']
+    styled = {**schema, **definitions, "x-guidance": JSON_STYLE}
+    return [rf'{rule}: {begin} {rule}_value "</arg_value>\n"', f"{rule}_value: %json {json.dumps(styled)}"]
+
+
+def _text(schema: Mapping[str, Any]) -> str:
+    """Return the terminal of a text that its schema allows and that can stand as a value."""
+    if texts := _choices(schema):
+        return " | ".join(json.dumps(text) for text in texts)
+    most = schema.get("maxLength", "")
+    parts = [f"/(?s:.{{{schema.get('minLength', 0)},{most}}})/", _ENDLESS]
+    if "pattern" in schema:
+        parts.append(f"/{_anywhere(schema['pattern'])}/")
+    return " & ".join(parts)
+
+
+def _anywhere(pattern: str) -> str:
+    """Return a JSON Schema's pattern, which may match anywhere, as one for the whole text."""
+    before = "" if pattern.startswith("^") else "(?s:.*)"
+    after = "" if pattern.endswith("$") else "(?s:.*)"
+    inner = pattern.removeprefix("^").removesuffix("$")
+    return re.sub(r"(?<!\\)/", r"\/", f"{before}(?:{inner}){after}")
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    if "type" in schema:
+        return bool(schema["type"] == "string")
+    choices = _choices(schema)
+    return bool(choices) and all(isinstance(choice, str) for choice in choices)
+
+
+def _choices(schema: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the values that a schema lists, if it does."""
+    return [schema["const"]] if "const" in schema else schema.get("enum", ())
+
+
+def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema that `schema` refers to, or itself; `true` is one that allows all."""
+    if isinstance(schema, dict) and "$ref" in schema:
+        group, _, name = schema["$ref"].removeprefix("#/").partition("/")
+        schema = definitions.get(group, {}).get(name, schema)
+    return schema if isinstance(schema, dict) else {}
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
+    function = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
