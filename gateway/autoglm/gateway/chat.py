@@ -5,7 +5,7 @@ objects to becomes an InvalidRequest whose `param` is the field's path, such as
 `messages[0].content[1].image_url.url`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -34,8 +34,11 @@ ROLES: dict[str, Role] = {
 }
 PART_TYPES = ("text", "image_url", "input_audio")
 
+T = TypeVar("T", bound=BaseModel)
 
-def _bounded(name: str) -> Any:
+
+def bounded(name: str) -> Any:
+    """Return the pydantic field of a number of SAMPLING_RANGES."""
     allowed = SAMPLING_RANGES[name]
     if allowed.open_low:
         return Field(None, gt=allowed.low, le=allowed.high)
@@ -43,7 +46,8 @@ def _bounded(name: str) -> Any:
 
 
 # Tags begin with "~" so that `_path` can leave them out of a field's path.
-def _content_kind(value: object) -> str | None:
+def content_kind(value: object) -> str | None:
+    """Return the tag of a string or a list; None for anything else."""
     return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
 
 
@@ -52,38 +56,40 @@ def _part_kind(value: object) -> str | None:
     return f"~{kind}" if kind in PART_TYPES else None
 
 
-class _Model(BaseModel):
+class RequestModel(BaseModel):
+    """A piece of a request."""
+
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class TextContent(_Model):
+class TextContent(RequestModel):
     """Written text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Model):
+class ImageUrl(RequestModel):
     """Where an image is: a data: URL."""
 
     url: str
 
 
-class ImageContent(_Model):
+class ImageContent(RequestModel):
     """A picture: PNG, JPEG, WebP or GIF."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class InputAudio(_Model):
+class InputAudio(RequestModel):
     """A recording, in base64; its format is told from its bytes."""
 
     data: str
     format: Literal["wav", "mp3", "flac", "ogg"] | None = None
 
 
-class AudioContent(_Model):
+class AudioContent(RequestModel):
     """A recording: WAV, MP3, FLAC or Ogg."""
 
     type: Literal["input_audio"]
@@ -102,46 +108,46 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(_Model):
+class ChatMessage(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
         Discriminator(
-            _content_kind,
+            content_kind,
             custom_error_type="content_kind",
             custom_error_message="Input should be a string or a list of parts",
         ),
     ]
 
 
-class StreamOptions(_Model):
+class StreamOptions(RequestModel):
     """What a stream carries beside the answer."""
 
     include_usage: bool | None = None
 
 
-class TemplateOptions(_Model):
+class TemplateOptions(RequestModel):
     """Arguments of the chat template."""
 
     enable_thinking: bool | None = None
 
 
-class JsonSchema(_Model):
+class JsonSchema(RequestModel):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
 
 
-class ResponseFormat(_Model):
+class ResponseFormat(RequestModel):
     """OpenAI's `response_format`."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(_Model):
+class StructuredOutputs(RequestModel):
     """vLLM's `structured_outputs`: exactly one of them."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
@@ -150,30 +156,30 @@ class StructuredOutputs(_Model):
     grammar: str | None = Field(None, description="In llguidance's dialect of Lark.")
 
 
-class ChatCompletionRequest(_Model):
+class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions."""
 
     model: str
-    messages: list[ChatMessage]
-    temperature: float | None = _bounded("temperature")
-    top_p: float | None = _bounded("top_p")
+    messages: list[ChatMessage] = Field(json_schema_extra={"minItems": 1})
+    temperature: float | None = bounded("temperature")
+    top_p: float | None = bounded("top_p")
     top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
-    min_p: float | None = _bounded("min_p")
-    max_tokens: int | None = _bounded("max_tokens")
-    max_completion_tokens: int | None = _bounded("max_tokens")
+    min_p: float | None = bounded("min_p")
+    max_tokens: int | None = bounded("max_tokens")
+    max_completion_tokens: int | None = bounded("max_tokens")
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]] | None,
         BeforeValidator(
-            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str] | None
         ),
     ] = Field(None, max_length=MAX_STOPS)
-    seed: int | None = _bounded("seed")
+    seed: int | None = bounded("seed")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: bool | None = None
-    top_logprobs: int | None = _bounded("top_logprobs")
-    presence_penalty: float | None = _bounded("presence_penalty")
-    frequency_penalty: float | None = _bounded("frequency_penalty")
-    repetition_penalty: float | None = _bounded("repetition_penalty")
+    top_logprobs: int | None = bounded("top_logprobs")
+    presence_penalty: float | None = bounded("presence_penalty")
+    frequency_penalty: float | None = bounded("frequency_penalty")
+    repetition_penalty: float | None = bounded("repetition_penalty")
     logit_bias: (
         dict[
             Annotated[int, Field(strict=False, ge=0, lt=2**32)],
@@ -181,7 +187,7 @@ class ChatCompletionRequest(_Model):
         ]
         | None
     ) = Field(None, description="Added to the logits of token ids.")
-    max_thinking_tokens: int | None = _bounded("max_thinking_tokens")
+    max_thinking_tokens: int | None = bounded("max_thinking_tokens")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
@@ -200,8 +206,13 @@ class ChatCompletionRequest(_Model):
 
 def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
+    return read(ChatCompletionRequest, body)
+
+
+def read(kind: type[T], body: bytes | bytearray) -> T:
+    """Read JSON as `kind`; raises InvalidRequest naming the first field at fault."""
     try:
-        return ChatCompletionRequest.model_validate(orjson.loads(body))
+        return kind.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except ValidationError as error:
@@ -265,12 +276,12 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         min_p=request.min_p,
         logit_bias=request.logit_bias,
         max_thinking_tokens=request.max_thinking_tokens,
-        **_structure(request.response_format, request.structured_outputs),
+        **structure(request.response_format, request.structured_outputs),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
 
-def _structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
+def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
     """Return the field of SamplingParams that says what the answer has to look like, if it has to."""
     if given is not None:
         fields = given.model_dump(exclude_none=True)

@@ -36,7 +36,7 @@ from autoglm.v1.decoder_pb2 import (
     DecoderServiceGenerateResponse,
 )
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding, EncoderInfo
-from autoglm.v1.generation_pb2 import FINISH_REASON_STOP, Gate, LogprobEntry, TokenLogprob, Usage
+from autoglm.v1.generation_pb2 import FINISH_REASON_STOP, FinishReason, Gate, LogprobEntry, TokenLogprob, Usage
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
 from autoglm.v1.speech_pb2 import (
     SpeechServiceDescribeResponse,
@@ -144,13 +144,14 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         self.modalities = [MODALITY_TEXT, MODALITY_IMAGE, MODALITY_AUDIO]
         self.pieces = ["你好", ", ", "AutoGLM"]
         self.after = 1
-        self.finishes = True
+        self.finishes = self.reasons = True
+        self.finish_reason: FinishReason = FINISH_REASON_STOP
 
     async def Generate(
         self, request: DecoderServiceGenerateRequest, context: Context
     ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
         self.generate.note(request, context)
-        if request.return_reasoning:
+        if request.return_reasoning and self.reasons:
             yield DecoderServiceGenerateResponse(reasoning="hm")
         for index, piece in enumerate([*self.pieces, f" {request.sampling.seed}"]):
             if index == self.after:
@@ -161,7 +162,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         if not self.finishes:
             return
         finish = DecoderFinish(
-            finish_reason=FINISH_REASON_STOP,
+            finish_reason=self.finish_reason,
             usage=Usage(prompt_tokens=9, completion_tokens=4, image_tokens=2, cached_tokens=1, reasoning_tokens=1),
             gates=[Gate(modality=MODALITY_IMAGE, mean=0.25)],
         )
