@@ -5,7 +5,7 @@ objects to becomes an InvalidRequest whose `param` is the field's path, such as
 `messages[0].content[1].image_url.url`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
@@ -55,8 +55,11 @@ ROLES: dict[str, Role] = {
 }
 PART_TYPES = ("text", "image_url", "audio_url", "input_audio")
 
+T = TypeVar("T", bound=Strict)
 
-def _bounded(name: str) -> Any:
+
+def bounded(name: str) -> Any:
+    """Return the pydantic field of a number of SAMPLING_RANGES."""
     allowed = SAMPLING_RANGES[name]
     if allowed.open_low:
         return Field(None, gt=allowed.low, le=allowed.high)
@@ -64,7 +67,8 @@ def _bounded(name: str) -> Any:
 
 
 # Tags begin with "~" so that `_path` can leave them out of a field's path.
-def _content_kind(value: object) -> str | None:
+def content_kind(value: object) -> str | None:
+    """Return the tag of a string or a list; None for anything else."""
     return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
 
 
@@ -135,7 +139,7 @@ class ChatMessage(Strict):
         Annotated[
             Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
             Discriminator(
-                _content_kind,
+                content_kind,
                 custom_error_type="content_kind",
                 custom_error_message="Input should be a string or a list of parts",
             ),
@@ -184,26 +188,26 @@ class ChatCompletionRequest(Strict):
     """The body of POST /v1/chat/completions."""
 
     model: str
-    messages: list[ChatMessage]
-    temperature: float | None = _bounded("temperature")
-    top_p: float | None = _bounded("top_p")
+    messages: list[ChatMessage] = Field(json_schema_extra={"minItems": 1})
+    temperature: float | None = bounded("temperature")
+    top_p: float | None = bounded("top_p")
     top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
-    min_p: float | None = _bounded("min_p")
-    max_tokens: int | None = _bounded("max_tokens")
-    max_completion_tokens: int | None = _bounded("max_tokens")
+    min_p: float | None = bounded("min_p")
+    max_tokens: int | None = bounded("max_tokens")
+    max_completion_tokens: int | None = bounded("max_tokens")
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]] | None,
         BeforeValidator(
-            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str] | None
         ),
     ] = Field(None, max_length=MAX_STOPS)
-    seed: int | None = _bounded("seed")
+    seed: int | None = bounded("seed")
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: bool | None = None
-    top_logprobs: int | None = _bounded("top_logprobs")
-    presence_penalty: float | None = _bounded("presence_penalty")
-    frequency_penalty: float | None = _bounded("frequency_penalty")
-    repetition_penalty: float | None = _bounded("repetition_penalty")
+    top_logprobs: int | None = bounded("top_logprobs")
+    presence_penalty: float | None = bounded("presence_penalty")
+    frequency_penalty: float | None = bounded("frequency_penalty")
+    repetition_penalty: float | None = bounded("repetition_penalty")
     logit_bias: (
         dict[
             Annotated[int, Field(strict=False, ge=0, lt=2**32)],
@@ -211,7 +215,7 @@ class ChatCompletionRequest(Strict):
         ]
         | None
     ) = Field(None, description="Added to the logits of token ids.")
-    max_thinking_tokens: int | None = _bounded("max_thinking_tokens")
+    max_thinking_tokens: int | None = bounded("max_thinking_tokens")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: list[Tool] | None = None
@@ -233,8 +237,13 @@ class ChatCompletionRequest(Strict):
 
 def parse(body: bytes | bytearray) -> ChatCompletionRequest:
     """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
+    return read(ChatCompletionRequest, body)
+
+
+def read(kind: type[T], body: bytes | bytearray) -> T:
+    """Read JSON as `kind`; raises InvalidRequest naming the first field at fault."""
     try:
-        return ChatCompletionRequest.model_validate(orjson.loads(body))
+        return kind.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except ValidationError as error:
@@ -304,12 +313,12 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         min_p=request.min_p,
         logit_bias=request.logit_bias,
         max_thinking_tokens=request.max_thinking_tokens,
-        **_structure(request.response_format, request.structured_outputs),
+        **structure(request.response_format, request.structured_outputs),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
 
-def _structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
+def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
     """Return the field of SamplingParams that says what the answer has to look like, if it has to."""
     if given is not None:
         fields = given.model_dump(exclude_none=True)

@@ -22,21 +22,20 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
-from autoglm.gateway import chat, transcription
+from autoglm.gateway import chat, openapi, responses, transcription
 from autoglm.gateway.browsers import protect
 from autoglm.gateway.conversation import Call, Conversation
 from autoglm.gateway.desk import Desk, new_call
 from autoglm.gateway.pipeline import collect
 from autoglm.gateway.render import (
-    DONE,
     Answer,
     allowance_headers,
     error_body,
-    error_event,
     error_headers,
     model_card,
     server_timing,
 )
+from autoglm.gateway.response_events import ResponseAnswer
 
 QUIET = ("/health/", "/metrics", "/playground/")  # routes that machines and browsers call by themselves
 CLIENT_GONE = 499
@@ -45,6 +44,7 @@ EVENT_STREAM = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
 ]
+Rendering = Answer | ResponseAnswer
 Reply = Callable[[Send], Awaitable[None]]
 STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
 
@@ -69,6 +69,7 @@ def create_app(desk: Desk) -> FastAPI:
     _add_models(app, desk)
     _add_operations(app, desk)
     _add_playground(app)
+    openapi.complete(app)
     return app
 
 
@@ -87,43 +88,36 @@ def _add_errors(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_chat(app: FastAPI, desk: Desk) -> None:
-    schema = chat.ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    shared = schema.pop("$defs")
-    document = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-    @app.post("/v1/chat/completions", openapi_extra=document)
+    @app.post("/v1/chat/completions", **openapi.CHAT)
     async def create_chat_completion() -> ChatExchange:
         """Answer a conversation of text, images and speech; with `stream`, as server-sent events."""
         return ChatExchange(desk)
 
-    @app.post("/v1/audio/transcriptions", openapi_extra=transcription.DOCUMENT)
+    @app.post("/v1/responses", **openapi.RESPONSES)
+    async def create_response() -> ResponseExchange:
+        """Answer items of text, images and speech; with `stream`, as server-sent events."""
+        return ResponseExchange(desk)
+
+    @app.post("/v1/audio/transcriptions", **openapi.TRANSCRIPTIONS)
     async def create_transcription() -> TranscriptionExchange:
         """Write down what is said in a recording."""
         return TranscriptionExchange(desk)
-
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        described = plain()
-        described.setdefault("components", {}).setdefault("schemas", {}).update(shared)
-        return described
-
-    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_models(app: FastAPI, desk: Desk) -> None:
     created = int(time.time())
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", **openapi.MODELS)
     async def list_models(request: Request) -> Json:
         """List the names that requests may use."""
         _admit(request, desk)
         cards = [model_card(card, desk.settings, created) for card in await desk.models()]
         return Json({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{model}")
-    async def retrieve_model(model: str, request: Request) -> Json:
+    @app.get("/v1/models/{model}", **openapi.MODEL)
+    async def retrieve_model(request: Request) -> Json:
         """Describe one name."""
+        model = request.path_params["model"]
         _admit(request, desk)
         await desk.model(model, "model")
         (card,) = [card for card in await desk.models() if card.id == model]
@@ -131,18 +125,18 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_operations(app: FastAPI, desk: Desk) -> None:
-    @app.get("/health/live")
+    @app.get("/health/live", **openapi.LIVE)
     async def live() -> Json:
         """Tell that the process runs."""
         return Json({"status": "live"})
 
-    @app.get("/health/ready")
+    @app.get("/health/ready", **openapi.READY)
     async def ready() -> Json:
         """Tell whether text can be answered, and how each dependency is."""
         status = "ready" if desk.state.ready else "unavailable"
         return Json({"status": status, "dependencies": desk.state.report()}, 200 if desk.state.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", **openapi.METRICS)
     async def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
@@ -218,17 +212,19 @@ class ChatExchange(Exchange):
         conversation = chat.to_conversation(asked, self._desk.settings.max_media_parts)
         model = await self._desk.model(asked.model, "model")
         answer = Answer(call.request_id, model.name, asked.include_usage)
-        reply = self._stream if asked.stream else self._whole
-        return partial(reply, replace(conversation, adapter=model.adapter), call, answer)
+        return self._reply(replace(conversation, adapter=model.adapter), call, answer, asked.stream)
 
-    async def _whole(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
+    def _reply(self, conversation: Conversation, call: Call, answer: Rendering, stream: bool | None) -> Reply:
+        return partial(self._stream if stream else self._whole, conversation, call, answer)
+
+    async def _whole(self, conversation: Conversation, call: Call, answer: Rendering, send: Send) -> None:
         async with aclosing(self._desk.chat(conversation, call)) as steps:
             choices, summary = await collect(steps, conversation.n)
         headers = [(b"content-type", b"application/json"), (b"server-timing", server_timing(summary.stages).encode())]
         await _start(send, headers)
         await _send(send, answer.body(choices, summary), more=False)
 
-    async def _stream(self, conversation: Conversation, call: Call, answer: Answer, send: Send) -> None:
+    async def _stream(self, conversation: Conversation, call: Call, answer: Rendering, send: Send) -> None:
         """Send the steps as they come; the status waits for the first, so an early failure still has its own."""
         opening = answer.opening(conversation.n)
         try:
@@ -241,9 +237,20 @@ class ChatExchange(Exchange):
         except Exception as error:
             if opening:
                 raise
-            await _send(send, error_event(self._desk.failed(error)), more=False)
+            await _send(send, answer.failed(self._desk.failed(error)), more=False)
         else:
-            await _send(send, DONE, more=False)
+            await _send(send, answer.end, more=False)
+
+
+class ResponseExchange(ChatExchange):
+    """The same in the types of OpenAI's Responses API."""
+
+    async def _read(self, request: Request, call: Call) -> Reply:
+        asked = responses.parse(await self._body(request, call))
+        conversation = responses.to_conversation(asked, self._desk.settings.max_media_parts)
+        model = await self._desk.model(asked.model, "model")
+        answer = ResponseAnswer(call.request_id, model.name, asked)
+        return self._reply(replace(conversation, adapter=model.adapter), call, answer, asked.stream)
 
 
 class RequestScope:

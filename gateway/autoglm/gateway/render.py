@@ -33,18 +33,12 @@ OUTCOMES: dict[int, str] = {
     CACHE_OUTCOME_REDIS: "redis",
     CACHE_OUTCOME_SHARED: "shared",
 }
-DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # OpenAI's number for a probability of nothing; JSON has no infinity
 
 
 def error_body(error: MeshError) -> dict[str, Any]:
     """Return OpenAI's error body."""
     return {"error": {"message": error.message, "type": error.code, "param": error.param, "code": error.code}}
-
-
-def error_event(error: MeshError) -> bytes:
-    """Return the SSE event that ends a stream which failed."""
-    return b"event: error\ndata: " + orjson.dumps(error_body(error)) + b"\n\n"
 
 
 def error_headers(error: MeshError) -> dict[str, str]:
@@ -66,6 +60,8 @@ def allowance_headers(allowance: Allowance | None) -> list[tuple[bytes, bytes]]:
 
 class Answer:
     """The JSON of one answer, whole or in chunks. What does not change is rendered once."""
+
+    end = b"data: [DONE]\n\n"
 
     def __init__(self, request_id: str, bundle: str, include_usage: bool = False) -> None:
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": bundle}
@@ -96,6 +92,10 @@ class Answer:
             choice["finish_reason"] = FINISH_NAMES[step.finish_reason]
         return heads + (self._chunk(choice) if step.summary is None else self._closing(choice, step.summary))
 
+    def failed(self, error: MeshError) -> bytes:
+        """Return the SSE event that ends a stream which failed."""
+        return b"event: error\ndata: " + orjson.dumps(error_body(error)) + b"\n\n"
+
     def body(self, choices: Sequence[Choice], summary: Summary) -> bytes:
         """Return the whole answer."""
         return orjson.dumps(
@@ -104,7 +104,7 @@ class Answer:
                 **self._head,
                 "choices": [_choice(i, choice) for i, choice in enumerate(choices)],
                 "usage": _usage(summary.usage),
-                "autoglm": _telemetry(summary),
+                "autoglm": telemetry(summary),
             }
         )
 
@@ -121,12 +121,12 @@ class Answer:
         return self._prefix + orjson.dumps(choice) + self._suffix
 
     def _closing(self, choice: Mapping[str, Any], summary: Summary) -> bytes:
-        telemetry = b',"autoglm":' + orjson.dumps(_telemetry(summary)) + b"}\n\n"
+        closing = b',"autoglm":' + orjson.dumps(telemetry(summary)) + b"}\n\n"
         usage = b',"usage":null' if self._include_usage else b""
-        last = self._prefix + orjson.dumps(choice) + b"]" + usage + telemetry
+        last = self._prefix + orjson.dumps(choice) + b"]" + usage + closing
         if not self._include_usage:
             return last
-        return last + self._prefix + b'],"usage":' + orjson.dumps(_usage(summary.usage)) + telemetry
+        return last + self._prefix + b'],"usage":' + orjson.dumps(_usage(summary.usage)) + closing
 
 
 def server_timing(stages: Stages) -> str:
@@ -199,7 +199,8 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _telemetry(summary: Summary) -> dict[str, Any]:
+def telemetry(summary: Summary) -> dict[str, Any]:
+    """Return the `autoglm` object of an answer: its stages in milliseconds, and its gates."""
     stages = summary.stages
     media = [
         {"modality": MODALITY_NAMES[m.modality], "cache": OUTCOMES.get(m.cache), "encode": _ms(m.encode)}

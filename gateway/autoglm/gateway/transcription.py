@@ -24,7 +24,7 @@ FORMATS = {
 }  # fmt: skip
 MAX_FIELDS = 32
 _HAN = re.compile(r"[\u3400-\u9fff]")
-_SCHEMA = {
+FORM = {
     "type": "object",
     "required": ["file", "model"],
     "properties": {
@@ -38,7 +38,6 @@ _SCHEMA = {
         "temperature": {"type": "number", "description": "Without effect: a transcript is the likeliest."},
     },
 }
-DOCUMENT = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _SCHEMA}}}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding, EncoderIn
 from autoglm.v1.generation_pb2 import (
     FINISH_REASON_STOP,
     FINISH_REASON_TOOL_CALLS,
+    FinishReason,
     Gate,
     LogprobEntry,
     TokenLogprob,
@@ -153,13 +154,14 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         self.pieces = ["你好", ", ", "AutoGLM"]
         self.calls: list[ToolCall] = []
         self.after = 1
-        self.finishes = True
+        self.finishes = self.reasons = True
+        self.finish_reason: FinishReason = FINISH_REASON_STOP
 
     async def Generate(
         self, request: DecoderServiceGenerateRequest, context: Context
     ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
         self.generate.note(request, context)
-        if request.return_reasoning:
+        if request.return_reasoning and self.reasons:
             yield DecoderServiceGenerateResponse(reasoning="hm")
         for index, piece in enumerate([*self.pieces, f" {request.sampling.seed}"]):
             if index == self.after:
@@ -172,7 +174,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         if not self.finishes:
             return
         finish = DecoderFinish(
-            finish_reason=FINISH_REASON_TOOL_CALLS if self.calls else FINISH_REASON_STOP,
+            finish_reason=FINISH_REASON_TOOL_CALLS if self.calls else self.finish_reason,
             usage=Usage(prompt_tokens=9, completion_tokens=4, image_tokens=2, cached_tokens=1, reasoning_tokens=1),
             gates=[Gate(modality=MODALITY_IMAGE, mean=0.25)],
         )

@@ -1,0 +1,130 @@
+"""The document at /openapi.json is valid and true: real answers, and generated requests, are held against it."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import jsonschema
+import openapi_spec_validator
+import pytest
+
+from autoglm.common.errors import UpstreamUnavailable
+
+from ...exploring import explore
+from .conftest import BUNDLE, Client, FakeMesh, Serve
+from .samples import audio_part, image_part, png, wav
+
+ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/models", "/v1/models/{model}")
+FORM: dict[str, Any] = {"data": {"model": BUNDLE}, "files": {"file": wav()}}
+
+
+def ask(content: Any = "hi", **fields: Any) -> dict[str, Any]:
+    return {"json": {"model": BUNDLE, "messages": [{"role": "user", "content": content}], **fields}}
+
+
+def respond(**fields: Any) -> dict[str, Any]:
+    return {"json": {"model": BUNDLE, "input": "hi", **fields}}
+
+
+def transcribe(**fields: Any) -> dict[str, Any]:
+    return FORM | {"data": {"model": BUNDLE, **fields}}
+
+
+async def document(client: Client) -> dict[str, Any]:
+    found: dict[str, Any] = (await client.http.get("/openapi.json")).json()
+    return found
+
+
+def closed(schema: Any) -> Any:
+    """Return `schema` without room for a field that it does not name."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: closed(value) for key, value in schema.items()}
+    return (
+        inner | {"additionalProperties": False} if "properties" in schema and schema.get("type") == "object" else inner
+    )
+
+
+def described(document: Mapping[str, Any], operation: Mapping[str, Any], response: httpx.Response) -> dict[str, Any]:
+    """Return the schema of a real answer's body; there is one for its status and its type."""
+    kind = response.headers["content-type"].partition(";")[0]
+    known = operation["responses"][str(response.status_code)]
+    for name, header in known["headers"].items():
+        assert name in response.headers or not header.get("required")
+    schema: dict[str, Any] = known["content"][kind]["schema"]
+    whole: dict[str, Any] = closed(schema | {"components": document["components"]})
+    return whole
+
+
+def data(body: str) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+async def test_it_is_valid_and_describes_every_route(shared: Client) -> None:
+    found = await document(shared)
+    openapi_spec_validator.validate(found)
+    assert set(ROUTES) | {"/health/live", "/health/ready", "/metrics"} == set(found["paths"])
+    for path in ROUTES:
+        for operation in found["paths"][path].values():
+            assert operation["security"] == [{"key": []}, {}]
+            assert {"200", "400", "401", "404", "500", "503", "504"} <= set(operation["responses"])
+            assert "x-request-timeout" in [parameter["name"] for parameter in operation["parameters"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("post", "/v1/chat/completions", ask([image_part(png()), audio_part(wav())], return_reasoning=True)),
+        ("post", "/v1/chat/completions", ask(n=2, logprobs=True, top_logprobs=1)),
+        ("post", "/v1/chat/completions", ask(stream=True, return_reasoning=True, logprobs=True)),
+        ("post", "/v1/chat/completions", ask(stream=True, stream_options={"include_usage": True})),
+        ("post", "/v1/chat/completions", ask(n=0)),
+        ("post", "/v1/responses", respond(reasoning={"effort": "low"}, metadata={"a": "b"})),
+        ("post", "/v1/responses", respond(text={"format": {"type": "json_schema", "name": "n", "schema": {}}})),
+        ("post", "/v1/responses", respond(stream=True)),
+        ("post", "/v1/responses", respond(model="gpt-9")),
+        *(("post", "/v1/audio/transcriptions", transcribe(response_format=each)) for each in
+          ("json", "verbose_json", "text", "srt", "vtt")),
+        ("post", "/v1/audio/transcriptions", transcribe(stream="true")),
+        ("post", "/v1/audio/transcriptions", {"data": {"model": BUNDLE}, "files": {"file": b"no recording"}}),
+        ("get", "/v1/models", {}),
+        ("get", "/v1/models/{model}", {}),
+        ("get", "/health/live", {}),
+        ("get", "/health/ready", {}),
+        ("get", "/metrics", {}),
+    ],
+)  # fmt: skip
+async def test_real_answers_are_as_described(shared: Client, method: str, path: str, sent: dict[str, Any]) -> None:
+    found = await document(shared)
+    response = await shared.http.request(method, path.format(model=BUNDLE), **sent)
+    schema = described(found, found["paths"][path][method], response)
+    kind = response.headers["content-type"].partition(";")[0]
+    bodies = [response.json()] if kind == "application/json" else data(response.text) or [response.text]
+    for body in bodies:
+        jsonschema.validate(body, schema, jsonschema.Draft202012Validator)
+
+
+async def test_real_refusals_are_as_described(serve: Serve, mesh: FakeMesh) -> None:
+    client = await serve(api_keys="k1", max_body_bytes=200)
+    found = await document(client)
+    key = {"authorization": "Bearer k1"}
+    mesh.decoder.generate.error, mesh.decoder.after = UpstreamUnavailable("the engine stopped"), 0
+    for path, sent in (("/v1/chat/completions", ask()), ("/v1/responses", respond())):
+        for headers, fields, status in (({}, sent, 401), (key, ask("x" * 300), 413), (key, sent, 503)):
+            response = await client.http.post(path, **fields, headers=headers)
+            assert response.status_code == status
+            schema = described(found, found["paths"][path]["post"], response)
+            jsonschema.validate(response.json(), schema, jsonschema.Draft202012Validator)
+
+
+async def test_generated_requests_find_no_fault(shared: Client) -> None:
+    """Whatever a request holds, valid or not, the answer is a described one, and never a fault of the server."""
+    statuses = await asyncio.to_thread(explore, shared.url, 12)
+    assert 400 in statuses["POST /v1/chat/completions"]
+    assert {200, 400} <= statuses["POST /v1/responses"]
+    assert {200, 404} <= statuses["GET /v1/models"] | statuses["GET /v1/models/{model}"]
