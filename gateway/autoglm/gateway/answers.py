@@ -1,18 +1,16 @@
-"""What the routes answer, as /openapi.json describes it.
+"""What the routes answer, as /openapi.json describes it; the Responses API's own are in `response_answers.py`.
 
 Answers are rendered as plain dicts, for speed; the tests hold real ones against these models.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import BaseModel, WithJsonSchema
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.responses import TextFormat
 
 Modality = Literal["text", "image", "audio"]
 FinishReason = Literal["stop", "length", "tool_calls"]
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ErrorCode = Annotated[
     str, WithJsonSchema({"type": "string", "enum": [kind.code for kind in MeshError.__subclasses__()]})
 ]
@@ -194,134 +192,6 @@ class ChatCompletionChunk(BaseModel):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
     autoglm: Telemetry | None = None
-
-
-class ReasoningText(BaseModel):
-    """What the model thought."""
-
-    type: Literal["reasoning_text"]
-    text: str
-
-
-class OutputText(BaseModel):
-    """What the model said."""
-
-    type: Literal["output_text"]
-    text: str
-    annotations: list[None] = Field(max_length=0)
-    logprobs: list[None] = Field(max_length=0)
-
-
-class OutputReasoning(BaseModel):
-    """The item of the reasoning before an answer."""
-
-    id: str
-    type: Literal["reasoning"]
-    status: ItemStatus
-    summary: list[None] = Field(max_length=0)
-    content: list[ReasoningText]
-
-
-class OutputMessage(BaseModel):
-    """The item of an answer."""
-
-    id: str
-    type: Literal["message"]
-    status: ItemStatus
-    role: Literal["assistant"]
-    content: list[OutputText]
-
-
-class InputTokensDetails(BaseModel):
-    """Tokens of the prompt that were cached."""
-
-    cached_tokens: int
-
-
-class ResponseUsage(BaseModel):
-    """Tokens counted."""
-
-    input_tokens: int
-    input_tokens_details: InputTokensDetails
-    output_tokens: int
-    output_tokens_details: CompletionTokensDetails
-    total_tokens: int
-
-
-class ResponseError(BaseModel):
-    """Why a response failed."""
-
-    code: ErrorCode
-    message: str
-
-
-class IncompleteDetails(BaseModel):
-    """Why a response is cut short."""
-
-    reason: Literal["max_output_tokens"]
-
-
-class ReasoningTaken(BaseModel):
-    """The reasoning that was asked for."""
-
-    effort: str | None
-    summary: None
-
-
-class TextTaken(BaseModel):
-    """The format that was asked for."""
-
-    format: TextFormat
-
-
-class Response(BaseModel):
-    """A whole answer, with what was asked for."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    model: str
-    output: list[OutputReasoning | OutputMessage]
-    usage: ResponseUsage | None
-    error: ResponseError | None
-    incomplete_details: IncompleteDetails | None
-    instructions: str | None
-    max_output_tokens: int | None
-    metadata: dict[str, str]
-    parallel_tool_calls: Literal[False]
-    previous_response_id: None
-    reasoning: ReasoningTaken
-    store: Literal[False]
-    background: Literal[False]
-    temperature: float
-    text: TextTaken
-    tool_choice: Literal["auto"]
-    tools: list[None] = Field(max_length=0)
-    top_p: float
-    truncation: Literal["disabled"]
-    autoglm: Telemetry | None = None
-
-
-class ResponseEvent(BaseModel):
-    """One event of a stream; which fields it has depends on its type. The last is `response.completed`,
-    `response.incomplete`, or `response.failed` and then `error`."""
-
-    type: str
-    sequence_number: int
-    response: Response | None = None
-    output_index: int = 0
-    item: OutputReasoning | OutputMessage | None = None
-    item_id: str = ""
-    content_index: int = 0
-    part: ReasoningText | OutputText | None = None
-    delta: str = ""
-    text: str = ""
-    logprobs: list[None] = Field([], max_length=0)
-    message: str = ""
-    code: str = ""
-    param: str | None = None
-    error: ErrorDetails | None = None
 
 
 class ModelLimits(BaseModel):

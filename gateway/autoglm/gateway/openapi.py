@@ -25,12 +25,11 @@ from autoglm.gateway.answers import (
     Model,
     ModelList,
     Readiness,
-    Response,
-    ResponseEvent,
     Transcription,
     TranscriptionEvent,
 )
 from autoglm.gateway.chat import ChatCompletionRequest
+from autoglm.gateway.response_answers import Response, ResponseEvent
 from autoglm.gateway.responses import ResponseRequest
 from autoglm.gateway.transcription import FORM
 

@@ -266,46 +266,6 @@ async def test_a_client_may_ask_whether_the_connection_stands(
             assert (await answer).text
 
 
-async def test_more_requests_than_places(serve: Serve, mesh: FakeMesh) -> None:
-    client = await serve(max_concurrent_requests=1)
-    mesh.decoder.generate.hold.clear()
-    first = asyncio.create_task(client.chat("hi"))
-    await soon(mesh.decoder.generate.entered.wait())
-    refused = await client.chat("hi")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert refused.headers["retry-after"] == "1"
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))  # type: ignore[no-untyped-call]
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    mesh.decoder.generate.hold.set()
-    assert (await first).status_code == 200
-    assert (await client.chat("hi")).status_code == 200
-
-
-async def test_when_requests_in_progress_hold_much_large_ones_wait_and_small_ones_do_not(
-    serve: Serve, mesh: FakeMesh
-) -> None:
-    client = await serve(max_body_bytes=100_000, max_bytes_in_progress=150_000)
-    mesh.decoder.generate.hold.clear()
-    long = "hi " * 30_000
-    first = asyncio.create_task(client.chat(long))
-    await soon(mesh.decoder.generate.entered.wait())
-    refused = await client.chat(long)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-    assert refused.headers["retry-after"] == "1"
-    chat = ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[ContentPart(text=long)])])
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=chat))  # type: ignore[no-untyped-call]
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    mesh.decoder.generate.entered.clear()
-    small = asyncio.create_task(client.chat("hi"))
-    await soon(mesh.decoder.generate.entered.wait())
-    mesh.decoder.generate.hold.set()
-    assert [(await answer).status_code for answer in (first, small)] == [200, 200]
-    assert (await client.chat(long)).status_code == 200
-    assert 'reason="memory",tenant="anonymous"} 2.0' in (await client.http.get("/metrics")).text
-
-
 async def test_a_body_of_100_megabytes(shared: Client) -> None:
     piece = b" " * (1024 * 1024)
 

@@ -1,4 +1,4 @@
-"""What a tenant may have: requests a minute and requests at once, through either door, over several gateways."""
+"""What a tenant may have, through either door, over several gateways; and what a gateway holds at once."""
 
 import asyncio
 import time
@@ -14,8 +14,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from autoglm.gateway.key_file import digest_of
-from autoglm.v1.chat_pb2 import CompleteRequest
+from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.generation_pb2 import ROLE_USER
 
 from .conftest import Client, FakeMesh, Serve
 from .test_gateway_cache import silent_server
@@ -181,3 +182,43 @@ async def test_a_request_that_finds_no_place_is_not_counted(serve: Serve, mesh: 
     mesh.decoder.generate.hold.set()
     assert (await first).status_code == 200
     assert (await client.chat("hi")).headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_more_requests_than_places(serve: Serve, mesh: FakeMesh) -> None:
+    client = await serve(max_concurrent_requests=1)
+    mesh.decoder.generate.hold.clear()
+    first = asyncio.create_task(client.chat("hi"))
+    await soon(mesh.decoder.generate.entered.wait())
+    refused = await client.chat("hi")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert refused.headers["retry-after"] == "1"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))  # type: ignore[no-untyped-call]
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    mesh.decoder.generate.hold.set()
+    assert (await first).status_code == 200
+    assert (await client.chat("hi")).status_code == 200
+
+
+async def test_when_requests_in_progress_hold_much_large_ones_wait_and_small_ones_do_not(
+    serve: Serve, mesh: FakeMesh
+) -> None:
+    client = await serve(max_body_bytes=100_000, max_bytes_in_progress=150_000)
+    mesh.decoder.generate.hold.clear()
+    long = "hi " * 30_000
+    first = asyncio.create_task(client.chat(long))
+    await soon(mesh.decoder.generate.entered.wait())
+    refused = await client.chat(long)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert refused.headers["retry-after"] == "1"
+    chat = ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[ContentPart(text=long)])])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=chat))  # type: ignore[no-untyped-call]
+    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    mesh.decoder.generate.entered.clear()
+    small = asyncio.create_task(client.chat("hi"))
+    await soon(mesh.decoder.generate.entered.wait())
+    mesh.decoder.generate.hold.set()
+    assert [(await answer).status_code for answer in (first, small)] == [200, 200]
+    assert (await client.chat(long)).status_code == 200
+    assert 'reason="memory",tenant="anonymous"} 2.0' in (await client.http.get("/metrics")).text
