@@ -173,6 +173,10 @@ class Settings(BaseSettings):
             raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
         if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
             raise ValueError("serve_ssl_certfile: needs serve_ssl_ca_certs")
+        if (address := self.redis_url.get_secret_value()) and not address.startswith(
+            ("redis://", "rediss://", "unix://")
+        ):
+            raise ValueError("redis_url: is no address; give one like redis://localhost:6379/0")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")

@@ -368,9 +368,12 @@ async def test_a_port_that_is_taken(shared: Client, name: str) -> None:
     assert await process.wait() == 1
 
 
-async def test_a_setting_that_is_wrong() -> None:
-    process = await start_process(HTTP_PORT="many")
-    assert "AUTOGLM_HTTP_PORT" in await read_until(process, "bad setting")
+@pytest.mark.parametrize(
+    ("setting", "named"), [({"HTTP_PORT": "many"}, "AUTOGLM_HTTP_PORT"), ({"REDIS_URL": "localhost:6379"}, "redis_url")]
+)
+async def test_a_setting_that_is_wrong(setting: dict[str, str], named: str) -> None:
+    process = await start_process(**setting)
+    assert named in await read_until(process, "bad setting")
     assert await process.wait() == 1
 
 
