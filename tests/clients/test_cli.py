@@ -92,6 +92,6 @@ def test_the_bundle_is_asked_what_it_can_do(tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
-    done = run("eval", "--bundle", str(tmp_path))
+    done = run("eval", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("autoglm eval: no bundle at")

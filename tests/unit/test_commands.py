@@ -42,7 +42,7 @@ def test_the_version_is_the_packages() -> None:
         ("serve", {"--bundle", "--modalities", "--host", "--http-port", "--grpc-port"}),
         ("doctor", {"--bundle", "--modalities", "--host", "--http-port", "--grpc-port", "--json"}),
         ("chat", {"--url", "--api-key"}),
-        ("eval", {"--bundle", "--json", "--out", "--seed"}),
+        ("eval", {"--json", "--out", "--seed"}),
         ("bench smoke", {"--url", "--api-key", "--json", "--out"}),
         ("bench engine", {"--bundle", "--json", "--out"}),
         ("bundle check", {"--json"}),
@@ -67,7 +67,10 @@ def test_a_port_that_cannot_be_is_refused_by_its_option(port: str) -> None:
     ("environment", "fault"),
     [
         ({"AUTOGLM_CACHE_TTL": "soon"}, "AUTOGLM_CACHE_TTL: Input should be a valid integer"),
-        ({"AUTOGLM_REDIS_URL": "localhost"}, "AUTOGLM_REDIS_URL is no address: give one like redis://localhost:6379/0"),
+        (
+            {"AUTOGLM_REDIS_URL": "localhost"},
+            "AUTOGLM_REDIS_URL: Value error, give an address like redis://localhost:6379/0",
+        ),
     ],
 )
 def test_a_setting_that_the_gateway_would_refuse_ends_the_start_at_once(

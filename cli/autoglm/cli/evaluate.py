@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from autoglm.cli.options import AsJson, BundleFolder, needing, print_json
+from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 
 
 def evaluate(
-    bundle: BundleFolder = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(envvar="AUTOGLM_BUNDLE", help="Folder of the bundle.", show_default="autoglm-phone-nano"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the cases.", min=0)] = 11,
     limit: Annotated[
         int, typer.Option(help="Cases of each kind: text, screen, screen and speech, speech.", min=100)

@@ -41,6 +41,13 @@ def _known_networks(value: str) -> str:
     return value
 
 
+def _redis_address(value: SecretStr) -> SecretStr:
+    address = value.get_secret_value()
+    if address and not address.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("give an address like redis://localhost:6379/0")
+    return value
+
+
 class Settings(BaseSettings):
     """Settings of one gateway process, validated once at start."""
 
@@ -119,7 +126,7 @@ class Settings(BaseSettings):
         default=10.0, description="Seconds that one image or recording may take to be fetched."
     )
 
-    redis_url: SecretStr = Field(
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_address)] = Field(
         default=SecretStr(""), description="Redis or Valkey for embeddings and limits; empty uses none."
     )
     redis_timeout: PositiveFloat = Field(default=0.25, description="Seconds that one look into Redis may take.")
@@ -173,10 +180,6 @@ class Settings(BaseSettings):
             raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
         if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
             raise ValueError("serve_ssl_certfile: needs serve_ssl_ca_certs")
-        if (address := self.redis_url.get_secret_value()) and not address.startswith(
-            ("redis://", "rediss://", "unix://")
-        ):
-            raise ValueError("redis_url: is no address; give one like redis://localhost:6379/0")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")

@@ -369,7 +369,8 @@ async def test_a_port_that_is_taken(shared: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "named"), [({"HTTP_PORT": "many"}, "AUTOGLM_HTTP_PORT"), ({"REDIS_URL": "localhost:6379"}, "redis_url")]
+    ("setting", "named"),
+    [({"HTTP_PORT": "many"}, "AUTOGLM_HTTP_PORT"), ({"REDIS_URL": "localhost:6379"}, "AUTOGLM_REDIS_URL")],
 )
 async def test_a_setting_that_is_wrong(setting: dict[str, str], named: str) -> None:
     process = await start_process(**setting)
