@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,13 +85,8 @@ def engine(
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     setting = Setting.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
-        with _progress(console) as progress:
-            task = progress.add_task("")
-            measured = bench.run(
-                setting,
-                Bundle.open(bundle or chosen_bundle()),
-                lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
-            )
+        with _telling(console) as tell:
+            measured = bench.run(setting, Bundle.open(bundle or chosen_bundle()), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -112,29 +107,21 @@ def gateway(
         typer.Option(help="LiteLLM's program, as tools/litellm.sh installs it.", show_default="none: no peer"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's proxy."""
     console = Console(stderr=True)
-    try:
+    with needing("serve", "bench"):
         from autoglm.cli.gateway import bench
         from autoglm.cli.gateway import report as gateway_report
         from autoglm.cli.gateway.generator import Incomplete
         from autoglm.cli.gateway.sides import version_of
         from autoglm.cli.processes import StartError
-    except ModuleNotFoundError as error:
-        print(f"autoglm bench: {error.name} is missing: pip install 'autoglm-mesh[serve]'", file=sys.stderr)
-        raise typer.Exit(1) from None
     setting = bench.Setting.of(quick)
     try:
         peer = "none (no --litellm)" if litellm is None else version_of(litellm)
-        with _progress(console) as progress:
-            task = progress.add_task("")
-            measured = bench.run(
-                setting,
-                litellm,
-                lambda label, done, total: progress.update(task, description=label, completed=done, total=total),
-            )
+        with _telling(console) as tell:
+            measured = bench.run(setting, litellm, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -232,3 +219,11 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+@contextmanager
+def _telling(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar inside the block, and give what sets its label, what is done and of how many."""
+    with _progress(console) as progress:
+        task = progress.add_task("")
+        yield lambda label, done, total: progress.update(task, description=label, completed=done, total=total)

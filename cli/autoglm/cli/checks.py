@@ -13,8 +13,6 @@ from autoglm.common.bundle import Bundle, BundleError, PartName
 from autoglm.common.memory import available_memory
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from autoglm.gateway.settings import Settings
 
 GIB = 1024**3
@@ -44,31 +42,22 @@ def gateway_settings() -> "Settings":
     """Return the gateway's settings; raises StartError naming the first variable that is wrong."""
     from pydantic import ValidationError
 
-    from autoglm.gateway.settings import Settings
+    from autoglm.gateway.settings import Settings, wrong_setting
 
     try:
         return Settings()
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)[0]
-        name = "".join(f"AUTOGLM_{step}: ".upper() for step in wrong["loc"][:1])
-        raise StartError(f"{name}{wrong['msg']}; docs/configuration.md has every setting") from None
-
-
-def redis_client(url: str) -> "Redis":
-    """Return a client for `url`, which nothing has been sent to yet; raises StartError when that is no address."""
-    from redis import Redis
-
-    try:
-        return Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS)
-    except ValueError:
-        raise StartError("AUTOGLM_REDIS_URL is no address: give one like redis://localhost:6379/0") from None
+        raise StartError(f"{wrong_setting(error)}; docs/configuration.md has every setting") from None
 
 
 def check_redis(url: str) -> str:
     """Return which server answers at `url`, without its password; raises StartError when none does."""
-    from redis import RedisError
+    from redis import Redis, RedisError
 
-    client = redis_client(url)
+    try:
+        client = Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS)
+    except ValueError:
+        raise StartError("AUTOGLM_REDIS_URL: give an address like redis://localhost:6379/0") from None
     known = client.connection_pool.connection_kwargs
     place = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
     try:

@@ -97,8 +97,7 @@ class Supervisor:
         self._watch(gateway)
 
     def _check(self) -> tuple[Bundle, tuple[PartName, ...]]:
-        if url := checks.gateway_settings().redis_url.get_secret_value():
-            checks.redis_client(url)
+        checks.gateway_settings()
         bundle, services = checks.open_bundle(self._options.bundle, self._options.modalities)
         checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
         checks.check_port(self._options.host, self._options.grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")

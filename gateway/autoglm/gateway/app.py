@@ -33,7 +33,7 @@ from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline
 from autoglm.gateway.quota import Quota
 from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
-from autoglm.gateway.settings import Settings
+from autoglm.gateway.settings import Settings, wrong_setting
 from autoglm.gateway.store import Store
 from autoglm.gateway.tls import Certificate
 from autoglm.gateway.upstream import Mesh
@@ -67,11 +67,7 @@ def main(settings: Settings | None = None) -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         uvloop.run(_serve(settings))
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)[0]
-        name = "_".join(str(step) for step in wrong["loc"]).upper()
-        print(
-            f"autoglm gateway: bad setting: {'AUTOGLM_' + name + ': ' if name else ''}{wrong['msg']}", file=sys.stderr
-        )
+        print(f"autoglm gateway: bad setting: {wrong_setting(error)}", file=sys.stderr)
         return 1
     except (StartError, FileError) as error:
         print(f"autoglm gateway: {error}", file=sys.stderr)

@@ -60,10 +60,7 @@ class ChatServicer(ChatServiceServicer):
 
     async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
         """Answer in one message."""
-        async with (
-            entered(self._desk, context, "ChatService/Complete") as call,
-            self._desk.place(call, request.ByteSize()),
-        ):
+        async with seated(self._desk, context, "ChatService/Complete", request) as call:
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 choices, summary = await collect(steps, conversation.n)
@@ -83,16 +80,13 @@ class ChatServicer(ChatServiceServicer):
                 ],
                 summary=_summary(summary),
             )
-        raise AssertionError  # `entered` never swallows an error
+        raise AssertionError  # `seated` never swallows an error
 
     async def StreamComplete(
         self, request: StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
-        async with (
-            entered(self._desk, context, "ChatService/StreamComplete") as call,
-            self._desk.place(call, request.ByteSize()),
-        ):
+        async with seated(self._desk, context, "ChatService/StreamComplete", request) as call:
             conversation, model = await self._read(request)
             async with aclosing(self._desk.chat(conversation, call)) as steps:
                 async for step in steps:

@@ -4,7 +4,16 @@ import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -42,10 +51,21 @@ def _known_networks(value: str) -> str:
 
 
 def _redis_address(value: SecretStr) -> SecretStr:
-    address = value.get_secret_value()
-    if address and not address.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("give an address like redis://localhost:6379/0")
+    if address := value.get_secret_value():
+        from redis.connection import parse_url  # who uses no Redis need not load it
+
+        try:
+            parse_url(address)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise ValueError("give an address like redis://localhost:6379/0") from None
     return value
+
+
+def wrong_setting(error: ValidationError) -> str:
+    """Return the first thing that is wrong with the settings, in one line that names the variable and not its value."""
+    wrong = error.errors(include_url=False, include_input=False)[0]
+    name = "".join(f"AUTOGLM_{step}: ".upper() for step in wrong["loc"][:1])
+    return name + wrong["msg"].removeprefix("Value error, ")
 
 
 class Settings(BaseSettings):

@@ -54,6 +54,8 @@ from autoglm.v1.speech_pb2 import (
 )
 from autoglm.v1.vision_pb2 import VisionServiceDescribeResponse, VisionServiceEncodeResponse
 
+from .mounts import Mount
+
 BUNDLE = "autoglm-phone-fake"
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -314,6 +316,11 @@ async def shared() -> AsyncIterator[Client]:
     """A gateway for tests that leave nothing behind."""
     async with running_mesh() as mesh, running_client(mesh) as client:
         yield client
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Mount:
+    return Mount(tmp_path)
 
 
 @pytest.fixture(scope="session")

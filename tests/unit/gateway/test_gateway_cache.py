@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded, MediaUnknown, UnsupportedMedia
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, UnsupportedMedia
 from autoglm.common.tensors import seal
 from autoglm.gateway.cache import EmbeddingCache, Key, LocalTier, tenant_hash
 from autoglm.gateway.metrics import Metrics
@@ -167,30 +167,20 @@ async def test_an_error_is_shared_and_not_kept(cache: EmbeddingCache) -> None:
     assert encode.calls == 2
 
 
-async def test_one_deadline_is_not_anothers(cache: EmbeddingCache) -> None:
+@pytest.mark.parametrize("fault", [DeadlineExceeded("too late"), MediaUnknown("nothing is kept of it")])
+async def test_what_is_a_requests_own_fault_does_not_fail_who_waits_with_it(
+    cache: EmbeddingCache, fault: MeshError
+) -> None:
     first, second = Encoder(key_of("a")), Encoder(key_of("a"))
-    first.error = DeadlineExceeded("too late")
-    hasty = asyncio.create_task(cache.get(first.key, first, Deadline()))
-    patient = asyncio.create_task(cache.get(first.key, second, Deadline()))
-    await settle(hasty, patient)
+    first.error = fault
+    failing = asyncio.create_task(cache.get(first.key, first, Deadline()))
+    waiting = asyncio.create_task(cache.get(second.key, second, Deadline()))
+    await settle(failing, waiting)
     first.hold.set()
     second.hold.set()
-    with pytest.raises(DeadlineExceeded):
-        await hasty
-    assert (await patient)[1] == CACHE_OUTCOME_MISS
-
-
-async def test_who_has_the_bytes_does_not_fail_for_who_has_not(cache: EmbeddingCache) -> None:
-    hasty, able = Encoder(key_of("a")), Encoder(key_of("a"))
-    hasty.error = MediaUnknown("nothing is kept of it")
-    without = asyncio.create_task(cache.get(hasty.key, hasty, Deadline()))
-    having = asyncio.create_task(cache.get(able.key, able, Deadline()))
-    await settle(without, having)
-    hasty.hold.set()
-    able.hold.set()
-    with pytest.raises(MediaUnknown):
-        await without
-    assert (await having)[1] == CACHE_OUTCOME_MISS
+    with pytest.raises(type(fault)):
+        await failing
+    assert (await waiting)[1] == CACHE_OUTCOME_MISS
 
 
 async def test_a_waiters_own_deadline_counts(cache: EmbeddingCache) -> None:

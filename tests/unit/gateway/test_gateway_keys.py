@@ -35,11 +35,6 @@ def content(**tenants: list[str]) -> bytes:
     return yaml.safe_dump({"tenants": entries}).encode()
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Mount:
-    return Mount(tmp_path)
-
-
 async def enters(client: Client, key: str | None) -> bool:
     """Return whether both doors let a key in; they must agree."""
     sent = {} if key is None else {"authorization": f"Bearer {key}"}

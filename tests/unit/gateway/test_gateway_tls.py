@@ -75,11 +75,6 @@ def theirs() -> Authority:
     return Authority.new()
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Mount:
-    return Mount(tmp_path)
-
-
 def settings(mount: Mount, mutual: bool = False) -> dict[str, Any]:
     """Return the settings of a gateway over TLS."""
     files = {"ssl_certfile": mount.path("cert"), "ssl_keyfile": mount.path("key")}

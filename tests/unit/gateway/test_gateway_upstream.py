@@ -1,7 +1,5 @@
 """What the gateway shows to the services, and what it makes of services that do not take it."""
 
-from pathlib import Path
-
 import grpc
 import pytest
 
@@ -14,11 +12,6 @@ from .samples import audio_part, image_part, png, wav
 from .test_gateway_tls import Authority, chain
 
 FILES = ("serve_ssl_ca_certs", "serve_ssl_certfile", "serve_ssl_keyfile")
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Mount:
-    return Mount(tmp_path)
 
 
 async def is_ready(client: Client) -> bool:
