@@ -29,6 +29,7 @@ from autoglm.gateway.files import FileError, Files
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.http import create_app
 from autoglm.gateway.keys import Keys
+from autoglm.gateway.memory import Memory
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline
 from autoglm.gateway.quota import Quota
@@ -111,9 +112,10 @@ async def running(settings: Settings) -> AsyncIterator[Doors]:
     store = Store(settings, metrics) if settings.redis_url.get_secret_value() else None
     cache = EmbeddingCache(settings, metrics, store)
     state = MeshState(mesh, store, settings)
-    fetcher = Fetcher(settings, metrics)
+    memory = Memory(settings, metrics)
+    fetcher = Fetcher(settings, metrics, memory)
     pipeline = Pipeline(mesh, cache, state, fetcher)
-    desk = Desk(settings, pipeline, fetcher, mesh, state, metrics, keys, Quota(store, metrics))
+    desk = Desk(settings, pipeline, fetcher, mesh, state, metrics, keys, Quota(store, metrics), memory)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (

@@ -23,6 +23,7 @@ from autoglm.gateway.conversation import Call, Conversation, MediaPart
 from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.keys import Keys
+from autoglm.gateway.memory import Memory
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.pipeline import Pipeline, Step
 from autoglm.gateway.quota import Quota
@@ -73,12 +74,12 @@ class Desk:
         metrics: Metrics,
         keys: Keys,
         quota: Quota,
+        memory: Memory,
     ) -> None:
-        self.settings, self.state, self.metrics = settings, state, metrics
+        self.settings, self.state, self.metrics, self.memory = settings, state, metrics, memory
         self._pipeline, self._fetcher, self._mesh = pipeline, fetcher, mesh
         self._keys, self._quota = keys, quota
         self._running = 0
-        self._held = 0
 
     def admit(self, call: Call, authorization: str | None, timeout: float | None) -> None:
         """Check the key and set tenant and deadline; raises AuthenticationFailed."""
@@ -100,20 +101,12 @@ class Desk:
         try:
             with self._quota.seat(call.tenant):
                 await self._quota.spend(call)
-                self.receive(call, size)
+                self.memory.take(call, size)
                 yield
         finally:
-            self._held -= call.received
+            self.memory.release(call)
             self._running -= 1
             self.metrics.running.set(self._running)
-
-    def receive(self, call: Call, size: int) -> None:
-        """Count `size` more bytes of a request that has its place; raises RateLimited when memory is full of others."""
-        if self._held + size > self.settings.max_bytes_in_progress:
-            self.metrics.rejected(call.tenant, "memory")
-            raise RateLimited("the gateway holds as many bytes of requests as it may; try again shortly")
-        self._held += size
-        call.received += size
 
     async def model(self, name: str, param: str) -> Model:
         """Return what answers to `name`: a bundle's own, its alias, or nothing for any, each also as `base:adapter`.
@@ -152,7 +145,7 @@ class Desk:
     async def transcribe(self, audio: MediaPart, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said in a recording; raises MeshError naming its field where it is to blame."""
         await self.state.require(audio.modality)
-        (media,) = await self._fetcher.media([audio], call.deadline)
+        (media,) = await self._fetcher.media([audio], call)
         try:
             return await self._mesh.transcribe(media, call)
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:

@@ -20,8 +20,9 @@ from yarl import URL
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
-from autoglm.gateway.conversation import MediaPart
+from autoglm.gateway.conversation import Call, MediaPart
 from autoglm.gateway.media import Limits, Media, verified
+from autoglm.gateway.memory import Memory
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.settings import HOST, Settings
 from autoglm.gateway.tasks import together
@@ -114,8 +115,11 @@ class _Room:
 
     whole: int
     left: int
+    memory: Memory
+    call: Call
 
     def take(self, count: int) -> None:
+        self.memory.take(self.call, count)
         self.left -= count
         if self.left < 0:
             raise RequestTooLarge(f"the files that the request names are larger than {self.whole} bytes together")
@@ -124,8 +128,8 @@ class _Room:
 class Fetcher:
     """Makes media of what a request holds and names. Connections are kept for the next file of the same host."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._policy, self._metrics = Policy(settings), metrics
+    def __init__(self, settings: Settings, metrics: Metrics, memory: Memory) -> None:
+        self._policy, self._metrics, self._memory = Policy(settings), metrics, memory
         self._limits = Limits(settings.max_media_bytes, settings.max_image_pixels)
         self._max_bytes, self._timeout = settings.max_body_bytes, settings.media_fetch_timeout
         self._session = aiohttp.ClientSession(
@@ -146,14 +150,14 @@ class Fetcher:
         """Close the connections."""
         await self._session.close()
 
-    async def media(self, parts: Sequence[MediaPart], deadline: Deadline) -> list[Media]:
+    async def media(self, parts: Sequence[MediaPart], call: Call) -> list[Media]:
         """Return `parts` verified, in order, after all that have a URL were fetched at the same time.
 
         Raises the MeshError of one at fault, which names its field: InvalidRequest when the policy or the host refuses,
-        RequestTooLarge, UnsupportedMedia, or DeadlineExceeded.
+        RequestTooLarge, UnsupportedMedia, RateLimited (memory is full), or DeadlineExceeded.
         """
-        room = _Room(self._max_bytes, self._max_bytes)
-        await together([self._fetch(part, room, deadline) for part in parts if part.url])
+        room = _Room(self._max_bytes, self._max_bytes, self._memory, call)
+        await together([self._fetch(part, room, call.deadline) for part in parts if part.url])
         return await verified(parts, self._limits)
 
     async def _fetch(self, part: MediaPart, room: _Room, deadline: Deadline) -> None:

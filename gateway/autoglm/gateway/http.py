@@ -307,7 +307,7 @@ async def read_body(request: Request, desk: Desk, call: Call) -> bytearray:
         async for piece in request.stream():
             if len(body) + len(piece) > limit:
                 raise too_large
-            desk.receive(call, len(piece))
+            desk.memory.take(call, len(piece))
             body += piece
     return body
 

@@ -110,7 +110,7 @@ class Pipeline:
         for modality in {part.modality for part in conversation.media}:
             await self._state.encoder(modality)
         started = time.monotonic()
-        media = await self._fetcher.media(conversation.media, call.deadline)
+        media = await self._fetcher.media(conversation.media, call)
         fetched = time.monotonic() - started
         call.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
         results = await together([self._embedding(item, call) for item in media])

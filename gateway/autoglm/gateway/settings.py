@@ -126,7 +126,8 @@ class Settings(BaseSettings):
         default=32 * MIB, description="Largest request, in bytes, and as much again for what its URLs lead to."
     )
     max_bytes_in_progress: PositiveInt = Field(
-        default=512 * MIB, description="Bytes of all requests in progress, before new ones get a 429."
+        default=512 * MIB,
+        description="Bytes of all requests in progress and of what their URLs lead to, before new ones get a 429.",
     )
     max_media_bytes: PositiveInt = Field(default=20 * MIB, description="Largest image or recording, in bytes.")
     max_image_pixels: PositiveInt = Field(default=40_000_000, description="Largest image, in pixels.")
@@ -190,8 +191,8 @@ class Settings(BaseSettings):
             raise ValueError(f"api_keys: {OPEN_KEY} is what clients send to an open server; it cannot be a key")
         if self.default_timeout > self.max_timeout:
             raise ValueError("default_timeout: must not exceed max_timeout")
-        if self.max_body_bytes > self.max_bytes_in_progress:
-            raise ValueError("max_body_bytes: must not exceed max_bytes_in_progress")
+        if self.max_body_bytes * (2 if self.media_domains else 1) > self.max_bytes_in_progress:
+            raise ValueError("max_body_bytes: one request, with as much of its URLs, exceeds max_bytes_in_progress")
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
         if self.ssl_ca_certs and not self.ssl_certfile:

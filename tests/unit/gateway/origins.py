@@ -19,6 +19,16 @@ def http(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def image(url: str) -> dict[str, Any]:
+    """Return an image by its URL as OpenAI's clients send it."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def audio(url: str) -> dict[str, Any]:
+    """Return a recording by its URL as vLLM's clients send it."""
+    return {"type": "audio_url", "audio_url": {"url": url}}
+
+
 class Origin:
     """A server that speaks HTTPS, or whatever else a test has it say; it remembers what it was asked."""
 

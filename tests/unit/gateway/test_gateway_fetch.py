@@ -23,7 +23,7 @@ from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
 from .conftest import Client, FakeMesh, Serve, running_client, running_mesh
-from .origins import Names, Origin, World, http
+from .origins import Names, Origin, World, audio, http, image
 from .samples import png, wav
 from .test_gateway_faults import soon
 from .test_gateway_parsing import IMAGE_URL, error_of
@@ -61,14 +61,6 @@ async def gateway(standing: World) -> AsyncIterator[Client]:
 def world(standing: World) -> World:
     standing.forget()
     return standing
-
-
-def image(url: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
-
-
-def audio(url: str) -> dict[str, Any]:
-    return {"type": "audio_url", "audio_url": {"url": url}}
 
 
 async def refused(client: Client, url: str, status: int = 400, code: str = "invalid_request_error") -> str:
@@ -320,6 +312,18 @@ async def test_files_that_are_too_large_together(world: World, serve: Serve) -> 
     response = await client.chat([audio(f"{world.url}/b.wav"), audio(f"{world.url}/b.wav")])
     assert response.status_code == 413
     assert "larger than 1000 bytes together" in error_of(response)["message"]
+
+
+async def test_files_count_among_the_bytes_in_progress(world: World, serve: Serve, mesh: FakeMesh) -> None:
+    client = await serve(**world.settings | {"max_body_bytes": 1000, "max_bytes_in_progress": 2000})
+    world.media.replies["/b.wav"] = http(wav(0.02))
+    parts = [audio(f"{world.url}/b.wav"), {"type": "text", "text": "hi " * 100}]
+    mesh.decoder.generate.hold.clear()
+    first = asyncio.create_task(client.chat(parts))
+    await soon(mesh.decoder.generate.entered.wait())
+    assert (await client.chat(parts)).status_code == 429
+    mesh.decoder.generate.hold.set()
+    assert [(await first).status_code, (await client.chat(parts)).status_code] == [200, 200]
 
 
 async def test_a_file_that_comes_in_drops(world: World, serve: Serve) -> None:
