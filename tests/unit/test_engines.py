@@ -31,6 +31,8 @@ from autoglm.decoder.engine.grammar import Kind
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.decoder.model import DecoderModel, Words
 from autoglm.decoder.settings import DecoderSettings
+from autoglm.decoder.tools import Function, ToolCalls
+from autoglm.decoder.tools import grammar as calls_of
 from autoglm.fusion.compose import Media, Message, Prompt
 from autoglm.fusion.fuse import fuse
 from autoglm.fusion.model import FusionModel
@@ -207,6 +209,7 @@ def test_an_abort_frees_everything_and_disturbs_nobody(model: DecoderModel, plai
 
 SCHEMA = {"type": "object", "properties": {"app": {"enum": ["Camera", "Maps"]}, "n": {"enum": [1, 22]}},
           "required": ["app", "n"], "additionalProperties": False}  # fmt: skip
+OPEN_APP = Function("open_app", {"app": {"enum": ["Camera", "Maps"]}}, frozenset({"app"}), {})
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,7 @@ SCHEMA = {"type": "object", "properties": {"app": {"enum": ["Camera", "Maps"]}, 
         ("regex", r"\[\d{1,3}, \d{1,3}\]", lambda text: re.fullmatch(r"\[\d{1,3}, \d{1,3}\]", text)),
         ("choice", ["Camera", "打开相机"], lambda text: text in ("Camera", "打开相机")),
         ("grammar", 'start: "a" "a"? "b"', lambda text: re.fullmatch("aa?b", text)),
+        ("grammar", calls_of([OPEN_APP], single=True), lambda text: ToolCalls([OPEN_APP], single=True).feed(text)[1]),
     ],
 )
 @pytest.mark.parametrize("thinks", [False, True])
@@ -226,7 +230,7 @@ def test_an_answer_has_the_format_that_was_asked_for(
     prompt = model.composer.compose([Message("user", ("Which app is open?",))], thinks)
     thinking = model.thinking(prompt, budget=9)
     said = answer(
-        model, prompt, replace(GREEDY, max_tokens=60), grammar=model.grammars.make(kind, given), thinking=thinking
+        model, prompt, replace(GREEDY, max_tokens=80), grammar=model.grammars.make(kind, given), thinking=thinking
     )
     if thinks:
         assert thinking is not None
