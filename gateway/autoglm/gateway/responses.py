@@ -6,24 +6,26 @@ The server keeps nothing between requests: `store` is taken and answered as fals
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.chat import (
     ROLES,
-    InputAudio,
+    AudioContent,
     JsonSchema,
     ResponseFormat,
     bounded,
-    content_kind,
+    by_content,
+    by_type,
     read,
+    recording,
     structure,
 )
 from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
 from autoglm.gateway.media import at_url
 from autoglm.gateway.tools import Strict
 from autoglm.v1.generation_pb2 import ROLE_SYSTEM, ROLE_USER, SamplingParams
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
 REFUSED = {
     "previous_response_id": "this server keeps no responses; send the earlier items in input",
@@ -32,15 +34,6 @@ REFUSED = {
     "background": "this server answers at once only; use stream",
     "tools": "this route has no tools",
 }
-
-
-def _by_type(*names: str, default: str | None = None) -> Discriminator:
-    def tag(value: object) -> str | None:
-        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
-        return f"~{name}" if name in names else None
-
-    message = f"Input should have a type out of {', '.join(names)}"
-    return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
 
 
 class ResponseText(Strict):
@@ -57,19 +50,12 @@ class ResponseImage(Strict):
     image_url: str
 
 
-class ResponseAudio(Strict):
-    """A recording: WAV, MP3, FLAC or Ogg."""
-
-    type: Literal["input_audio"]
-    input_audio: InputAudio
-
-
 ResponsePart = Annotated[
     Annotated[ResponseText, Tag("~input_text")]
     | Annotated[ResponseText, Tag("~output_text")]
     | Annotated[ResponseImage, Tag("~input_image")]
-    | Annotated[ResponseAudio, Tag("~input_audio")],
-    _by_type("input_text", "output_text", "input_image", "input_audio"),
+    | Annotated[AudioContent, Tag("~input_audio")],
+    by_type("input_text", "output_text", "input_image", "input_audio"),
 ]
 
 
@@ -78,14 +64,7 @@ class ResponseMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")],
-        Discriminator(
-            content_kind,
-            custom_error_type="content_kind",
-            custom_error_message="Input should be a string or a list of parts",
-        ),
-    ]
+    content: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")]
 
 
 class EarlierReasoning(Strict):
@@ -96,7 +75,7 @@ class EarlierReasoning(Strict):
 
 ResponseItem = Annotated[
     Annotated[ResponseMessage, Tag("~message")] | Annotated[EarlierReasoning, Tag("~reasoning")],
-    _by_type("message", "reasoning", default="message"),
+    by_type("message", "reasoning", default="message"),
 ]
 
 
@@ -126,14 +105,7 @@ class ResponseRequest(Strict):
     """The body of POST /v1/responses."""
 
     model: str
-    input: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")],
-        Discriminator(
-            content_kind,
-            custom_error_type="content_kind",
-            custom_error_message="Input should be a string or a list of items",
-        ),
-    ]
+    input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
     instructions: str | None = None
     max_output_tokens: int | None = bounded("max_tokens")
     temperature: float | None = bounded("temperature")
@@ -203,9 +175,9 @@ def _message(message: ResponseMessage, param: str) -> Message:
     return Message(ROLES[message.role], parts, param)
 
 
-def _part(part: ResponseText | ResponseImage | ResponseAudio, param: str) -> TextPart | MediaPart:
+def _part(part: ResponseText | ResponseImage | AudioContent, param: str) -> TextPart | MediaPart:
     if isinstance(part, ResponseText):
         return TextPart(part.text)
     if isinstance(part, ResponseImage):
         return at_url(part.image_url, MODALITY_IMAGE, f"{param}.image_url")
-    return MediaPart(MODALITY_AUDIO, part.input_audio.data, f"{param}.input_audio.data")
+    return recording(part, param)

@@ -1,6 +1,7 @@
 """OpenAI's Responses API before the fake services: validation, items, events, failures."""
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -16,11 +17,16 @@ from .samples import png, wav
 
 DATA_URL = "data:image/png;base64," + base64.b64encode(png()).decode()
 IMAGE = {"type": "input_image", "image_url": DATA_URL, "detail": "auto"}
-AUDIO = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav()).decode(), "format": "wav"}}
+SPOKEN = {"data": base64.b64encode(wav()).decode(), "format": "wav"}
+AUDIO = {"type": "input_audio", "input_audio": SPOKEN}
 
 
 async def respond(client: Client, given: Any, **fields: Any) -> httpx.Response:
     return await client.http.post("/v1/responses", json={"model": BUNDLE, "input": given, **fields})
+
+
+def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": list(parts)}]
 
 
 def events(body: str) -> list[dict[str, Any]]:
@@ -50,6 +56,14 @@ async def test_a_whole_response(client: Client, mesh: FakeMesh) -> None:
     (asked,) = mesh.decoder.generate.requests
     assert [message.role for message in asked.messages] == [ROLE_SYSTEM, ROLE_USER]
     assert (asked.sampling.max_tokens, asked.enable_thinking, asked.return_reasoning) == (20, True, True)
+
+
+async def test_a_recording_may_be_a_data_url(client: Client, mesh: FakeMesh) -> None:
+    url = SPOKEN | {"data": f"data:audio/wav;base64,{SPOKEN['data']}"}
+    for given in (AUDIO, AUDIO | {"input_audio": url}):
+        assert (await respond(client, message(given))).status_code == 200
+    ((plain,), (from_url,)) = (request.messages[0].parts for request in mesh.decoder.generate.requests)
+    assert from_url.media.media_sha256 == plain.media.media_sha256 == hashlib.sha256(wav()).digest()
 
 
 async def test_items_of_every_kind(client: Client, mesh: FakeMesh) -> None:
@@ -147,10 +161,6 @@ async def test_an_error_before_the_first_event_has_its_status(client: Client, me
     mesh.decoder.reasons = False
     response = await respond(client, "hi", stream=True)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "upstream_unavailable")
-
-
-def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
-    return [{"role": role, "content": list(parts)}]
 
 
 @pytest.mark.parametrize(
