@@ -12,18 +12,15 @@ from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.chat import (
     ROLES,
     AudioContent,
-    JsonSchema,
-    ResponseFormat,
     bounded,
     by_content,
     by_type,
     read,
     recording,
-    structure,
 )
 from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
 from autoglm.gateway.media import at_url
-from autoglm.gateway.tools import Strict
+from autoglm.gateway.tools import Strict, schema_text
 from autoglm.v1.generation_pb2 import ROLE_SYSTEM, ROLE_USER, SamplingParams
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
@@ -156,10 +153,12 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
 
 
 def _structure(wanted: TextFormat) -> dict[str, Any]:
+    if wanted.type == "text":
+        return {}
     if wanted.type == "json_schema" and wanted.schema_ is None:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
-    schema = None if wanted.schema_ is None else JsonSchema(schema=wanted.schema_)
-    return structure(ResponseFormat(type=wanted.type, json_schema=schema), None)
+    schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+    return {"json_schema": schema_text(schema, "text.format.schema")}
 
 
 def _messages(given: str | Sequence[ResponseMessage | EarlierReasoning]) -> list[Message]:

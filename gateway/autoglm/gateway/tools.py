@@ -131,6 +131,7 @@ def called(calls: Sequence[ToolCall]) -> list[generation_pb2.ToolCall]:
 def schema_text(schema: dict[str, Any], param: str) -> str:
     """Return a JSON Schema as text; raises InvalidRequest for one that is nested too deep."""
     try:
+        orjson.dumps({"response": {"text": {"format": {"schema": schema}}}})  # so deep an answer repeats it
         return orjson.dumps(schema).decode()
     except orjson.JSONEncodeError:
         raise InvalidRequest(f"{param} is nested too deep", param=param) from None

@@ -200,6 +200,16 @@ async def test_bad_requests_name_their_field(shared: Client, given: Any, fields:
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request_error", param)
 
 
+@pytest.mark.parametrize("levels", [240, 250, 254, 300])
+async def test_a_schema_is_echoed_or_refused(shared: Client, levels: int) -> None:
+    schema = json.loads('{"items":' * levels + "{}" + "}" * levels)
+    response = await respond(shared, "hi", text={"format": {"type": "json_schema", "name": "n", "schema": schema}})
+    if levels == 240:
+        assert response.json()["text"]["format"]["schema"] == schema
+    else:
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "text.format.schema")
+
+
 async def test_it_passes_the_same_door(shared: Client) -> None:
     assert (await respond(shared, "hi", model="gpt-9")).status_code == 404
     late = await shared.http.post(
