@@ -24,6 +24,7 @@ from autoglm.gateway.conversation import (
 )
 from autoglm.gateway.media import at_url, base64_of
 from autoglm.gateway.tools import (
+    NamedChoice,
     Strict,
     Tool,
     ToolCall,
@@ -255,7 +256,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     messages = [_message(message, f"messages[{i}].content") for i, message in enumerate(request.messages)]
     check_messages(messages, "messages", max_media)
     check_calls(messages, "messages")
-    template = request.chat_template_kwargs
+    template, choice = request.chat_template_kwargs, request.tool_choice
     thinking = request.enable_thinking
     conversation = Conversation(
         messages=messages,
@@ -263,8 +264,8 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
         enable_thinking=template.enable_thinking if thinking is None and template else thinking,
         return_reasoning=bool(request.return_reasoning or request.include_reasoning),
         n=request.n or 1,
-        tools=offered(request.tools or ()),
-        tool_choice=chosen(request.tool_choice),
+        tools=offered([tool.function for tool in request.tools or ()], ".function"),
+        tool_choice=chosen(choice.function if isinstance(choice, NamedChoice) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
     return usable(conversation)
@@ -276,7 +277,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def _message(message: ChatMessage, param: str) -> Message:
-    content, calls = message.content, called(message.tool_calls or ())
+    content, calls = message.content, [called(call.id, call.function) for call in message.tool_calls or ()]
     parts = (
         [TextPart(content)]
         if isinstance(content, str)

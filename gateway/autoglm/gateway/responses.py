@@ -4,6 +4,7 @@ The server keeps nothing between requests: `store` is taken and answered as fals
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
@@ -20,8 +21,21 @@ from autoglm.gateway.chat import (
 )
 from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
 from autoglm.gateway.media import at_url
-from autoglm.gateway.tools import Strict, schema_text
-from autoglm.v1.generation_pb2 import ROLE_SYSTEM, ROLE_USER, SamplingParams
+from autoglm.gateway.tools import (
+    BY_CHOICE,
+    FunctionCall,
+    FunctionDefinition,
+    FunctionName,
+    Mode,
+    Strict,
+    called,
+    check_call,
+    chosen,
+    offered,
+    schema_text,
+    usable,
+)
+from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
 REFUSED = {
@@ -29,7 +43,6 @@ REFUSED = {
     "conversation": "this server keeps no conversations; send the earlier items in input",
     "prompt": "this server keeps no prompts; send them in instructions and input",
     "background": "this server answers at once only; use stream",
-    "tools": "this route has no tools",
 }
 
 
@@ -54,6 +67,9 @@ ResponsePart = Annotated[
     | Annotated[AudioContent, Tag("~input_audio")],
     by_type("input_text", "output_text", "input_image", "input_audio"),
 ]
+ResponseContent = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")
+]
 
 
 class ResponseMessage(Strict):
@@ -61,7 +77,7 @@ class ResponseMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")]
+    content: ResponseContent
 
 
 class EarlierReasoning(Strict):
@@ -70,10 +86,57 @@ class EarlierReasoning(Strict):
     type: Literal["reasoning"]
 
 
+class EarlierCall(FunctionCall):
+    """A function that the model called."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+
+
+class CallOutput(Strict):
+    """What a function gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: ResponseContent
+
+
 ResponseItem = Annotated[
-    Annotated[ResponseMessage, Tag("~message")] | Annotated[EarlierReasoning, Tag("~reasoning")],
-    by_type("message", "reasoning", default="message"),
+    Annotated[ResponseMessage, Tag("~message")]
+    | Annotated[EarlierReasoning, Tag("~reasoning")]
+    | Annotated[EarlierCall, Tag("~function_call")]
+    | Annotated[CallOutput, Tag("~function_call_output")],
+    by_type("message", "reasoning", "function_call", "function_call_output", default="message"),
 ]
+
+
+class Function(Strict):
+    """What is a function; the last base of a class, so that its fields come first and another type is named first."""
+
+    type: Literal["function"]
+
+
+class FunctionTool(FunctionDefinition, Function):
+    """A function that the model may call."""
+
+
+class FunctionChoice(FunctionName, Function):
+    """One of `tools`."""
+
+
+class AllowedTools(Strict):
+    """Those of `tools` that the model may call now, or has to call one of."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoice] = Field(min_length=1)
+
+
+ToolRule = Annotated[
+    Annotated[FunctionChoice, Tag("~function")] | Annotated[AllowedTools, Tag("~allowed_tools")],
+    by_type("function", "allowed_tools"),
+]
+ResponseToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[ToolRule, Tag("~named")], BY_CHOICE]
 
 
 class TextFormat(Strict):
@@ -109,6 +172,9 @@ class ResponseRequest(Strict):
     top_p: float | None = bounded("top_p")
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
     stream: bool | None = None
     store: bool | None = Field(None, description="Without effect: nothing is stored.")
@@ -116,7 +182,6 @@ class ResponseRequest(Strict):
     conversation: Any = Field(None, description="Refused: nothing is stored.")
     prompt: Any = Field(None, description="Refused: nothing is stored.")
     background: bool | None = Field(None, description="Refused when true.")
-    tools: list[Any] | None = Field(None, description="Refused unless empty.")
 
     @property
     def format(self) -> TextFormat:
@@ -138,8 +203,8 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
     said = _messages(request.input)
     check_messages(said, "input", max_media)
     standing = [Message(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")] if request.instructions else []
-    effort = request.reasoning and request.reasoning.effort
-    return Conversation(
+    effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
+    conversation = Conversation(
         messages=[*standing, *said],
         sampling=SamplingParams(
             temperature=request.temperature,
@@ -149,7 +214,21 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
         ),
         enable_thinking=None if effort is None else effort != "none",
         return_reasoning=True,
+        tools=offered(request.tools or (), ""),
+        tool_choice=chosen(choice.mode if isinstance(choice, AllowedTools) else choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        function="",
     )
+    conversation = usable(conversation)
+    return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
+
+
+def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversation:
+    names = {tool.name for tool in allowed.tools}
+    tools = [tool for tool in conversation.tools if tool.function.name in names]
+    if len(tools) < len(names):
+        raise InvalidRequest("tool_choice.tools names a function that is none of tools", param="tool_choice.tools")
+    return replace(conversation, tools=tools)
 
 
 def _structure(wanted: TextFormat) -> dict[str, Any]:
@@ -161,20 +240,63 @@ def _structure(wanted: TextFormat) -> dict[str, Any]:
     return {"json_schema": schema_text(schema, "text.format.schema")}
 
 
-def _messages(given: str | Sequence[ResponseMessage | EarlierReasoning]) -> list[Message]:
+def _messages(given: str | Sequence[ResponseItem]) -> list[Message]:
+    """Return the turns of a conversation. Calls, and what the assistant says beside them, are one."""
     if isinstance(given, str):
         return [Message(ROLE_USER, [TextPart(given)], "input")]
-    return [_message(item, f"input[{i}].content") for i, item in enumerate(given) if isinstance(item, ResponseMessage)]
+    _check_calls(given)
+    turns: list[list[Message]] = []
+    for i, item in enumerate(given):
+        if isinstance(item, EarlierReasoning):
+            continue
+        message = _message(item, f"input[{i}]")
+        if turns and _are_one(turns[-1][-1], message):
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return [_joined(turn) for turn in turns]
 
 
-def _message(message: ResponseMessage, param: str) -> Message:
-    if isinstance(message.content, str):
-        return Message(ROLES[message.role], [TextPart(message.content)], param)
-    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(message.content)]
-    return Message(ROLES[message.role], parts, param)
+def _check_calls(items: Sequence[ResponseItem]) -> None:
+    """Raise InvalidRequest unless every call is one that can be made, and every output is of one before it."""
+    waiting: set[str] = set()
+    for i, item in enumerate(items):
+        if isinstance(item, EarlierCall):
+            check_call(item, f"input[{i}]")
+            waiting.add(item.call_id)
+        elif isinstance(item, CallOutput):
+            param = f"input[{i}].call_id"
+            if item.call_id not in waiting:
+                raise InvalidRequest(f"{param} must be that of a call before it that has no output yet", param=param)
+            waiting.remove(item.call_id)
 
 
-def _part(part: ResponseText | ResponseImage | AudioContent, param: str) -> TextPart | MediaPart:
+def _are_one(first: Message, second: Message) -> bool:
+    return first.role == second.role == ROLE_ASSISTANT and bool(first.calls or second.calls)
+
+
+def _joined(turn: Sequence[Message]) -> Message:
+    parts = [part for message in turn for part in message.parts]
+    return replace(turn[0], parts=parts, calls=[call for message in turn for call in message.calls])
+
+
+def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> Message:
+    if isinstance(item, EarlierCall):
+        return Message(ROLE_ASSISTANT, (), param, [called(item.call_id, item)])
+    if isinstance(item, CallOutput):
+        param += ".output"
+        return Message(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
+    param += ".content"
+    return Message(ROLES[item.role], _parts(item.content, param), param)
+
+
+def _parts(content: str | Sequence[ResponsePart], param: str) -> list[TextPart | MediaPart]:
+    if isinstance(content, str):
+        return [TextPart(content)]
+    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: ResponsePart, param: str) -> TextPart | MediaPart:
     if isinstance(part, ResponseText):
         return TextPart(part.text)
     if isinstance(part, ResponseImage):
