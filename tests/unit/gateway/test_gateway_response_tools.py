@@ -139,7 +139,7 @@ async def test_what_is_said_beside_a_call_is_of_its_turn(client: Client, mesh: F
 
 
 def test_text_behind_a_call_is_an_item_of_its_own() -> None:
-    answer = ResponseAnswer("r", "m", ResponseRequest(model="m", input="hi"))
+    answer = ResponseAnswer("r", "m", ResponseRequest.model_validate({"model": "m", "input": "hi"}))
     found = events(b"".join(map(answer.chunk, [
         Step(0, text="a"), Step(0, text="b", calls=CALLS[:1]), Step(0, text="c"),
     ])).decode())  # fmt: skip
