@@ -3,12 +3,16 @@ what has to be a call is one all the same, by a grammar."""
 
 import json
 from collections.abc import Iterator
+from functools import reduce
+from operator import add
 from typing import Any
 
 import grpc
 import openai
 import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
+from openai.types.responses import Response, ResponseFunctionToolCall
 from pydantic import SecretStr
 
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, StreamCompleteRequest
@@ -37,6 +41,7 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "tap", "description": "Tap the screen.", "parameters": TAP}},
     {"type": "function", "function": {"name": "weather", "parameters": WEATHER, "strict": True}},
 ]
+FLAT = [{"type": "function", **tool["function"]} for tool in TOOLS]
 NAMED: Any = {"type": "function", "function": {"name": "weather"}}
 QUESTION: Any = {"role": "user", "content": "How is the weather in Paris?"}
 
@@ -170,10 +175,43 @@ def test_the_same_over_grpc(channel: grpc.Channel) -> None:
     assert stub.Complete(CompleteRequest(chat=asked)).choices[0].text
 
 
-def test_langchain_binds_tools(base_url: str) -> None:
-    model = ChatOpenAI(model=MODEL, base_url=base_url, api_key=SecretStr("EMPTY"), temperature=0)
-    answer = model.bind_tools(TOOLS, tool_choice="any").invoke("How is the weather in Paris?")
-    calls = getattr(answer, "tool_calls", [])
-    assert calls
-    for call in calls:
-        check(call["name"], json.dumps(call["args"]))
+def only_call(response: Response) -> ResponseFunctionToolCall:
+    """Return the call that is all of a response."""
+    (call,) = response.output
+    assert isinstance(call, ResponseFunctionToolCall)
+    assert (response.status, call.status) == ("completed", "completed")
+    check(call.name, call.arguments)
+    return call
+
+
+def test_the_same_in_the_responses_api(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "tools": FLAT, "temperature": 0}
+    named: Any = {"input": [QUESTION], "tool_choice": {"type": "function", "name": "weather"}, **asked}
+    whole = only_call(client.responses.create(**named))
+    with client.responses.stream(**named) as stream:
+        events = list(stream)
+        first = stream.get_final_response()
+    call = only_call(first)
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments == whole.arguments
+    assert call.name == whole.name == "weather"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": '{"sky": "clear"}'}
+    history: Any = [QUESTION, *first.output, result]
+    last = client.responses.create(input=history, **asked)
+    assert [item.type for item in last.output] == ["message"]
+    assert last.output_text
+
+
+@pytest.mark.parametrize("way", ["invoke", "stream"])
+@pytest.mark.parametrize("responses", [False, True])
+def test_langchain_binds_tools(base_url: str, responses: bool, way: str) -> None:
+    model = ChatOpenAI(
+        model=MODEL, base_url=base_url, api_key=SecretStr("EMPTY"), temperature=0, use_responses_api=responses
+    )
+    bound = model.bind_tools(TOOLS, tool_choice="any", parallel_tool_calls=False)
+    question = HumanMessage("How is the weather in Paris?")
+    answer = bound.invoke([question]) if way == "invoke" else reduce(add, bound.stream([question]))
+    (call,) = answer.tool_calls
+    check(call["name"], json.dumps(call["args"]))
+    said = model.bind_tools(TOOLS).invoke([question, answer, ToolMessage("clear", tool_call_id=call["id"])])
+    assert said.text

@@ -24,6 +24,7 @@ from autoglm.gateway.conversation import (
 )
 from autoglm.gateway.media import at_url, base64_of
 from autoglm.gateway.tools import (
+    NamedChoice,
     Strict,
     Tool,
     ToolCall,
@@ -53,7 +54,6 @@ ROLES: dict[str, Role] = {
     "assistant": ROLE_ASSISTANT,
     "tool": ROLE_TOOL,
 }
-PART_TYPES = ("text", "image_url", "audio_url", "input_audio")
 
 T = TypeVar("T", bound=Strict)
 
@@ -67,14 +67,25 @@ def bounded(name: str) -> Any:
 
 
 # Tags begin with "~" so that `_path` can leave them out of a field's path.
-def content_kind(value: object) -> str | None:
-    """Return the tag of a string or a list; None for anything else."""
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+def by_content(what: str) -> Discriminator:
+    """Tell a string, tagged `~text`, from a list of `what`, tagged `~parts`."""
+
+    def tag(value: object) -> str | None:
+        return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+
+    message = f"Input should be a string or a list of {what}"
+    return Discriminator(tag, custom_error_type="content_kind", custom_error_message=message)
 
 
-def _part_kind(value: object) -> str | None:
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"~{kind}" if kind in PART_TYPES else None
+def by_type(*names: str, default: str | None = None) -> Discriminator:
+    """Tell objects by their `type`, which is their tag; `default` is that of one without."""
+
+    def tag(value: object) -> str | None:
+        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
+        return f"~{name}" if name in names else None
+
+    message = f"Input should have a type out of {', '.join(names)}"
+    return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
 
 
 class TextContent(Strict):
@@ -123,11 +134,7 @@ Content = Annotated[
     | Annotated[ImageContent, Tag("~image_url")]
     | Annotated[AudioUrlContent, Tag("~audio_url")]
     | Annotated[AudioContent, Tag("~input_audio")],
-    Discriminator(
-        _part_kind,
-        custom_error_type="part_kind",
-        custom_error_message=f"Input should have a type out of {', '.join(PART_TYPES)}",
-    ),
+    by_type("text", "image_url", "audio_url", "input_audio"),
 ]
 
 
@@ -136,15 +143,7 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
-        Annotated[
-            Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")],
-            Discriminator(
-                content_kind,
-                custom_error_type="content_kind",
-                custom_error_message="Input should be a string or a list of parts",
-            ),
-        ]
-        | None
+        Annotated[Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")], by_content("parts")] | None
     ) = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -257,7 +256,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     messages = [_message(message, f"messages[{i}].content") for i, message in enumerate(request.messages)]
     check_messages(messages, "messages", max_media)
     check_calls(messages, "messages")
-    template = request.chat_template_kwargs
+    template, choice = request.chat_template_kwargs, request.tool_choice
     thinking = request.enable_thinking
     conversation = Conversation(
         messages=messages,
@@ -265,8 +264,8 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
         enable_thinking=template.enable_thinking if thinking is None and template else thinking,
         return_reasoning=bool(request.return_reasoning or request.include_reasoning),
         n=request.n or 1,
-        tools=offered(request.tools or ()),
-        tool_choice=chosen(request.tool_choice),
+        tools=offered([tool.function for tool in request.tools or ()], ".function"),
+        tool_choice=chosen(choice.function if isinstance(choice, NamedChoice) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
     return usable(conversation)
@@ -278,9 +277,12 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def _message(message: ChatMessage, param: str) -> Message:
-    content = [TextContent(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
-    calls = called(message.tool_calls or ())
+    content, calls = message.content, [called(call.id, call.function) for call in message.tool_calls or ()]
+    parts = (
+        [TextPart(content)]
+        if isinstance(content, str)
+        else [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
+    )
     return Message(ROLES[message.role], parts, param, calls, message.tool_call_id or "")
 
 
@@ -291,6 +293,11 @@ def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, par
         return at_url(part.image_url.url, MODALITY_IMAGE, f"{param}.image_url.url")
     if isinstance(part, AudioUrlContent):
         return at_url(part.audio_url.url, MODALITY_AUDIO, f"{param}.audio_url.url")
+    return recording(part, param)
+
+
+def recording(part: AudioContent, param: str) -> MediaPart:
+    """Return the recording in `part`, which is at `param`."""
     param += ".input_audio.data"
     data = part.input_audio.data
     return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)

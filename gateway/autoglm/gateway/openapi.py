@@ -1,6 +1,7 @@
 """The document at /openapi.json: what each route takes, answers and refuses."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -98,19 +99,21 @@ def schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def complete(app: FastAPI) -> None:
-    """Add what the routes refer to."""
+    """Add what the routes refer to, once somebody asks for the document."""
     plain = app.openapi
-    named = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
-    _, schemas = models_json_schema(named, ref_template=REFERENCE)  # type: ignore[arg-type]
-    components = {
-        "schemas": schemas["$defs"],
-        "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key, if any is set."}},
-    }
 
+    @cache
     def document() -> dict[str, Any]:
-        return plain() | {"components": components}
+        return plain() | {"components": _components()}
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _components() -> dict[str, Any]:
+    named = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
+    _, schemas = models_json_schema(named, ref_template=REFERENCE)  # type: ignore[arg-type]
+    key = {"type": "http", "scheme": "bearer", "description": "An API key, if any is set."}
+    return {"schemas": schemas["$defs"], "securitySchemes": {"key": key}}
 
 
 def _guarded(

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from autoglm.gateway.answers import CompletionTokensDetails, ErrorCode, ErrorDetails, Telemetry
-from autoglm.gateway.responses import TextFormat
+from autoglm.gateway.responses import FunctionTool, ResponseToolChoice, TextFormat
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -44,6 +44,20 @@ class OutputMessage(BaseModel):
     status: ItemStatus
     role: Literal["assistant"]
     content: list[OutputText]
+
+
+class OutputFunctionCall(BaseModel):
+    """The item of a function that the model calls."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+Output = OutputReasoning | OutputMessage | OutputFunctionCall
 
 
 class InputTokensDetails(BaseModel):
@@ -96,22 +110,22 @@ class Response(BaseModel):
     created_at: int
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     model: str
-    output: list[OutputReasoning | OutputMessage]
+    output: list[Output]
     usage: ResponseUsage | None
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
-    parallel_tool_calls: Literal[False]
+    parallel_tool_calls: bool
     previous_response_id: None
     reasoning: ReasoningTaken
     store: Literal[False]
     background: Literal[False]
     temperature: float
     text: TextTaken
-    tool_choice: Literal["auto"]
-    tools: list[None] = Field(max_length=0)
+    tool_choice: ResponseToolChoice
+    tools: list[FunctionTool]
     top_p: float
     truncation: Literal["disabled"]
     autoglm: Telemetry | None = None
@@ -125,12 +139,13 @@ class ResponseEvent(BaseModel):
     sequence_number: int
     response: Response | None = None
     output_index: int = 0
-    item: OutputReasoning | OutputMessage | None = None
+    item: Output | None = None
     item_id: str = ""
     content_index: int = 0
     part: ReasoningText | OutputText | None = None
     delta: str = ""
     text: str = ""
+    arguments: str = ""
     logprobs: list[None] = Field([], max_length=0)
     message: str = ""
     code: str = ""

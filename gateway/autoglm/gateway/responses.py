@@ -4,43 +4,46 @@ The server keeps nothing between requests: `store` is taken and answered as fals
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.chat import (
     ROLES,
-    InputAudio,
-    JsonSchema,
-    ResponseFormat,
+    AudioContent,
     bounded,
-    content_kind,
+    by_content,
+    by_type,
     read,
-    structure,
+    recording,
 )
 from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
 from autoglm.gateway.media import at_url
-from autoglm.gateway.tools import Strict
-from autoglm.v1.generation_pb2 import ROLE_SYSTEM, ROLE_USER, SamplingParams
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
+from autoglm.gateway.tools import (
+    BY_CHOICE,
+    FunctionCall,
+    FunctionDefinition,
+    FunctionName,
+    Mode,
+    Strict,
+    called,
+    check_call,
+    chosen,
+    offered,
+    schema_text,
+    usable,
+)
+from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
 REFUSED = {
     "previous_response_id": "this server keeps no responses; send the earlier items in input",
     "conversation": "this server keeps no conversations; send the earlier items in input",
     "prompt": "this server keeps no prompts; send them in instructions and input",
     "background": "this server answers at once only; use stream",
-    "tools": "this route has no tools",
 }
-
-
-def _by_type(*names: str, default: str | None = None) -> Discriminator:
-    def tag(value: object) -> str | None:
-        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
-        return f"~{name}" if name in names else None
-
-    message = f"Input should have a type out of {', '.join(names)}"
-    return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
 
 
 class ResponseText(Strict):
@@ -57,19 +60,15 @@ class ResponseImage(Strict):
     image_url: str
 
 
-class ResponseAudio(Strict):
-    """A recording: WAV, MP3, FLAC or Ogg."""
-
-    type: Literal["input_audio"]
-    input_audio: InputAudio
-
-
 ResponsePart = Annotated[
     Annotated[ResponseText, Tag("~input_text")]
     | Annotated[ResponseText, Tag("~output_text")]
     | Annotated[ResponseImage, Tag("~input_image")]
-    | Annotated[ResponseAudio, Tag("~input_audio")],
-    _by_type("input_text", "output_text", "input_image", "input_audio"),
+    | Annotated[AudioContent, Tag("~input_audio")],
+    by_type("input_text", "output_text", "input_image", "input_audio"),
+]
+ResponseContent = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")
 ]
 
 
@@ -78,14 +77,7 @@ class ResponseMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")],
-        Discriminator(
-            content_kind,
-            custom_error_type="content_kind",
-            custom_error_message="Input should be a string or a list of parts",
-        ),
-    ]
+    content: ResponseContent
 
 
 class EarlierReasoning(Strict):
@@ -94,10 +86,57 @@ class EarlierReasoning(Strict):
     type: Literal["reasoning"]
 
 
+class EarlierCall(FunctionCall):
+    """A function that the model called."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+
+
+class CallOutput(Strict):
+    """What a function gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: ResponseContent
+
+
 ResponseItem = Annotated[
-    Annotated[ResponseMessage, Tag("~message")] | Annotated[EarlierReasoning, Tag("~reasoning")],
-    _by_type("message", "reasoning", default="message"),
+    Annotated[ResponseMessage, Tag("~message")]
+    | Annotated[EarlierReasoning, Tag("~reasoning")]
+    | Annotated[EarlierCall, Tag("~function_call")]
+    | Annotated[CallOutput, Tag("~function_call_output")],
+    by_type("message", "reasoning", "function_call", "function_call_output", default="message"),
 ]
+
+
+class Function(Strict):
+    """What is a function; the last base of a class, so that its fields come first and another type is named first."""
+
+    type: Literal["function"]
+
+
+class FunctionTool(FunctionDefinition, Function):
+    """A function that the model may call."""
+
+
+class FunctionChoice(FunctionName, Function):
+    """One of `tools`."""
+
+
+class AllowedTools(Strict):
+    """Those of `tools` that the model may call now, or has to call one of."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoice] = Field(min_length=1)
+
+
+ToolRule = Annotated[
+    Annotated[FunctionChoice, Tag("~function")] | Annotated[AllowedTools, Tag("~allowed_tools")],
+    by_type("function", "allowed_tools"),
+]
+ResponseToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[ToolRule, Tag("~named")], BY_CHOICE]
 
 
 class TextFormat(Strict):
@@ -126,20 +165,16 @@ class ResponseRequest(Strict):
     """The body of POST /v1/responses."""
 
     model: str
-    input: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")],
-        Discriminator(
-            content_kind,
-            custom_error_type="content_kind",
-            custom_error_message="Input should be a string or a list of items",
-        ),
-    ]
+    input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
     instructions: str | None = None
     max_output_tokens: int | None = bounded("max_tokens")
     temperature: float | None = bounded("temperature")
     top_p: float | None = bounded("top_p")
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
     stream: bool | None = None
     store: bool | None = Field(None, description="Without effect: nothing is stored.")
@@ -147,7 +182,6 @@ class ResponseRequest(Strict):
     conversation: Any = Field(None, description="Refused: nothing is stored.")
     prompt: Any = Field(None, description="Refused: nothing is stored.")
     background: bool | None = Field(None, description="Refused when true.")
-    tools: list[Any] | None = Field(None, description="Refused unless empty.")
 
     @property
     def format(self) -> TextFormat:
@@ -169,8 +203,8 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
     said = _messages(request.input)
     check_messages(said, "input", max_media)
     standing = [Message(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")] if request.instructions else []
-    effort = request.reasoning and request.reasoning.effort
-    return Conversation(
+    effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
+    conversation = Conversation(
         messages=[*standing, *said],
         sampling=SamplingParams(
             temperature=request.temperature,
@@ -180,32 +214,91 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
         ),
         enable_thinking=None if effort is None else effort != "none",
         return_reasoning=True,
+        tools=offered(request.tools or (), ""),
+        tool_choice=chosen(choice.mode if isinstance(choice, AllowedTools) else choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        function="",
     )
+    conversation = usable(conversation)
+    return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
+
+
+def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversation:
+    names = {tool.name for tool in allowed.tools}
+    tools = [tool for tool in conversation.tools if tool.function.name in names]
+    if len(tools) < len(names):
+        raise InvalidRequest("tool_choice.tools names a function that is none of tools", param="tool_choice.tools")
+    return replace(conversation, tools=tools)
 
 
 def _structure(wanted: TextFormat) -> dict[str, Any]:
+    if wanted.type == "text":
+        return {}
     if wanted.type == "json_schema" and wanted.schema_ is None:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
-    schema = None if wanted.schema_ is None else JsonSchema(schema=wanted.schema_)
-    return structure(ResponseFormat(type=wanted.type, json_schema=schema), None)
+    schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+    return {"json_schema": schema_text(schema, "text.format.schema")}
 
 
-def _messages(given: str | Sequence[ResponseMessage | EarlierReasoning]) -> list[Message]:
+def _messages(given: str | Sequence[ResponseItem]) -> list[Message]:
+    """Return the turns of a conversation. Calls, and what the assistant says beside them, are one."""
     if isinstance(given, str):
         return [Message(ROLE_USER, [TextPart(given)], "input")]
-    return [_message(item, f"input[{i}].content") for i, item in enumerate(given) if isinstance(item, ResponseMessage)]
+    _check_calls(given)
+    turns: list[list[Message]] = []
+    for i, item in enumerate(given):
+        if isinstance(item, EarlierReasoning):
+            continue
+        message = _message(item, f"input[{i}]")
+        if turns and _are_one(turns[-1][-1], message):
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return [_joined(turn) for turn in turns]
 
 
-def _message(message: ResponseMessage, param: str) -> Message:
-    if isinstance(message.content, str):
-        return Message(ROLES[message.role], [TextPart(message.content)], param)
-    parts = [_part(part, f"{param}[{i}]") for i, part in enumerate(message.content)]
-    return Message(ROLES[message.role], parts, param)
+def _check_calls(items: Sequence[ResponseItem]) -> None:
+    """Raise InvalidRequest unless every call is one that can be made, and every output is of one before it."""
+    waiting: set[str] = set()
+    for i, item in enumerate(items):
+        if isinstance(item, EarlierCall):
+            check_call(item, f"input[{i}]")
+            waiting.add(item.call_id)
+        elif isinstance(item, CallOutput):
+            param = f"input[{i}].call_id"
+            if item.call_id not in waiting:
+                raise InvalidRequest(f"{param} must be that of a call before it that has no output yet", param=param)
+            waiting.remove(item.call_id)
 
 
-def _part(part: ResponseText | ResponseImage | ResponseAudio, param: str) -> TextPart | MediaPart:
+def _are_one(first: Message, second: Message) -> bool:
+    return first.role == second.role == ROLE_ASSISTANT and bool(first.calls or second.calls)
+
+
+def _joined(turn: Sequence[Message]) -> Message:
+    parts = [part for message in turn for part in message.parts]
+    return replace(turn[0], parts=parts, calls=[call for message in turn for call in message.calls])
+
+
+def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> Message:
+    if isinstance(item, EarlierCall):
+        return Message(ROLE_ASSISTANT, (), param, [called(item.call_id, item)])
+    if isinstance(item, CallOutput):
+        param += ".output"
+        return Message(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
+    param += ".content"
+    return Message(ROLES[item.role], _parts(item.content, param), param)
+
+
+def _parts(content: str | Sequence[ResponsePart], param: str) -> list[TextPart | MediaPart]:
+    if isinstance(content, str):
+        return [TextPart(content)]
+    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: ResponsePart, param: str) -> TextPart | MediaPart:
     if isinstance(part, ResponseText):
         return TextPart(part.text)
     if isinstance(part, ResponseImage):
         return at_url(part.image_url, MODALITY_IMAGE, f"{param}.image_url")
-    return MediaPart(MODALITY_AUDIO, part.input_audio.data, f"{param}.input_audio.data")
+    return recording(part, param)

@@ -64,18 +64,13 @@ class NamedChoice(Strict):
     function: FunctionName
 
 
-def _choice_kind(value: object) -> str | None:
-    return "~mode" if isinstance(value, str) else "~named" if isinstance(value, dict) else None
-
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("~mode")] | Annotated[NamedChoice, Tag("~named")],
-    Discriminator(
-        _choice_kind,
-        custom_error_type="choice_kind",
-        custom_error_message="Input should be none, auto, required or a function",
-    ),
-]
+Mode = Literal["none", "auto", "required"]
+BY_CHOICE = Discriminator(
+    lambda value: "~mode" if isinstance(value, str) else "~named" if isinstance(value, dict) else None,
+    custom_error_type="choice_kind",
+    custom_error_message="Input should be none, auto, required or a function",
+)
+ToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[NamedChoice, Tag("~named")], BY_CHOICE]
 
 
 class FunctionCall(Strict):
@@ -93,9 +88,10 @@ class ToolCall(Strict):
     function: FunctionCall
 
 
-def offered(tools: Sequence[Tool]) -> list[generation_pb2.Tool]:
-    """Return the tools of a request; raises InvalidRequest for a schema that is nested too deep."""
-    return [_tool(tool.function, f"tools[{i}].function.parameters") for i, tool in enumerate(tools)]
+def offered(functions: Sequence[FunctionDefinition], path: str) -> list[generation_pb2.Tool]:
+    """Return the tools of a request, each with its function at `path`; raises InvalidRequest for a schema that is
+    nested too deep."""
+    return [_tool(function, f"tools[{i}]{path}.parameters") for i, function in enumerate(functions)]
 
 
 def _tool(function: FunctionDefinition, param: str) -> generation_pb2.Tool:
@@ -108,29 +104,25 @@ def _tool(function: FunctionDefinition, param: str) -> generation_pb2.Tool:
     )
 
 
-def chosen(choice: str | NamedChoice | None) -> generation_pb2.ToolChoice | None:
+def chosen(choice: str | FunctionName | None) -> generation_pb2.ToolChoice | None:
     """Return the tool choice of a request."""
     if choice is None:
         return None
     if isinstance(choice, str):
         return generation_pb2.ToolChoice(mode=MODES[choice])
-    return generation_pb2.ToolChoice(function=choice.function.name)
+    return generation_pb2.ToolChoice(function=choice.name)
 
 
-def called(calls: Sequence[ToolCall]) -> list[generation_pb2.ToolCall]:
-    """Return the calls of an earlier turn."""
-    return [
-        generation_pb2.ToolCall(
-            id=call.id,
-            function=generation_pb2.FunctionCall(name=call.function.name, arguments=call.function.arguments),
-        )
-        for call in calls
-    ]
+def called(call_id: str, function: FunctionCall) -> generation_pb2.ToolCall:
+    """Return a call of an earlier turn."""
+    made = generation_pb2.FunctionCall(name=function.name, arguments=function.arguments)
+    return generation_pb2.ToolCall(id=call_id, function=made)
 
 
 def schema_text(schema: dict[str, Any], param: str) -> str:
     """Return a JSON Schema as text; raises InvalidRequest for one that is nested too deep."""
     try:
+        orjson.dumps({"response": {"text": {"format": {"schema": schema}}}})  # so deep an answer repeats it
         return orjson.dumps(schema).decode()
     except orjson.JSONEncodeError:
         raise InvalidRequest(f"{param} is nested too deep", param=param) from None
@@ -152,7 +144,7 @@ def _check_tools(conversation: Conversation) -> None:
     if len(conversation.tools) > MAX_TOOLS:
         raise InvalidRequest(f"{prefix}tools holds more than {MAX_TOOLS}", param=f"{prefix}tools")
     for number, tool in enumerate(conversation.tools):
-        param = f"{prefix}tools[{number}].function"
+        param = f"{prefix}tools[{number}]{conversation.function}"
         _check_name(tool.function.name, f"{param}.name")
         if tool.function.name in names:
             raise InvalidRequest(f"{param}.name is that of another tool", param=f"{param}.name")
@@ -229,8 +221,13 @@ def _check_calls(message: Message, param: str) -> None:
     if len({call.id for call in message.calls} - {""}) < len(message.calls):
         raise InvalidRequest(f"{param} must each have an id of their own", param=param)
     for number, call in enumerate(message.calls):
-        _check_name(call.function.name, f"{param}[{number}].function.name")
-        _object(call.function.arguments, f"{param}[{number}].function.arguments")
+        check_call(call.function, f"{param}[{number}].function")
+
+
+def check_call(function: FunctionCall | generation_pb2.FunctionCall, param: str) -> None:
+    """Raise InvalidRequest unless `function`, which is at `param`, has a name and a JSON object."""
+    _check_name(function.name, f"{param}.name")
+    _object(function.arguments, f"{param}.arguments")
 
 
 def _object(text: str, param: str) -> dict[str, Any]:

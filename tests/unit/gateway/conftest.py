@@ -148,7 +148,8 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer, FakeEncoder):
 
 
 class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
-    """Answers with `pieces`, then the seed, then `calls`; waits and fails after `after` pieces."""
+    """Answers with `pieces` and then the seed, if there are pieces, then `calls`; waits and fails after `after`
+    pieces."""
 
     def __init__(self) -> None:
         self.generate, self.describe = Control(), Control()
@@ -165,7 +166,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         self.generate.note(request, context)
         if request.return_reasoning and self.reasons:
             yield DecoderServiceGenerateResponse(reasoning="hm")
-        for index, piece in enumerate([*self.pieces, f" {request.sampling.seed}"]):
+        for index, piece in enumerate([*self.pieces, f" {request.sampling.seed}"] if self.pieces else []):
             if index == self.after:
                 await self.generate.wait()
                 if await self.generate.failed(context):

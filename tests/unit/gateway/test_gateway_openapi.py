@@ -15,6 +15,8 @@ from autoglm.common.errors import UpstreamUnavailable
 from ...exploring import explore
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
+from .test_gateway_response_tools import FLAT
+from .test_gateway_tools import CALLS, NOW, WEATHER
 
 ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/models", "/v1/models/{model}")
 FORM: dict[str, Any] = {"data": {"model": BUNDLE}, "files": {"file": wav()}}
@@ -100,13 +102,28 @@ async def test_it_is_valid_and_describes_every_route(shared: Client) -> None:
     ],
 )  # fmt: skip
 async def test_real_answers_are_as_described(shared: Client, method: str, path: str, sent: dict[str, Any]) -> None:
-    found = await document(shared)
-    response = await shared.http.request(method, path.format(model=BUNDLE), **sent)
+    await compare(shared, method, path, sent)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_real_calls_are_as_described(client: Client, mesh: FakeMesh, stream: bool) -> None:
+    mesh.decoder.calls = CALLS
+    for choice in ("required", {"type": "function", "name": "weather"}):
+        sent = respond(tools=FLAT, tool_choice=choice, stream=stream)
+        assert "function_call" in await compare(client, "post", "/v1/responses", sent)
+    await compare(client, "post", "/v1/chat/completions", ask(tools=[WEATHER, NOW], stream=stream))
+
+
+async def compare(client: Client, method: str, path: str, sent: dict[str, Any]) -> str:
+    """Hold a real answer against the document, and return it."""
+    found = await document(client)
+    response = await client.http.request(method, path.format(model=BUNDLE), **sent)
     schema = described(found, found["paths"][path][method], response)
     kind = response.headers["content-type"].partition(";")[0]
     bodies = [response.json()] if kind == "application/json" else data(response.text) or [response.text]
     for body in bodies:
         jsonschema.validate(body, schema, jsonschema.Draft202012Validator)
+    return response.text
 
 
 async def test_real_refusals_are_as_described(serve: Serve, mesh: FakeMesh) -> None:

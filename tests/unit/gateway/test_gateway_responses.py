@@ -1,6 +1,7 @@
 """OpenAI's Responses API before the fake services: validation, items, events, failures."""
 
 import base64
+import hashlib
 import json
 from typing import Any
 
@@ -16,11 +17,16 @@ from .samples import png, wav
 
 DATA_URL = "data:image/png;base64," + base64.b64encode(png()).decode()
 IMAGE = {"type": "input_image", "image_url": DATA_URL, "detail": "auto"}
-AUDIO = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav()).decode(), "format": "wav"}}
+SPOKEN = {"data": base64.b64encode(wav()).decode(), "format": "wav"}
+AUDIO = {"type": "input_audio", "input_audio": SPOKEN}
 
 
 async def respond(client: Client, given: Any, **fields: Any) -> httpx.Response:
     return await client.http.post("/v1/responses", json={"model": BUNDLE, "input": given, **fields})
+
+
+def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": list(parts)}]
 
 
 def events(body: str) -> list[dict[str, Any]]:
@@ -50,6 +56,14 @@ async def test_a_whole_response(client: Client, mesh: FakeMesh) -> None:
     (asked,) = mesh.decoder.generate.requests
     assert [message.role for message in asked.messages] == [ROLE_SYSTEM, ROLE_USER]
     assert (asked.sampling.max_tokens, asked.enable_thinking, asked.return_reasoning) == (20, True, True)
+
+
+async def test_a_recording_may_be_a_data_url(client: Client, mesh: FakeMesh) -> None:
+    url = SPOKEN | {"data": f"data:audio/wav;base64,{SPOKEN['data']}"}
+    for given in (AUDIO, AUDIO | {"input_audio": url}):
+        assert (await respond(client, message(given))).status_code == 200
+    ((plain,), (from_url,)) = (request.messages[0].parts for request in mesh.decoder.generate.requests)
+    assert from_url.media.media_sha256 == plain.media.media_sha256 == hashlib.sha256(wav()).digest()
 
 
 async def test_items_of_every_kind(client: Client, mesh: FakeMesh) -> None:
@@ -149,10 +163,6 @@ async def test_an_error_before_the_first_event_has_its_status(client: Client, me
     assert (response.status_code, response.json()["error"]["code"]) == (503, "upstream_unavailable")
 
 
-def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
-    return [{"role": role, "content": list(parts)}]
-
-
 @pytest.mark.parametrize(
     ("given", "fields", "param"),
     [
@@ -160,7 +170,7 @@ def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
         (5, {}, "input"),
         ("", {}, "input"),
         ([5], {}, "input[0]"),
-        ([{"type": "function_call_output", "call_id": "c", "output": "1"}], {}, "input[0].type"),
+        ([{"type": "web_search_call", "id": "ws_1"}], {}, "input[0].type"),
         (message({"type": "input_file", "file_id": "f"}), {}, "input[0].content[0].type"),
         (message({"type": "input_image", "file_id": "f"}), {}, "input[0].content[0].image_url"),
         (message({"type": "input_image", "image_url": "file:///etc/passwd"}), {}, "input[0].content[0].image_url"),
@@ -173,7 +183,6 @@ def message(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
         ("hi", {"conversation": {"id": "conv_1"}}, "conversation"),
         ("hi", {"prompt": {"id": "pmpt_1"}}, "prompt"),
         ("hi", {"background": True}, "background"),
-        ("hi", {"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ("hi", {"temperature": 3}, "temperature"),
         ("hi", {"top_p": 0}, "top_p"),
         ("hi", {"max_output_tokens": 0}, "max_output_tokens"),
@@ -188,6 +197,16 @@ async def test_bad_requests_name_their_field(shared: Client, given: Any, fields:
     response = await respond(shared, given, **fields)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request_error", param)
+
+
+@pytest.mark.parametrize("levels", [240, 250, 254, 300])
+async def test_a_schema_is_echoed_or_refused(shared: Client, levels: int) -> None:
+    schema = json.loads('{"items":' * levels + "{}" + "}" * levels)
+    response = await respond(shared, "hi", text={"format": {"type": "json_schema", "name": "n", "schema": schema}})
+    if levels == 240:
+        assert response.json()["text"]["format"]["schema"] == schema
+    else:
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "text.format.schema")
 
 
 async def test_it_passes_the_same_door(shared: Client) -> None:
