@@ -10,7 +10,7 @@ import pytest
 from autoglm.client import AsyncClient, Client, InvalidRequest, Message
 from autoglm.training.data.speech import Espeak
 
-from ..asking import MODEL
+from ..asking import MODEL, eventually
 from ..cases import ScreenCase, screen_cases, spoken
 from ..mesh import Mesh
 
@@ -76,8 +76,11 @@ def data(part: dict[str, Any]) -> bytes:
 
 
 def received(mesh: Mesh, request_id: str) -> int:
-    """Return the bytes that the gateway's log says a request had."""
-    (line,) = [line for line in mesh.lines() if request_id in line and " in=" in line]
-    found = re.search(r" in=(\d+) ", line)
-    assert found is not None
-    return int(found[1])
+    """Return the bytes that a request had by its line in the gateway's log, which is written after the answer."""
+
+    def found() -> list[str]:
+        return re.findall(rf" {request_id} .* in=(\d+) ", mesh.log.read_text(encoding="utf-8"))
+
+    eventually(lambda: bool(found()), 10, f"request {request_id} has a line in the log")
+    (size,) = found()
+    return int(size)

@@ -12,7 +12,7 @@ import pytest
 from autoglm.cli.gateway import bench, report
 from autoglm.cli.gateway.bench import Found, Setting
 from autoglm.cli.gateway.generator import Incomplete, OverHttp, open_streams
-from autoglm.cli.gateway.sides import GATEWAY, LITELLM, OVER_HTTP, STUBS, Side, running_sides, version_of
+from autoglm.cli.gateway.sides import GATEWAY, LITELLM, OVER_HTTP, STUBS, VLLM, Side, running_sides, version_of
 from autoglm.cli.gateway.stub import Work
 from autoglm.cli.processes import StartError
 from autoglm.common.measured import conditions
@@ -24,7 +24,7 @@ SMALL = Setting(rounds=2, rate=200.0, requests=10, work=Work(3, 0.001), crowds={
 def found() -> Found:
     """What is measured without a peer; raises Incomplete unless every word of every stream came."""
     labels, before = list[str](), set(psutil.Process().children(recursive=True))
-    measured = bench.run(SMALL, None, lambda label, done, total: labels.append(f"{label} {done}/{total}"))
+    measured = bench.run(SMALL, {}, lambda label, done, total: labels.append(f"{label} {done}/{total}"))
     assert any(label.startswith(f"{GATEWAY}: 8 streams") for label in labels)
     assert set(psutil.Process().children(recursive=True)) <= before
     return measured
@@ -32,12 +32,12 @@ def found() -> Found:
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[dict[str, Side]]:
-    with running_sides(None) as sides:
+    with running_sides({}) as sides:
         yield sides
 
 
 def described(found: Found) -> tuple[str, str]:
-    known = conditions() | {"benchmark": "autoglm bench gateway", "peer": "none", "seed": 0} | SMALL.as_json()
+    known = conditions() | {"benchmark": "autoglm bench gateway", "peers": [], "seed": 0} | SMALL.as_json()
     return report.as_json(known, found), report.as_markdown(known, found)
 
 
@@ -45,7 +45,7 @@ def test_each_side_has_a_figure_a_round(found: Found) -> None:
     written = json.loads(described(found)[0])
     assert {name for each in written["direct"] for name in each["sides"]} == {*STUBS, GATEWAY}
     assert all(len(each["sides"][GATEWAY]["rounds"]) == SMALL.rounds for each in written["direct"])
-    assert all(row["litellm"] is row["ratio"] is row["ratio_met"] is None for row in written["rows"])
+    assert all(row["peers"] == row["ratios"] == {} and row["ratio_met"] is None for row in written["rows"])
     by_measure = {row["measure"]: row for row in written["rows"]}
     assert by_measure["chunks/s, 8 streams"]["gateway"]["low"] > 0
     assert by_measure["ms added, unary answer, p50"]["met"] in (True, False)
@@ -62,12 +62,16 @@ def test_added_is_beyond_the_stub_as_each_gateway_asks_it(found: Found) -> None:
 def test_a_peer_is_compared_round_by_round(found: Found) -> None:
     for measured in (found.times, found.rates, found.cpu_rates, found.memory):
         for key in [key for key in measured if GATEWAY in key]:
-            other = LITELLM if key == GATEWAY else (LITELLM, *key[1:])
-            measured[other] = [4 * value for value in measured[key]]  # type: ignore[index]
-    table = described(found)[1]
-    (line,) = [line for line in table.splitlines() if line.startswith("| chunks/s, 8 streams |") and "0.25" in line]
-    assert "| 0.25 (0.25–0.25) |" in line
-    assert "| Measure | stub, gRPC | stub, HTTP | gateway | LiteLLM |" in table
+            for factor, peer in ((4, LITELLM), (2, VLLM)):
+                other = peer if key == GATEWAY else (peer, *key[1:])
+                measured[other] = [factor * value for value in measured[key]]  # type: ignore[index]
+    lines = described(found)[1].splitlines()
+    (line,) = [line for line in lines if line.startswith("| chunks/s, 8 streams |") and "0.25" in line]
+    assert "| 0.25 (0.25–0.25) |  |  |" in line
+    assert line.endswith("| 0.50 (0.50–0.50) |")
+    head = "| Measure | Gateway | Goal | | LiteLLM | Gateway / LiteLLM | Goal | | vLLM | Gateway / vLLM |"
+    assert {len(row.split("|")) for row in lines[lines.index(head) :][:10]} == {12}
+    assert "| Measure | stub, gRPC | stub, HTTP | gateway | LiteLLM | vLLM |" in lines
 
 
 @pytest.mark.parametrize("name", [OVER_HTTP, GATEWAY])
@@ -100,6 +104,7 @@ async def test_streams_are_held_until_they_are_cancelled(sides: dict[str, Side])
     await asker.close()
 
 
-def test_what_is_not_litellm_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match=r"tools/litellm\.sh"):
-        version_of(tmp_path / "litellm")
+@pytest.mark.parametrize(("peer", "made_by"), [(LITELLM, "tools/litellm.sh"), (VLLM, "tools/test_vllm.sh")])
+def test_what_is_not_the_program_of_a_peer_is_said(tmp_path: Path, peer: str, made_by: str) -> None:
+    with pytest.raises(StartError, match=made_by):
+        version_of(peer, tmp_path / "program")

@@ -104,30 +104,35 @@ def gateway(
     quick: Annotated[bool, typer.Option(help="Less of everything: under a minute.")] = False,
     litellm: Annotated[
         Path | None,
-        typer.Option(help="LiteLLM's program, as tools/litellm.sh installs it.", show_default="none: no peer"),
+        typer.Option(help="LiteLLM's program, as tools/litellm.sh installs it.", show_default="no such peer"),
+    ] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(help="A Python with vLLM, as tools/test_vllm.sh installs it.", show_default="no such peer"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
-    """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's proxy."""
+    """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's and vLLM's."""
     console = Console(stderr=True)
     with needing("serve", "bench"):
         from autoglm.cli.gateway import bench
         from autoglm.cli.gateway import report as gateway_report
         from autoglm.cli.gateway.generator import Incomplete
-        from autoglm.cli.gateway.sides import version_of
+        from autoglm.cli.gateway.sides import LITELLM, VLLM, version_of
         from autoglm.cli.processes import StartError
     setting = bench.Setting.of(quick)
+    peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
     try:
-        peer = "none (no --litellm)" if litellm is None else version_of(litellm)
+        versions = [version_of(name, program) for name, program in peers.items()]
         with _telling(console) as tell:
-            measured = bench.run(setting, litellm, tell)
+            measured = bench.run(setting, peers, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise _stopped() from None
-    found = conditions() | {"benchmark": "autoglm bench gateway", "peer": peer, "seed": SEED} | setting.as_json()
+    found = conditions() | {"benchmark": "autoglm bench gateway", "peers": versions, "seed": SEED} | setting.as_json()
     name = "gateway-quick" if quick else "gateway"
     _hand_over(
         out, name, found, gateway_report.as_json(found, measured), gateway_report.as_markdown(found, measured), as_json

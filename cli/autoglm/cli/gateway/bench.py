@@ -73,11 +73,11 @@ class Found:
         return [a - b for a, b in zip(through, direct, strict=True)]
 
 
-def run(setting: Setting, litellm: Path | None, tell: Callable[[str, int, int], None]) -> Found:
-    """Measure our gateway and, where `litellm` is its program, LiteLLM's proxy. `tell` hears what is done next, how
-    many such things are done, and how many there are. Raises StartError, Incomplete."""
+def run(setting: Setting, peers: Mapping[str, Path], tell: Callable[[str, int, int], None]) -> Found:
+    """Measure our gateway and `peers`, each by its program. `tell` hears what is done next, how many such things are
+    done, and how many there are. Raises StartError, Incomplete."""
     tell("starting", 0, 1)
-    with running_sides(litellm) as sides, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with running_sides(peers) as sides, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_measure(sides, setting, tell))
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from autoglm.cli.gateway.bench import PERCENTILES, TIMES, Found
-from autoglm.cli.gateway.sides import GATEWAY, LITELLM, STUBS
+from autoglm.cli.gateway.sides import GATEWAY, LITELLM, SERVERS, STUBS
 from autoglm.cli.report import machine_lines
 from autoglm.common.measured import Figure
 
@@ -17,12 +17,13 @@ SHARE = 0.3  # of what LiteLLM adds: the most that ours should
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of our gateway and of LiteLLM, their ratio round by round, and what both should be."""
+    """One figure of our gateway and of each peer, its ratio to theirs round by round, and what ours and the ratio to
+    LiteLLM's should be."""
 
     measure: str
     gateway: Figure
-    litellm: Figure | None
-    ratio: Figure | None
+    peers: Mapping[str, Figure]
+    ratios: Mapping[str, Figure]
     goal: float | None = None
     at_most: bool = True
     ratio_goal: float | None = None
@@ -30,11 +31,12 @@ class Row:
     @classmethod
     def of(cls, measure: str, values: Mapping[str, list[float]], **goals: Any) -> Self:
         """Return the row of the values of each side, a value a round."""
-        ours, theirs = values[GATEWAY], values.get(LITELLM)
-        if theirs is None:
-            return cls(measure, Figure.of(ours), None, None, **goals)
-        ratio = Figure.of([a / b for a, b in zip(ours, theirs, strict=True)])
-        return cls(measure, Figure.of(ours), Figure.of(theirs), ratio, **goals)
+        ours = values[GATEWAY]
+        theirs = {name: of_peer for name, of_peer in values.items() if name != GATEWAY}
+        ratios = {
+            name: Figure.of([a / b for a, b in zip(ours, of_peer, strict=True)]) for name, of_peer in theirs.items()
+        }
+        return cls(measure, Figure.of(ours), {name: Figure.of(of) for name, of in theirs.items()}, ratios, **goals)
 
     @property
     def met(self) -> bool | None:
@@ -45,10 +47,10 @@ class Row:
 
     @property
     def ratio_met(self) -> bool | None:
-        """Whether the ratio's median reaches its goal, if there are both."""
-        if self.ratio is None or self.ratio_goal is None:
+        """Whether the median of the ratio to LiteLLM's reaches its goal, if there are both."""
+        if self.ratio_goal is None or LITELLM not in self.ratios:
             return None
-        return self.ratio.median <= self.ratio_goal
+        return self.ratios[LITELLM].median <= self.ratio_goal
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Direct:
 
 def rows(found: Found) -> Iterator[Row]:
     """Yield every comparison."""
-    servers = [name for name in (GATEWAY, LITELLM) if name in found.memory]
+    servers = [name for name in SERVERS if name in found.memory]
     for kind in TIMES:
         for percentile in PERCENTILES:
             values = {name: found.added(name, kind, percentile) for name in servers}
@@ -77,7 +79,7 @@ def rows(found: Found) -> Iterator[Row]:
 
 def directs(found: Found) -> Iterator[Direct]:
     """Yield every time and rate as it was measured."""
-    sides = [name for name in (*STUBS, GATEWAY, LITELLM) if any(name == side for side, _ in found.rates)]
+    sides = [name for name in (*STUBS, *SERVERS) if any(name == side for side, _ in found.rates)]
     for kind in TIMES:
         for percentile in PERCENTILES:
             figures = {name: Figure.of(found.times[name, kind, percentile]) for name in sides}
@@ -101,30 +103,29 @@ def as_json(conditions: Mapping[str, Any], found: Found) -> str:
 
 def as_markdown(conditions: Mapping[str, Any], found: Found) -> str:
     """Return the tables with what it takes to read them."""
-    work, measured = conditions["work"], list(directs(found))
+    work, measured, compared = conditions["work"], list(directs(found)), list(rows(found))
     sides = list(measured[0].sides)
     lines = [
         f"# {conditions['benchmark']}, {conditions['date']}",
         "",
         *machine_lines(conditions),
-        f"- Peer: {conditions['peer']}. vLLM's API server is no peer here: it serves an engine that it starts itself "
-        "and cannot be pointed at a stub",
+        *(f"- Peer: {peer}" for peer in conditions["peers"]),
         "- Stub, gateways and load generator are processes of their own, one worker each, all on this machine: on two "
         "cores they take time from one another, so a gateway with a core of its own is quicker than this",
         f"- Arrivals: {conditions['requests']} requests a side and round at random moments (open loop), "
         f"{conditions['rate']:g} a second, each of {work['words']} words, {1000 * work['gap']:g} ms apart; times run "
         "from the moment when a request was due",
-        "- Added is what goes beyond the stub asked directly: over gRPC for the gateway, over HTTP for LiteLLM, as "
-        "each asks it",
+        "- Added is what goes beyond the stub asked directly: over HTTP for LiteLLM, over gRPC for the others, as each "
+        "asks it",
         "- Chunks/s: all streams at once, each as fast as it goes, from the first request to the last end; every "
         "word of every stream is counted and must be there",
         f"- {conditions['rounds']} rounds after a warm-up, all sides in each, in random order; a figure is the median "
         "of the rounds (least–most). Memory: the growth of resident memory in each of "
         f"{conditions['steps']} steps of {conditions['held']} more streams",
         "",
-        "| Measure | Gateway | Goal | | LiteLLM | Gateway / LiteLLM | Goal | |",
-        "|---|---|---|---|---|---|---|---|",
-        *map(_row, rows(found)),
+        "| Measure | Gateway | Goal | |" + "".join(map(_heads, compared[0].peers)),
+        "|---|---|---|---|" + "".join("---|" * _heads(name).count("|") for name in compared[0].peers),
+        *map(_row, compared),
         "",
         "As measured; the stub's own chunks/s over HTTP are also the most that the load generator has counted:",
         "",
@@ -135,14 +136,19 @@ def as_markdown(conditions: Mapping[str, Any], found: Found) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _heads(peer: str) -> str:
+    return f" {peer} | Gateway / {peer} |" + (" Goal | |" if peer == LITELLM else "")
+
+
 def _row(row: Row) -> str:
     goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g}"
-    ratio_goal = "" if row.ratio_goal is None else f"≤ {row.ratio_goal:g}"
-    peer, ratio = row.litellm or "–", row.ratio or "–"
-    return (
-        f"| {row.measure} | {row.gateway} | {goal} | {_reached(row.met)} | {peer} | {ratio} | {ratio_goal} "
-        f"| {_reached(row.ratio_met)} |"
-    )
+    line = f"| {row.measure} | {row.gateway} | {goal} | {_reached(row.met)} |"
+    for peer, figure in row.peers.items():
+        line += f" {figure} | {row.ratios[peer]} |"
+        if peer == LITELLM:
+            ratio_goal = "" if row.ratio_goal is None else f"≤ {row.ratio_goal:g}"
+            line += f" {ratio_goal} | {_reached(row.ratio_met)} |"
+    return line
 
 
 def _reached(met: bool | None) -> str:

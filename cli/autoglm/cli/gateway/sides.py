@@ -1,4 +1,4 @@
-"""The sides of the comparison, each a process of its own: the stub, our gateway, and maybe LiteLLM's proxy."""
+"""The sides of the comparison, each a process of its own: the stub, and before it our gateway and maybe peers."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from autoglm.cli.gateway.generator import Asker, OverGrpc, OverHttp
 from autoglm.cli.gateway.stub import MODEL
 from autoglm.cli.place import LOOPBACK, free_ports
 from autoglm.cli.processes import StartError
+from autoglm.common.bundle import default_bundle
 
 STUBS = OVER_GRPC, OVER_HTTP = "stub, gRPC", "stub, HTTP"
-GATEWAY, LITELLM = "gateway", "LiteLLM"
-SERVERS = {GATEWAY: OVER_GRPC, LITELLM: OVER_HTTP}  # and the stub as each of them asks it
+GATEWAY, LITELLM, VLLM = "gateway", "LiteLLM", "vLLM"
+SERVERS = {GATEWAY: OVER_GRPC, LITELLM: OVER_HTTP, VLLM: OVER_GRPC}  # and the stub as each of them asks it
 
+MADE_BY = {LITELLM: "`sh tools/litellm.sh`", VLLM: "`sh tools/test_vllm.sh`"}
 START_SECONDS = 120
 STOP_SECONDS = 10
 
@@ -39,7 +41,15 @@ LITELLM_ENVIRONMENT = {
     "KEEPALIVE_TIMEOUT": "75",
     "NUM_WORKERS": "1",
 }
+VLLM_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+VLLM_OPTIONS = ("--disable-uvicorn-access-log", "--disable-log-stats")
 LITELLM_SETTINGS = {"callbacks": [], "num_retries": 0, "request_timeout": 600, "set_verbose": False, "json_logs": True}
+HOW = {
+    LITELLM: f"one worker, {' '.join(f'{k}={v}' for k, v in LITELLM_ENVIRONMENT.items())}, no database, no callbacks, "
+    "no retries",
+    VLLM: f"one API server, {' '.join(VLLM_OPTIONS)}; its engine client is replaced by one that asks the stub by gRPC "
+    "as the gateway does (its own would speak ZeroMQ), so that nothing is scheduled or detokenized",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +74,25 @@ class Side:
         return [self.process, *self.process.children(recursive=True)]
 
 
-def version_of(litellm: Path) -> str:
-    """Return how the peer was set up; raises StartError when `litellm` is not its program."""
+def version_of(peer: str, program: Path) -> str:
+    """Return how a peer was set up; raises StartError when `program` is not LiteLLM's, or no Python that has vLLM."""
+    options = ["--version"] if peer == LITELLM else ["-c", "import vllm; print(vllm.__version__)"]
     try:
-        said = subprocess.run([litellm, "--version"], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run([program, *options], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        raise StartError(f"{litellm} is not LiteLLM's program: make one with `sh tools/litellm.sh`") from None
-    variables = " ".join(f"{name}={value}" for name, value in LITELLM_ENVIRONMENT.items())
-    return f"LiteLLM {said.split()[-1]}, one worker, {variables}, no database, no callbacks, no retries"
+        raise StartError(f"{program} is not what {peer} runs with: make it with {MADE_BY[peer]}") from None
+    return f"{peer} {said.split()[-1]}, {HOW[peer]}"
 
 
 @contextmanager
-def running_sides(litellm: Path | None) -> Iterator[dict[str, Side]]:
-    """Run every side inside the block, by name; raises StartError when one does not start."""
+def running_sides(peers: Mapping[str, Path]) -> Iterator[dict[str, Side]]:
+    """Run every side inside the block, by name: the stub, the gateway, and `peers`, each by its program.
+
+    Raises StartError when one does not start.
+    """
     command = [sys.executable, "-m", "autoglm.cli.gateway.stub"]
-    with _child("the stub", command, {}, subprocess.PIPE) as stub:
+    with ExitStack() as stack:
+        stub = stack.enter_context(_child("the stub", command, {}, subprocess.PIPE))
         assert stub.stdout is not None
         line = stub.stdout.readline()
         if not line:
@@ -88,14 +102,13 @@ def running_sides(litellm: Path | None) -> Iterator[dict[str, Side]]:
         sides = {
             OVER_GRPC: Side(partial(OverGrpc, ports["grpc"]), process),
             OVER_HTTP: Side(partial(OverHttp, ports["http"], key), process),
+            GATEWAY: stack.enter_context(_gateway(ports["grpc"], key)),
         }
-        with _gateway(ports["grpc"], key) as gateway:
-            sides[GATEWAY] = gateway
-            if litellm is None:
-                yield sides
-                return
-            with _litellm(litellm, ports["http"], key) as proxy:
-                yield sides | {LITELLM: proxy}
+        if LITELLM in peers:
+            sides[LITELLM] = stack.enter_context(_litellm(peers[LITELLM], ports["http"], key))
+        if VLLM in peers:
+            sides[VLLM] = stack.enter_context(_vllm(peers[VLLM], ports["grpc"], key))
+        yield sides
 
 
 @contextmanager
@@ -131,6 +144,18 @@ def _litellm(program: Path, stub_port: int, key: str) -> Iterator[Side]:
         with _child("LiteLLM", [str(program), *options, "--telemetry", "False"], environment) as child:
             _wait("LiteLLM", child, port, key)
             yield Side(partial(OverHttp, port, key), psutil.Process(child.pid))
+
+
+@contextmanager
+def _vllm(python: Path, stub_port: int, key: str) -> Iterator[Side]:
+    (port,) = free_ports(1)
+    model = str(default_bundle() / "decoder")  # its tokenizer and chat template; no weights are read
+    options = {"model": model, "served-model-name": MODEL, "api-key": key, "host": LOOPBACK, "port": str(port)}
+    command = [str(python), "-m", "autoglm.cli.gateway.vllm_server", str(stub_port)]
+    command += [f"--{name}={value}" for name, value in options.items()] + list(VLLM_OPTIONS)
+    with _child("vLLM", command, VLLM_ENVIRONMENT) as child:
+        _wait("vLLM", child, port, key)
+        yield Side(partial(OverHttp, port, key), psutil.Process(child.pid))
 
 
 @contextmanager
