@@ -262,6 +262,30 @@ class TranscriptionEvent(BaseModel):
     usage: AudioDuration | None = None
 
 
+class EmbeddingData(BaseModel):
+    """A vector of length 1, as numbers or in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens counted."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """One vector for each input, in order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingData]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Liveness(BaseModel):
     """The process runs."""
 

@@ -253,7 +253,7 @@ def read(kind: type[T], body: bytes | bytearray) -> T:
 
 def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversation:
     """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
-    messages = [_message(message, f"messages[{i}].content") for i, message in enumerate(request.messages)]
+    messages = [message(each, f"messages[{i}].content") for i, each in enumerate(request.messages)]
     check_messages(messages, "messages", max_media)
     check_calls(messages, "messages")
     template, choice = request.chat_template_kwargs, request.tool_choice
@@ -276,14 +276,15 @@ def _path(location: tuple[int | str, ...]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
-def _message(message: ChatMessage, param: str) -> Message:
-    content, calls = message.content, [called(call.id, call.function) for call in message.tool_calls or ()]
+def message(given: ChatMessage, param: str) -> Message:
+    """Return a turn whose content is at `param`; raises InvalidRequest for a URL that is none."""
+    content, calls = given.content, [called(call.id, call.function) for call in given.tool_calls or ()]
     parts = (
         [TextPart(content)]
         if isinstance(content, str)
         else [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
     )
-    return Message(ROLES[message.role], parts, param, calls, message.tool_call_id or "")
+    return Message(ROLES[given.role], parts, param, calls, given.tool_call_id or "")
 
 
 def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:

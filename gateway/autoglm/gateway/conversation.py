@@ -110,6 +110,16 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """What vectors are wanted of, each by itself. `param` is the field to blame for a text that came alone; vectors
+    shall have `dimensions` elements, if that is said."""
+
+    parts: Sequence[TextPart | MediaPart]
+    param: str
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Who shares a cache and limits. `id`, a hash, tells tenants apart; `name` is for the log; 0 is no limit."""
 

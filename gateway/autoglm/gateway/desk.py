@@ -19,7 +19,7 @@ from autoglm.common.errors import (
     UnsupportedMedia,
 )
 from autoglm.common.server import as_mesh_error
-from autoglm.gateway.conversation import Call, Conversation, MediaPart
+from autoglm.gateway.conversation import Call, Conversation, Inputs, MediaPart
 from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.keys import Keys
@@ -29,6 +29,7 @@ from autoglm.gateway.pipeline import Pipeline, Step
 from autoglm.gateway.quota import Quota
 from autoglm.gateway.settings import Settings
 from autoglm.gateway.upstream import Mesh
+from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 from autoglm.v1.model_pb2 import ModelCard
 from autoglm.v1.speech_pb2 import SpeechServiceTranscribeResponse
 
@@ -141,6 +142,15 @@ class Desk:
             async for step in steps:
                 self._measure(step, call, latest)
                 yield step
+
+    async def embed(self, inputs: Inputs, model: Model, call: Call) -> DecoderServiceEmbedResponse:
+        """Return one vector of each part; raises MeshError."""
+        if model.adapter:
+            raise InvalidRequest(f"model: adapters change no vectors; ask for {model.bundle}", param="model")
+        width = (await self.state.decoder()).embedding_width
+        if inputs.dimensions not in (None, width):
+            raise InvalidRequest(f"dimensions: the vectors of {model.bundle} have {width}", param="dimensions")
+        return await self._pipeline.pool(inputs, call)
 
     async def transcribe(self, audio: MediaPart, call: Call) -> SpeechServiceTranscribeResponse:
         """Return what was said in a recording; raises MeshError naming its field where it is to blame."""

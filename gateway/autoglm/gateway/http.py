@@ -22,10 +22,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound, RequestTooLarge
-from autoglm.gateway import chat, openapi, responses, transcription
+from autoglm.gateway import chat, embeddings, openapi, responses, transcription
 from autoglm.gateway.browsers import protect
 from autoglm.gateway.conversation import Call, Conversation
-from autoglm.gateway.desk import Desk, new_call
+from autoglm.gateway.desk import Desk, Model, new_call
 from autoglm.gateway.pipeline import collect
 from autoglm.gateway.render import (
     Answer,
@@ -97,6 +97,11 @@ def _add_chat(app: FastAPI, desk: Desk) -> None:
     async def create_response() -> ResponseExchange:
         """Answer items of text, images and speech; with `stream`, as server-sent events."""
         return ResponseExchange(desk)
+
+    @app.post("/v1/embeddings", **openapi.EMBEDDINGS)
+    async def create_embeddings() -> EmbeddingExchange:
+        """Make a vector of each text, or of an image or a recording."""
+        return EmbeddingExchange(desk)
 
     @app.post("/v1/audio/transcriptions", **openapi.TRANSCRIPTIONS)
     async def create_transcription() -> TranscriptionExchange:
@@ -202,6 +207,23 @@ class TranscriptionExchange(Exchange):
             return
         await _start(send, [(b"content-type", transcription.FORMATS[asked.format].encode())])
         await _send(send, transcription.render(said, asked.format), more=False)
+
+
+class EmbeddingExchange(Exchange):
+    """Texts, an image or a recording come, their vectors go."""
+
+    async def _read(self, request: Request, call: Call) -> Reply:
+        asked = embeddings.parse(await self._body(request, call))
+        model = await self._desk.model(asked.model, "model")
+        return partial(self._reply, asked, model, call)
+
+    async def _reply(self, asked: embeddings.Asked, model: Model, call: Call, send: Send) -> None:
+        found = await self._desk.embed(asked.inputs, model, call)
+        await _start(send, [(b"content-type", b"application/json")])
+        for piece in embeddings.render(found, asked, model.name):
+            await _send(send, piece)
+            await asyncio.sleep(0)  # whoever else is there comes first
+        await _send(send, b"", more=False)
 
 
 class ChatExchange(Exchange):

@@ -21,6 +21,7 @@ from autoglm.common.errors import (
 from autoglm.gateway.answers import (
     ChatCompletion,
     ChatCompletionChunk,
+    EmbeddingList,
     Error,
     Liveness,
     Model,
@@ -30,15 +31,16 @@ from autoglm.gateway.answers import (
     TranscriptionEvent,
 )
 from autoglm.gateway.chat import ChatCompletionRequest
+from autoglm.gateway.embeddings import EmbeddingRequest
 from autoglm.gateway.response_answers import Response, ResponseEvent
 from autoglm.gateway.responses import ResponseRequest
 from autoglm.gateway.transcription import FORM
 
 REFERENCE = "#/components/schemas/{model}"
-REQUESTS = (ChatCompletionRequest, ResponseRequest)
+REQUESTS = (ChatCompletionRequest, EmbeddingRequest, ResponseRequest)
 ANSWERS = (
-    ChatCompletion, ChatCompletionChunk, Error, Liveness, Model, ModelList, Readiness, Response, ResponseEvent,
-    Transcription, TranscriptionEvent,
+    ChatCompletion, ChatCompletionChunk, EmbeddingList, Error, Liveness, Model, ModelList, Readiness, Response,
+    ResponseEvent, Transcription, TranscriptionEvent,
 )  # fmt: skip
 
 TEXT = {"schema": {"type": "string"}}
@@ -146,6 +148,7 @@ RESPONSES = asking(
     {"application/json": schema(ResponseRequest)},
     {"application/json": schema(Response), "text/event-stream": schema(ResponseEvent)},
 )
+EMBEDDINGS = asking({"application/json": schema(EmbeddingRequest)}, {"application/json": schema(EmbeddingList)})
 TRANSCRIPTIONS = asking(
     {"multipart/form-data": {"schema": FORM}},
     {

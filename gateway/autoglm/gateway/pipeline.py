@@ -17,8 +17,9 @@ from autoglm.common.errors import (
     UnsupportedMedia,
     UpstreamUnavailable,
 )
+from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.cache import EmbeddingCache, Key
-from autoglm.gateway.conversation import MODALITY_NAMES, Call, Conversation, MediaPart, Message
+from autoglm.gateway.conversation import MODALITY_NAMES, Call, Conversation, Inputs, MediaPart, TextPart
 from autoglm.gateway.fetch import Fetcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media import Media
@@ -28,6 +29,8 @@ from autoglm.v1.decoder_pb2 import (
     DecoderFinish,
     DecoderMessage,
     DecoderPart,
+    DecoderServiceEmbedRequest,
+    DecoderServiceEmbedResponse,
     DecoderServiceGenerateRequest,
     DecoderServiceGenerateResponse,
 )
@@ -107,18 +110,48 @@ class Pipeline:
 
     async def embed(self, conversation: Conversation, call: Call) -> Embedded:
         """Fetch, verify and embed the media of `conversation`, all parts at once, if there is an encoder for each."""
-        for modality in {part.modality for part in conversation.media}:
+        found, fetched, stages = await self._encoded(conversation.media, call)
+        messages = [
+            DecoderMessage(
+                role=message.role,
+                parts=[_decoder_part(part, found) for part in message.parts],
+                tool_calls=message.calls,
+            )
+            for message in conversation.messages
+        ]
+        return Embedded(messages, fetched, stages)
+
+    async def pool(self, inputs: Inputs, call: Call) -> DecoderServiceEmbedResponse:
+        """Return one vector of each part; raises MeshError."""
+        found, _, _ = await self._encoded([part for part in inputs.parts if isinstance(part, MediaPart)], call)
+        request = DecoderServiceEmbedRequest(input=[_decoder_part(part, found) for part in inputs.parts])
+        try:
+            answer = await self._mesh.embed(request, call)
+            check(answer.vectors)
+        except InvalidRequest as error:
+            raise error.at(inputs.param if len(inputs.parts) == 1 else error.param or inputs.param) from None
+        except TensorError as error:
+            raise UpstreamUnavailable(f"the decoder's vectors were damaged: {error}; try again") from None
+        except UpstreamUnavailable:
+            self._state.suspect()
+            raise
+        return answer
+
+    async def _encoded(
+        self, parts: Sequence[MediaPart], call: Call
+    ) -> tuple[Mapping[str, Embedding], float, Sequence[MediaStage]]:
+        """Return the embedding of each part, by its param, the seconds that fetching took, and what else it took."""
+        for modality in {part.modality for part in parts}:
             await self._state.encoder(modality)
         started = time.monotonic()
-        media = await self._fetcher.media(conversation.media, call)
+        media = await self._fetcher.media(parts, call)
         fetched = time.monotonic() - started
         call.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
         results = await together([self._embedding(item, call) for item in media])
-        for part in conversation.media:
+        for part in parts:
             part.release()
         found = {item.param: embedding for item, (embedding, _) in zip(media, results, strict=True)}
-        messages = [_decoder_message(message, found) for message in conversation.messages]
-        return Embedded(messages, fetched, [stage for _, stage in results])
+        return found, fetched, [stage for _, stage in results]
 
     async def _embedding(self, media: Media, call: Call) -> tuple[Embedding, MediaStage]:
         started = time.monotonic()
@@ -175,12 +208,8 @@ def _step(index: int, response: DecoderServiceGenerateResponse, summary: Summary
     return Step(index, response.text, response.reasoning, response.tool_calls, response.logprobs, reason, summary)
 
 
-def _decoder_message(message: Message, found: Mapping[str, Embedding]) -> DecoderMessage:
-    parts = [
-        DecoderPart(media=found[part.param]) if isinstance(part, MediaPart) else DecoderPart(text=part.text)
-        for part in message.parts
-    ]
-    return DecoderMessage(role=message.role, parts=parts, tool_calls=message.calls)
+def _decoder_part(part: TextPart | MediaPart, found: Mapping[str, Embedding]) -> DecoderPart:
+    return DecoderPart(media=found[part.param]) if isinstance(part, MediaPart) else DecoderPart(text=part.text)
 
 
 def _generate_request(

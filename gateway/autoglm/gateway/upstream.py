@@ -36,6 +36,8 @@ from autoglm.gateway.settings import Settings
 from autoglm.v1.decoder_pb2 import (
     DecoderServiceDescribeRequest,
     DecoderServiceDescribeResponse,
+    DecoderServiceEmbedRequest,
+    DecoderServiceEmbedResponse,
     DecoderServiceGenerateRequest,
     DecoderServiceGenerateResponse,
 )
@@ -119,6 +121,11 @@ class Mesh:
         """Return what the decoder says of itself; raises UpstreamUnavailable."""
         answer = await self._ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", call)
         return cast(DecoderServiceDescribeResponse, answer)
+
+    async def embed(self, request: DecoderServiceEmbedRequest, call: Call) -> DecoderServiceEmbedResponse:
+        """Return one vector of each part; raises UpstreamUnavailable or what the decoder objects to."""
+        request.timeout.CopyFrom(call.deadline.to_message() or request.timeout)
+        return cast(DecoderServiceEmbedResponse, await self._ask(self._decoder.Embed, request, "decoder", call))
 
     async def generate(
         self, request: DecoderServiceGenerateRequest, call: Call

@@ -86,12 +86,28 @@ class DecoderFinish(_message.Message):
     decode: _duration_pb2.Duration
     def __init__(self, finish_reason: _Optional[_Union[_generation_pb2.FinishReason, str]] = ..., usage: _Optional[_Union[_generation_pb2.Usage, _Mapping]] = ..., gates: _Optional[_Iterable[_Union[_generation_pb2.Gate, _Mapping]]] = ..., queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., prefill: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., decode: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class DecoderServiceEmbedRequest(_message.Message):
+    __slots__ = ("input", "timeout")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    input: _containers.RepeatedCompositeFieldContainer[DecoderPart]
+    timeout: _duration_pb2.Duration
+    def __init__(self, input: _Optional[_Iterable[_Union[DecoderPart, _Mapping]]] = ..., timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class DecoderServiceEmbedResponse(_message.Message):
+    __slots__ = ("vectors", "prompt_tokens")
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    vectors: _embedding_pb2.Tensor
+    prompt_tokens: int
+    def __init__(self, vectors: _Optional[_Union[_embedding_pb2.Tensor, _Mapping]] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
 class DecoderServiceDescribeRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DecoderServiceDescribeResponse(_message.Message):
-    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting", "int8", "kv_cache_usage_perc", "adapters")
+    __slots__ = ("bundle", "modalities", "context_length", "device", "num_requests_running", "num_requests_waiting", "int8", "kv_cache_usage_perc", "adapters", "embedding_width")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     MODALITIES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +117,7 @@ class DecoderServiceDescribeResponse(_message.Message):
     INT8_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_PERC_FIELD_NUMBER: _ClassVar[int]
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_WIDTH_FIELD_NUMBER: _ClassVar[int]
     bundle: str
     modalities: _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality]
     context_length: int
@@ -110,4 +127,5 @@ class DecoderServiceDescribeResponse(_message.Message):
     int8: bool
     kv_cache_usage_perc: float
     adapters: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., int8: bool = ..., kv_cache_usage_perc: _Optional[float] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
+    embedding_width: int
+    def __init__(self, bundle: _Optional[str] = ..., modalities: _Optional[_Iterable[_Union[_modality_pb2.Modality, str]]] = ..., context_length: _Optional[int] = ..., device: _Optional[str] = ..., num_requests_running: _Optional[int] = ..., num_requests_waiting: _Optional[int] = ..., int8: bool = ..., kv_cache_usage_perc: _Optional[float] = ..., adapters: _Optional[_Iterable[str]] = ..., embedding_width: _Optional[int] = ...) -> None: ...

@@ -40,6 +40,11 @@ class DecoderServiceStub(object):
                 request_serializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateRequest.SerializeToString,
                 response_deserializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/autoglm.v1.DecoderService/Embed',
+                request_serializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedRequest.SerializeToString,
+                response_deserializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedResponse.FromString,
+                _registered_method=True)
         self.Describe = channel.unary_unary(
                 '/autoglm.v1.DecoderService/Describe',
                 request_serializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceDescribeRequest.SerializeToString,
@@ -60,6 +65,15 @@ class DecoderServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embed makes one vector of each part, by itself, in the common space of the fusion. Fails with INVALID_ARGUMENT,
+        naming the part as input[i], for one that the model cannot read or for more tokens than it takes,
+        DEADLINE_EXCEEDED when `timeout` passes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Describe(self, request, context):
         """Describe tells what the decoder is and how busy it is.
         """
@@ -74,6 +88,11 @@ def add_DecoderServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateRequest.FromString,
                     response_serializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedRequest.FromString,
+                    response_serializer=autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedResponse.SerializeToString,
             ),
             'Describe': grpc.unary_unary_rpc_method_handler(
                     servicer.Describe,
@@ -109,6 +128,33 @@ class DecoderService(object):
             '/autoglm.v1.DecoderService/Generate',
             autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateRequest.SerializeToString,
             autoglm_dot_v1_dot_decoder__pb2.DecoderServiceGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/autoglm.v1.DecoderService/Embed',
+            autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedRequest.SerializeToString,
+            autoglm_dot_v1_dot_decoder__pb2.DecoderServiceEmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ can be told to wait, to fail and to disappear, which real ones cannot be on comm
 import asyncio
 import hashlib
 import inspect
+import struct
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,10 +33,12 @@ from autoglm.v1 import decoder_pb2_grpc, speech_pb2_grpc, vision_pb2_grpc
 from autoglm.v1.decoder_pb2 import (
     DecoderFinish,
     DecoderServiceDescribeResponse,
+    DecoderServiceEmbedRequest,
+    DecoderServiceEmbedResponse,
     DecoderServiceGenerateRequest,
     DecoderServiceGenerateResponse,
 )
-from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding, EncoderInfo
+from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, ELEMENT_TYPE_FLOAT32, Embedding, EncoderInfo
 from autoglm.v1.generation_pb2 import (
     FINISH_REASON_STOP,
     FINISH_REASON_TOOL_CALLS,
@@ -152,7 +155,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
     pieces."""
 
     def __init__(self) -> None:
-        self.generate, self.describe = Control(), Control()
+        self.generate, self.describe, self.embed = Control(), Control(), Control()
         self.modalities = [MODALITY_TEXT, MODALITY_IMAGE, MODALITY_AUDIO]
         self.pieces = ["你好", ", ", "AutoGLM"]
         self.calls: list[ToolCall] = []
@@ -185,9 +188,22 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
             getattr(finish, name).FromMilliseconds(millis)
         yield DecoderServiceGenerateResponse(finish=finish)
 
+    async def Embed(self, request: DecoderServiceEmbedRequest, context: Context) -> DecoderServiceEmbedResponse:
+        """Make vectors that say where a part stood, and its length in characters or tokens."""
+        self.embed.note(request, context)
+        await self.embed.wait()
+        if await self.embed.failed(context):
+            return DecoderServiceEmbedResponse()
+        sizes = [len(part.text) or part.media.tokens.shape[0] for part in request.input]
+        data = b"".join(struct.pack("<2f", place, size) for place, size in enumerate(sizes))
+        vectors = seal(data, (len(sizes), 2), ELEMENT_TYPE_FLOAT32)
+        return DecoderServiceEmbedResponse(vectors=vectors, prompt_tokens=sum(sizes))
+
     async def Describe(self, request: Any, context: Context) -> DecoderServiceDescribeResponse:
         await self.describe.failed(context)
-        return DecoderServiceDescribeResponse(bundle=BUNDLE, modalities=self.modalities, context_length=2048)
+        return DecoderServiceDescribeResponse(
+            bundle=BUNDLE, modalities=self.modalities, context_length=2048, embedding_width=2, adapters=["calm"]
+        )
 
 
 def _logprobs(piece: str, request: DecoderServiceGenerateRequest) -> list[LogprobEntry]:
@@ -229,7 +245,7 @@ class FakeMesh:
     @property
     def calls(self) -> int:
         """How many requests have reached any of them."""
-        controls = (self.vision.encode, self.speech.encode, self.decoder.generate)
+        controls = (self.vision.encode, self.speech.encode, self.decoder.generate, self.decoder.embed)
         return sum(len(control.requests) for control in controls)
 
 

@@ -18,7 +18,10 @@ from .samples import audio_part, image_part, png, wav
 from .test_gateway_response_tools import FLAT
 from .test_gateway_tools import CALLS, NOW, WEATHER
 
-ROUTES = ("/v1/chat/completions", "/v1/responses", "/v1/audio/transcriptions", "/v1/models", "/v1/models/{model}")
+ROUTES = (
+    "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/audio/transcriptions", "/v1/models",
+    "/v1/models/{model}",
+)  # fmt: skip
 FORM: dict[str, Any] = {"data": {"model": BUNDLE}, "files": {"file": wav()}}
 
 
@@ -28,6 +31,10 @@ def ask(content: Any = "hi", **fields: Any) -> dict[str, Any]:
 
 def respond(**fields: Any) -> dict[str, Any]:
     return {"json": {"model": BUNDLE, "input": "hi", **fields}}
+
+
+def embed(**fields: Any) -> dict[str, Any]:
+    return {"json": {"model": BUNDLE, **fields}}
 
 
 def transcribe(**fields: Any) -> dict[str, Any]:
@@ -90,6 +97,9 @@ async def test_it_is_valid_and_describes_every_route(shared: Client) -> None:
         ("post", "/v1/responses", respond(text={"format": {"type": "json_schema", "name": "n", "schema": {}}})),
         ("post", "/v1/responses", respond(stream=True)),
         ("post", "/v1/responses", respond(model="gpt-9")),
+        ("post", "/v1/embeddings", embed(input=["hi", "ho"])),
+        ("post", "/v1/embeddings", ask([image_part(png())], encoding_format="base64")),
+        ("post", "/v1/embeddings", embed(input=[])),
         *(("post", "/v1/audio/transcriptions", transcribe(response_format=each)) for each in
           ("json", "verbose_json", "text", "srt", "vtt")),
         ("post", "/v1/audio/transcriptions", transcribe(stream="true")),
@@ -144,4 +154,5 @@ async def test_generated_requests_find_no_fault(shared: Client) -> None:
     statuses = await asyncio.to_thread(explore, shared.url, 12)
     assert 400 in statuses["POST /v1/chat/completions"]
     assert {200, 400} <= statuses["POST /v1/responses"]
+    assert {200, 400} <= statuses["POST /v1/embeddings"]
     assert {200, 404} <= statuses["GET /v1/models"] | statuses["GET /v1/models/{model}"]

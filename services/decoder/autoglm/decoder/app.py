@@ -50,6 +50,14 @@ class Decoder:
         async for message in self._servicer.generate(request, grpc_context):
             yield message
 
+    async def Embed(
+        self, request: decoder_pb2.DecoderServiceEmbedRequest, grpc_context: Caller
+    ) -> decoder_pb2.DecoderServiceEmbedResponse:
+        """Make one vector of each part."""
+        if not let_in(grpc_context):
+            return decoder_pb2.DecoderServiceEmbedResponse()
+        return await self._servicer.embed(request, grpc_context)
+
     async def Describe(
         self, request: decoder_pb2.DecoderServiceDescribeRequest, grpc_context: Caller
     ) -> decoder_pb2.DecoderServiceDescribeResponse:

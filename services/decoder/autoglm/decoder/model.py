@@ -1,17 +1,21 @@
 """The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, GenerationConfig
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
+from autoglm.common.errors import InvalidRequest
 from autoglm.common.memory import available_memory
+from autoglm.common.tensors import TensorError
+from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.content import BLOCK
 from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
@@ -23,9 +27,11 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Composer, Prompt
+from autoglm.fusion.compose import Composer, Media, Prompt
 from autoglm.fusion.model import FusionModel, MediaKind
+from autoglm.v1 import embedding_pb2, modality_pb2
 
+KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_pb2.MODALITY_AUDIO: "audio"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
 GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
@@ -38,7 +44,8 @@ class DecoderModel:
 
     bundle: Bundle
     engine: Engine
-    media_widths: Mapping[MediaKind, int]
+    fusion: FusionModel
+    embed: nn.Embedding
     context: int
     device: torch.device
     composer: Composer
@@ -62,11 +69,25 @@ class DecoderModel:
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
         fusion = FusionModel.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
-        engine, load_adapter = start(bundle, settings, fusion, Place(device, dtype, context), words)
+        engine, embed, load_adapter = start(bundle, settings, fusion, Place(device, dtype, context), words)
         adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
         grammars = Grammars(folder / "tokenizer.json", words.stops)
-        widths = fusion.config.media_widths
-        return cls(bundle, engine, widths, context, device, words.composer, grammars, adapters, settings.int8)
+        return cls(bundle, engine, fusion, embed, context, device, words.composer, grammars, adapters, settings.int8)
+
+    def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
+        """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
+        kind, widths = KINDS.get(embedding.modality), self.fusion.config.media_widths
+        if kind is None or kind not in widths:
+            raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
+        try:
+            tokens = to_torch(embedding.tokens)
+        except TensorError as error:
+            raise InvalidRequest(f"the {kind} embedding is damaged: {error}", param=param) from error
+        if tokens.ndim != 2 or tokens.shape[1] != widths[kind]:
+            raise InvalidRequest(
+                f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param=param
+            )
+        return Media(kind, tokens, embedding.transcript)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
         """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
@@ -112,7 +133,7 @@ class Place:
     context: int
 
 
-Started = tuple[Engine, Callable[[str], Adapter]]  # and what reads an adapter for it
+Started = tuple[Engine, nn.Embedding, Callable[[str], Adapter]]  # with its embeddings, and what reads an adapter for it
 
 
 def _start_embedded(
@@ -128,7 +149,7 @@ def _start_embedded(
     def adapter(name: str) -> Adapter:
         return load(bundle.adapter(name), name, bundle.adapters[name].revision, glm.shapes(), dtype, place.device)
 
-    return engine, adapter
+    return engine, glm.embed, adapter
 
 
 def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words) -> Started:
@@ -146,7 +167,8 @@ def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, 
         max_lora_rank=rank_room([bundle.adapter(name) for name in bundle.adapters]),
         threads=settings.threads,
     )
-    return VllmEngine(bundle.part("decoder"), fusion, options, words.stops, words.never), adapter
+    engine = VllmEngine(bundle.part("decoder"), fusion, options, words.stops, words.never)
+    return engine, engine.embed, adapter
 
 
 def _cpu_memory(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from queue import SimpleQueue
 
 import torch
@@ -12,8 +13,7 @@ from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.common.server import Context, fail
-from autoglm.common.tensors import TensorError
-from autoglm.common.torch_tensors import to_torch
+from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
@@ -22,8 +22,7 @@ from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.stream import MODALITIES, Answer, Inbox
 from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
 from autoglm.fusion.compose import Media, Message, Prompt, Role
-from autoglm.fusion.model import MediaKind
-from autoglm.v1 import decoder_pb2, embedding_pb2, generation_pb2, modality_pb2
+from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -33,14 +32,13 @@ ROLES: dict[generation_pb2.Role, Role] = {
     generation_pb2.ROLE_ASSISTANT: "assistant",
     generation_pb2.ROLE_TOOL: "tool",
 }
-_KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_pb2.MODALITY_AUDIO: "audio"}
 
 
 class DecoderServicer:
-    """Generates answers with one engine."""
+    """Generates answers with one engine, and makes vectors beside it."""
 
     def __init__(self, model: DecoderModel) -> None:
-        self._model, self.engine = model, model.engine
+        self._model, self.engine, self._embedder = model, model.engine, Embedder(model)
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
@@ -52,7 +50,7 @@ class DecoderServicer:
 
     def warm_up(self) -> None:
         """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
-        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.media_widths.items()]
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.config.media_widths.items()]
         prompt = self._model.composer.compose([Message("user", (*media, "你好" * 20))])
         events: SimpleQueue[Chosen | Finished] = SimpleQueue()
         for _ in range(2):
@@ -78,12 +76,22 @@ class DecoderServicer:
         except Exception as error:
             fail(context, error)
 
+    async def embed(
+        self, request: decoder_pb2.DecoderServiceEmbedRequest, context: Context
+    ) -> decoder_pb2.DecoderServiceEmbedResponse:
+        """DecoderService.Embed."""
+        try:
+            return await self._embedder.embed(request)
+        except Exception as error:
+            fail(context, error)
+            return decoder_pb2.DecoderServiceEmbedResponse()
+
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
         stats = self.engine.stats()
         return decoder_pb2.DecoderServiceDescribeResponse(
             bundle=self._model.bundle.name,
-            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in self._model.media_widths)],
+            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in self._model.fusion.config.media_widths)],
             context_length=self._model.context,
             device=str(self._model.device),
             num_requests_running=stats.running,
@@ -91,6 +99,7 @@ class DecoderServicer:
             kv_cache_usage_perc=stats.cache_usage,
             adapters=self._model.adapters.names,
             int8=self._model.int8,
+            embedding_width=self._model.fusion.config.width,
         )
 
     async def _generate(
@@ -140,23 +149,9 @@ class DecoderServicer:
     def _message(self, message: decoder_pb2.DecoderMessage) -> Message:
         if message.role not in ROLES:
             raise InvalidRequest(f"unknown role {message.role}", param="messages.role")
-        parts = (p.text if p.WhichOneof("part") == "text" else self._media(p.media) for p in message.parts)
+        media = partial(self._model.media, param="messages")
+        parts = (p.text if p.WhichOneof("part") == "text" else media(p.media) for p in message.parts)
         return Message(ROLES[message.role], tuple(parts), tuple(written(call) for call in message.tool_calls))
-
-    def _media(self, embedding: embedding_pb2.Embedding) -> Media:
-        kind = _KINDS.get(embedding.modality)
-        widths = self._model.media_widths
-        if kind is None or kind not in widths:
-            raise InvalidRequest(f"bundle {self._model.bundle.name} does not understand this medium", param="messages")
-        try:
-            tokens = to_torch(embedding.tokens)
-        except TensorError as error:
-            raise InvalidRequest(f"the {kind} embedding is damaged: {error}", param="messages") from error
-        if tokens.ndim != 2 or tokens.shape[1] != widths[kind]:
-            raise InvalidRequest(
-                f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param="messages"
-            )
-        return Media(kind, tokens, embedding.transcript)
 
     def _room(self, prompt: Prompt) -> int:
         context, used = self._model.context, len(prompt.token_ids)

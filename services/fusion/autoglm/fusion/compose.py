@@ -85,7 +85,8 @@ class Prompt:
 
 class Composer:
     """The tokenizer and chat template of a decoder, applied to conversations with media. `vocabulary` is how many ids
-    the tokenizer reaches, gaps included; `takes_tools` tells whether the template knows tools and GLM-4.5's calls."""
+    the tokenizer reaches, gaps included, `longest` the characters of its longest token; `takes_tools` tells whether the
+    template knows tools and GLM-4.5's calls."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -96,9 +97,16 @@ class Composer:
         source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         self._template = environment.from_string(source)
         self.takes_tools = "<tool_call>" in source and "tools" in find_undeclared_variables(environment.parse(source))
-        self.vocabulary = max(self.tokenizer.get_vocab().values()) + 1
+        vocabulary = self.tokenizer.get_vocab()
+        self.vocabulary = max(vocabulary.values()) + 1
+        self.longest = max(map(len, vocabulary))
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
         self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that a client wrote: what looks like a special token in it is none."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
 
     def compose(
         self, messages: Sequence[Message], enable_thinking: bool | None = None, tools: Sequence[str] = ()
@@ -112,7 +120,7 @@ class Composer:
             add_generation_prompt=True,
             enable_thinking=enable_thinking,
         )
-        builder = _Builder(self.tokenizer, self._plain, self._placeholder_ids)
+        builder = _Builder(self, self._placeholder_ids)
         position = 0
         for match in _SLOT.finditer(rendered):
             builder.template(rendered[position : match.start()])
@@ -176,24 +184,23 @@ def _in_order(parts: tuple[str | Media, ...]) -> list[str | Media]:
 class _Builder:
     """Collects token ids and runs from left to right."""
 
-    def __init__(self, tokenizer: Tokenizer, plain: Tokenizer, placeholder_ids: dict[MediaKind, int]) -> None:
-        self._tokenizer, self._plain, self._placeholder_ids = tokenizer, plain, placeholder_ids
+    def __init__(self, composer: Composer, placeholder_ids: dict[MediaKind, int]) -> None:
+        self._composer, self._placeholder_ids = composer, placeholder_ids
         self.token_ids: list[int] = []
         self.runs: list[Run] = []
 
     def template(self, text: str) -> None:
         """Add text that the template wrote; it may hold special tokens."""
-        self._add(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        self._add(self._composer.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def echo(self, text: str) -> None:
         """Add the start of the answer, as plain as the tokens that the decoder will generate."""
-        self._add(self._tokenizer.encode(text, add_special_tokens=False).ids, enriched=False)
+        self._add(self._composer.tokenizer.encode(text, add_special_tokens=False).ids, enriched=False)
 
     def part(self, part: str | Media, role: Role, asked: bool) -> None:
         """Add what a client sent."""
         if isinstance(part, str):
-            ids = self._plain.encode(part, add_special_tokens=False).ids
-            self._add(ids, enriched=role != "assistant", asked=asked)
+            self._add(self._composer.encode(part), enriched=role != "assistant", asked=asked)
         else:
             self.template(f"<|begin_of_{part.kind}|>")
             self._add([self._placeholder_ids[part.kind]] * part.tokens.shape[0], media=part)

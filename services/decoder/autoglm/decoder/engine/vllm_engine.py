@@ -78,7 +78,7 @@ class VllmEngine:
         self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
         self._never = dict.fromkeys(never, NEVER)
         table = embeddings(folder).to(fusion.out.weight)
-        self._embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
+        self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
         self._meter, self._pace = _Meter(), Pace()
         self._asked: dict[Sequence, _Asked] = {}
         self._lock = threading.Lock()
@@ -179,7 +179,7 @@ class VllmEngine:
                 if ended := await self._give(sequence, close, room):
                     return ended
             said = torch.tensor(sequence.output, dtype=torch.long, device=prompt.device)
-            async with aclosing(self._tokens(sequence, torch.cat([prompt, self._embed(said)]))) as tokens:
+            async with aclosing(self._tokens(sequence, torch.cat([prompt, self.embed(said)]))) as tokens:
                 async for chosen in tokens:
                     if ended := await self._give(sequence, chosen, room):
                         return ended
@@ -190,7 +190,7 @@ class VllmEngine:
 
     @torch.inference_mode()
     def _fuse(self, sequence: Sequence) -> Tensor:
-        fused = fuse(self._fusion, self._embed, sequence.prompt)
+        fused = fuse(self._fusion, self.embed, sequence.prompt)
         sequence.gates = fused.gates
         return fused.embeddings
 

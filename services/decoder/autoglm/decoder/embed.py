@@ -1,0 +1,73 @@
+"""DecoderService.Embed: parts become vectors in a thread of its own, one request at a time, beside the engine's."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import InvalidRequest
+from autoglm.common.torch_tensors import from_torch
+from autoglm.decoder.model import DecoderModel
+from autoglm.fusion.pool import pool_media, pool_text
+from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
+
+MAX_TOKENS = 300_000  # of all parts together, as OpenAI's
+
+
+class Embedder:
+    """Pools parts with a model's fusion and embeddings."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        self._model = model
+        self._thread = ThreadPoolExecutor(1, "embed")
+
+    async def embed(self, request: DecoderServiceEmbedRequest) -> DecoderServiceEmbedResponse:
+        """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its time is up.
+
+        What nobody waits for any more ends behind the part that is at work.
+        """
+        deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
+        left = threading.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await loop.run_in_executor(self._thread, self._vectors, request, left)
+        finally:
+            left.set()
+
+    def _vectors(self, request: DecoderServiceEmbedRequest, left: threading.Event) -> DecoderServiceEmbedResponse:
+        if not request.input:
+            raise InvalidRequest("there is nothing to make vectors of", param="input")
+        vectors, tokens = list[Tensor](), 0
+        for number, part in enumerate(request.input):
+            vector, count = self._pool(part, f"input[{number}]")
+            vectors.append(vector)
+            tokens += count
+            if tokens > MAX_TOKENS:
+                raise InvalidRequest(f"the input has more than {MAX_TOKENS} tokens; send it in parts", param="input")
+            if left.is_set():
+                break
+        return DecoderServiceEmbedResponse(vectors=from_torch(torch.stack(vectors)), prompt_tokens=tokens)
+
+    def _pool(self, part: DecoderPart, param: str) -> tuple[Tensor, int]:
+        model = self._model
+        if part.WhichOneof("part") == "media":
+            media = model.media(part.media, param)
+            return pool_media(model.fusion, media), len(media.tokens)
+        return self._text(part.text, param)
+
+    def _text(self, text: str, param: str) -> tuple[Tensor, int]:
+        model, most = self._model, self._model.context
+        # What cannot fit is not even cut into tokens.
+        ids = model.composer.encode(text) if len(text) <= most * model.composer.longest else None
+        if ids is None or len(ids) > most:
+            has = "more" if ids is None else len(ids)
+            raise InvalidRequest(
+                f"this model's maximum context length is {most} tokens, but the text has {has}; shorten it", param=param
+            )
+        if not ids:
+            raise InvalidRequest("a text must not be empty", param=param)
+        return pool_text(model.fusion, model.embed, ids), len(ids)
