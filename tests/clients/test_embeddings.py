@@ -66,7 +66,7 @@ def test_langchain(base_url: str) -> None:
 
 def test_what_is_wrong_is_named(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        client.embeddings.create(model=MODEL, input=["fits", "好" * 5000])
+        client.embeddings.create(model=MODEL, input=["fits", "好" * 20_000])
     assert raised.value.param == "input[1]"
     assert "maximum context length" in raised.value.message
     with pytest.raises(openai.BadRequestError) as raised:

@@ -77,7 +77,7 @@ async def test_bad_parts_are_named(model: DecoderModel) -> None:
     cases = [
         ([], "input", "nothing"),
         ([text("a"), text("")], "input[1]", "empty"),
-        ([text("a"), text("好" * 5000)], "input[1]", "but the text has 5000"),
+        ([text("a"), text("好" * (model.context + 1))], "input[1]", f"but the text has {model.context + 1}"),
         ([text("a" * 10_000_000)], "input[0]", "but the text has more"),
         ([text("a"), text("b"), DecoderPart(media=narrow)], "input[2]", "[1, 2]"),
         ([DecoderPart(media=Embedding(tokens=narrow.tokens))], "input[0]", "does not understand"),

@@ -67,15 +67,15 @@ class Vectors:
         tokens = [self._vision.encode(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
         return self._media("image", torch.cat(tokens))
 
-    def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> Tensor:
-        """Return the vectors of `texts`, each said by a held-out voice of its own."""
+    def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> tuple[Tensor, list[str]]:
+        """Return the vectors and transcripts of `texts`, each said by a held-out voice of its own."""
         rng = np.random.default_rng(seed)
         Espeak.fresh()
-        found = []
+        heard = []
         for text, language in tqdm(texts, "recordings", unit="clip"):
             samples = synthesize(as_heard(text), language, draw_voice(language, "heldout", rng), rng)
-            found.append(self._speech.encode([samples])[0].tokens)
-        return self._media("audio", found)
+            heard += self._speech.encode([samples])
+        return self._media("audio", [each.tokens for each in heard]), [each.transcript for each in heard]
 
     def _media(self, kind: MediaKind, items: Sequence[Tensor] | Tensor) -> Tensor:
         return torch.stack([pool_media(self._speaker.fusion, Media(kind, tokens)) for tokens in items])
@@ -115,7 +115,7 @@ def _words(vectors: Vectors) -> list[Row]:
     mine, other = ([_text(ask, number) for ask in asks] for number in (0, 1))
     foreign = [_text(Ask(ask.intent, ask.key, "en" if ask.language == "zh" else "zh"), 0) for ask in asks]
     text = vectors.texts([text for text, _ in mine])
-    first, second = (vectors.spoken(mine, seed) for seed in (SEED, SEED + 1))
+    (first, heard), (second, _) = (vectors.spoken(mine, seed) for seed in (SEED, SEED + 1))
     same = torch.eye(len(asks), dtype=torch.bool)
     return [
         _row("a request in writing", "the same in other words", text, vectors.texts([t for t, _ in other]), same),
@@ -124,7 +124,7 @@ def _words(vectors: Vectors) -> list[Row]:
         ),
         _row("a recording", "the same words by another voice", first, second, same),
         _row("a recording", "what is said in it, in writing", first, text, same),
-        _row("a request in writing", "a recording of it", text, first, same),
+        _row("a recording's transcript", "what is said in it, in writing", vectors.texts(heard), text, same),
     ]
 
 
