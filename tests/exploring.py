@@ -32,6 +32,11 @@ def explore(url: str, examples: int) -> Mapping[str, set[int]]:
     return seen
 
 
+def stream(url: str, path: str, **sent: Any) -> None:
+    """Send a request that is answered with events; raises schemathesis' failures where one is not as described."""
+    schemathesis.openapi.from_url(f"{url}/openapi.json")[path]["POST"].Case(**sent).call_and_validate(checks=CHECKS)
+
+
 def _explorer(operation: Any, examples: int, seen: set[int]) -> Callable[[], None]:
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     cases = hypothesis.strategies.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes))

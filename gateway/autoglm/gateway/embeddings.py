@@ -6,10 +6,10 @@ Vectors are sent a few at a time: two thousand of them are twenty megabytes of J
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import orjson
-from pydantic import BeforeValidator, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autoglm.common.errors import InvalidRequest
@@ -35,6 +35,8 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
 
 class EmbeddingRequest(Strict):
     """The body of POST /v1/embeddings; either `input` or `messages`."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
 
     model: str
     input: (
@@ -87,16 +89,17 @@ def _only(given: Sequence[chat.ChatMessage]) -> TextPart | MediaPart:
 def render(found: DecoderServiceEmbedResponse, asked: Asked, model: str) -> Iterator[bytes]:
     """Yield the answer's JSON in pieces."""
     yield b'{"object":"list","data":['
-    count = found.vectors.shape[0]
+    count, width = found.vectors.shape
+    data, size = memoryview(found.vectors.data), width * ELEMENT_BYTES
     for first in range(0, count, PIECE):
-        rows = [_row(found, index, asked.base64) for index in range(first, min(first + PIECE, count))]
+        rows = [
+            {"object": "embedding", "index": i, "embedding": _vector(data[i * size : (i + 1) * size], asked.base64)}
+            for i in range(first, min(first + PIECE, count))
+        ]
         yield (b"," if first else b"") + orjson.dumps(rows)[1:-1]
     usage = {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens}
     yield b"]," + orjson.dumps({"model": model, "usage": usage})[1:]
 
 
-def _row(found: DecoderServiceEmbedResponse, index: int, in_base64: bool) -> dict[str, Any]:
-    size = found.vectors.shape[1] * ELEMENT_BYTES
-    raw = found.vectors.data[index * size : (index + 1) * size]
-    vector = base64.b64encode(raw).decode() if in_base64 else memoryview(raw).cast("f").tolist()
-    return {"object": "embedding", "index": index, "embedding": vector}
+def _vector(raw: memoryview, in_base64: bool) -> str | list[float]:
+    return base64.b64encode(raw).decode() if in_base64 else list(raw.cast("f"))

@@ -100,6 +100,23 @@ def schema(model: type[BaseModel]) -> dict[str, Any]:
     return {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}
 
 
+def events(*models: type[BaseModel], closing: str = "[DONE]") -> dict[str, Any]:
+    """Return a media type of server-sent events, each of which holds one of `models`; the last may be `closing`."""
+    held = {"anyOf": [schema(model)["schema"] for model in models]}
+    data: list[dict[str, Any]] = [{"contentMediaType": "application/json", "contentSchema": held}]
+    return {
+        "schema": {
+            "type": "object",
+            "description": "One event.",
+            "required": ["data"],
+            "properties": {
+                "event": {"type": "string"},
+                "data": {"type": "string", "anyOf": data + ([{"const": closing}] if closing else [])},
+            },
+        }
+    }
+
+
 def complete(app: FastAPI) -> None:
     """Add what the routes refer to, once somebody asks for the document."""
     plain = app.openapi
@@ -142,18 +159,18 @@ def _refusal(errors: Sequence[type[MeshError]], status: int) -> dict[str, Any]:
 
 CHAT = asking(
     {"application/json": schema(ChatCompletionRequest)},
-    {"application/json": schema(ChatCompletion), "text/event-stream": schema(ChatCompletionChunk)},
+    {"application/json": schema(ChatCompletion), "text/event-stream": events(ChatCompletionChunk, Error)},
 )
 RESPONSES = asking(
     {"application/json": schema(ResponseRequest)},
-    {"application/json": schema(Response), "text/event-stream": schema(ResponseEvent)},
+    {"application/json": schema(Response), "text/event-stream": events(ResponseEvent, closing="")},
 )
 EMBEDDINGS = asking({"application/json": schema(EmbeddingRequest)}, {"application/json": schema(EmbeddingList)})
 TRANSCRIPTIONS = asking(
     {"multipart/form-data": {"schema": FORM}},
     {
         "application/json": schema(Transcription),
-        "text/event-stream": schema(TranscriptionEvent),
+        "text/event-stream": events(TranscriptionEvent),
         **dict.fromkeys(("text/plain", "application/x-subrip", "text/vtt"), TEXT),
     },
 )

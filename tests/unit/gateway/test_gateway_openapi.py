@@ -12,7 +12,7 @@ import pytest
 
 from autoglm.common.errors import UpstreamUnavailable
 
-from ...exploring import explore
+from ...exploring import explore, stream
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 from .test_gateway_response_tools import FLAT
@@ -59,12 +59,14 @@ def closed(schema: Any) -> Any:
 
 
 def described(document: Mapping[str, Any], operation: Mapping[str, Any], response: httpx.Response) -> dict[str, Any]:
-    """Return the schema of a real answer's body; there is one for its status and its type."""
+    """Return the schema of a real answer's body, or of what its events hold; there is one for its status and type."""
     kind = response.headers["content-type"].partition(";")[0]
     known = operation["responses"][str(response.status_code)]
     for name, header in known["headers"].items():
         assert name in response.headers or not header.get("required")
     schema: dict[str, Any] = known["content"][kind]["schema"]
+    if kind == "text/event-stream":
+        schema = schema["properties"]["data"]["anyOf"][0]["contentSchema"]
     whole: dict[str, Any] = closed(schema | {"components": document["components"]})
     return whole
 
@@ -147,6 +149,27 @@ async def test_real_refusals_are_as_described(serve: Serve, mesh: FakeMesh) -> N
             assert response.status_code == status
             schema = described(found, found["paths"][path]["post"], response)
             jsonschema.validate(response.json(), schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/v1/chat/completions", {"body": ask(stream=True)["json"]}),
+        ("/v1/responses", {"body": respond(stream=True)["json"]}),
+        (
+            "/v1/audio/transcriptions",
+            {"body": {"model": BUNDLE, "file": wav(), "stream": True}, "media_type": "multipart/form-data"},
+        ),
+    ],
+)
+async def test_real_events_are_as_described(shared: Client, path: str, sent: dict[str, Any]) -> None:
+    await asyncio.to_thread(stream, shared.url, path, **sent)
+
+
+async def test_a_stream_that_fails_is_as_described(client: Client, mesh: FakeMesh) -> None:
+    mesh.decoder.generate.error = UpstreamUnavailable("the engine stopped")
+    for path, sent in (("/v1/chat/completions", ask(stream=True)), ("/v1/responses", respond(stream=True))):
+        await asyncio.to_thread(stream, client.url, path, body=sent["json"])
 
 
 async def test_generated_requests_find_no_fault(shared: Client) -> None:
