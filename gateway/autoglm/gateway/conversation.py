@@ -101,6 +101,7 @@ class Conversation:
     parallel_tool_calls: bool = True
     adapter: str = ""  # of the bundle, to answer with
     prefix: str = ""  # of the path of every field of the client's request
+    source: str = "messages"  # the path of the field that holds the messages
     function: str = ".function"  # the path from a tool to its function
 
     @property

@@ -183,7 +183,8 @@ class Pipeline:
                 self._state.suspect()
                 raise
             except InvalidRequest as error:
-                raise error.at(conversation.prefix + (error.param or "messages")) from None
+                at_fault = conversation.source if error.param in (None, "messages") else error.param
+                raise error.at(conversation.prefix + at_fault) from None
         if not finished:
             raise UpstreamUnavailable("the decoder stopped in the middle of the answer; try again")
 

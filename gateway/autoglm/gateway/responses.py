@@ -217,6 +217,7 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
         tools=offered(request.tools or (), ""),
         tool_choice=chosen(choice.mode if isinstance(choice, AllowedTools) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
+        source="input",
         function="",
     )
     conversation = usable(conversation)

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from autoglm.common.errors import UpstreamUnavailable
+from autoglm.common.errors import InvalidRequest, UpstreamUnavailable
 from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_USER
 
 from .conftest import BUNDLE, Client, FakeMesh
@@ -215,3 +215,9 @@ async def test_it_passes_the_same_door(shared: Client) -> None:
         "/v1/responses", json={"model": BUNDLE, "input": "hi"}, headers={"x-request-timeout": "soon"}
     )
     assert (late.status_code, late.json()["error"]["param"]) == (400, "x-request-timeout")
+
+
+async def test_what_the_decoder_finds_too_long_is_the_input(client: Client, mesh: FakeMesh) -> None:
+    mesh.decoder.generate.error, mesh.decoder.after = InvalidRequest("too long", param="messages"), 0
+    error = (await respond(client, "hi")).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_request_error", "input")
