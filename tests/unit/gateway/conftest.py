@@ -159,6 +159,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         self.modalities = [MODALITY_TEXT, MODALITY_IMAGE, MODALITY_AUDIO]
         self.pieces = ["你好", ", ", "AutoGLM"]
         self.calls: list[ToolCall] = []
+        self.adapters: list[str] = []
         self.after = 1
         self.finishes = self.reasons = True
         self.finish_reason: FinishReason = FINISH_REASON_STOP
@@ -202,7 +203,11 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
     async def Describe(self, request: Any, context: Context) -> DecoderServiceDescribeResponse:
         await self.describe.failed(context)
         return DecoderServiceDescribeResponse(
-            bundle=BUNDLE, modalities=self.modalities, context_length=2048, embedding_width=2, adapters=["calm"]
+            bundle=BUNDLE,
+            modalities=self.modalities,
+            context_length=2048,
+            embedding_width=2,
+            adapters=self.adapters,
         )
 
 

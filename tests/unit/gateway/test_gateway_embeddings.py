@@ -89,7 +89,6 @@ async def test_a_text_may_come_as_a_message(shared: Client) -> None:
         ({"input": [[1, 2], [3]]}, "input[0]"),
         ({"input": ["a", None]}, "input[1]"),
         ({"input": "a", "model": None}, "model"),
-        ({"input": "a", "model": f"{BUNDLE}:calm"}, "model"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": "a", "dimensions": 3}, "dimensions"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
@@ -107,6 +106,14 @@ async def test_what_has_no_vector_is_refused(
     response = await embed(client, **fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
     assert mesh.calls == 0
+
+
+async def test_an_adapter_has_no_vectors_of_its_own(mesh: FakeMesh, serve: Serve) -> None:
+    mesh.decoder.adapters = ["calm"]
+    response = await embed(await serve(), input="a", model=f"{BUNDLE}:calm")
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "model")
+    assert "adapters change no vectors" in error["message"]
 
 
 async def test_token_ids_are_told_from_text(shared: Client) -> None:
