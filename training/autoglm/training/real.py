@@ -27,6 +27,7 @@ from autoglm.training.data.catalog import APPS, Language
 from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Reply
+from autoglm.training.document import fill, weights
 from autoglm.training.published import PublishedWhisper
 from autoglm.training.real_media import SOURCES, MediaError, Recording, photographs, recordings
 from autoglm.training.remains import Remains, remains
@@ -166,8 +167,12 @@ def _case(picture: Tensor, question: str) -> Case:
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown tables."""
-    parts = ", ".join(f"{name} {revision}" for name, revision in report["revisions"].items())
-    sections = (f"Weights: {parts}.", _rates(report["heard"]), _remains(report["remains"]), _looks(report["looks"]))
+    sections = (
+        weights(report["revisions"]),
+        _rates(report["heard"]),
+        _remains(report["remains"]),
+        _looks(report["looks"]),
+    )
     return "\n\n".join((*sections, _transcripts(report["heard"]))) + "\n"
 
 
@@ -240,8 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (BundleError, MediaError) as error:
         sys.exit(f"{parser.prog}: {error}")
     if given.into is not None:
-        text, mark, _ = given.into.read_text(encoding="utf-8").partition(MARK)
-        given.into.write_text(f"{text}{mark or MARK}\n{markdown(report)}", encoding="utf-8")
+        fill(given.into, MARK, markdown(report))
     else:
         print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else markdown(report))
 

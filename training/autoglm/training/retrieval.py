@@ -27,6 +27,7 @@ from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
+from autoglm.training.document import fill, weights
 from autoglm.vision.model import VisionModel
 
 SEED, COUNT = 11, 150
@@ -165,9 +166,9 @@ def _row(query: str, candidate: str, queries: Tensor, candidates: Tensor, right:
 
 def markdown(bundle: Bundle, rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
-    parts = ", ".join(f"{name} {bundle.revision(name)}" for name in bundle.parts)
+    revisions: dict[str, str] = {name: bundle.revision(name) for name in bundle.parts}
     lines = [
-        f"Weights: {parts}.",
+        weights(revisions),
         "",
         "| Query | Looked for | Among | Found first | By chance |",
         "|---|---|---|---|---|",
@@ -189,11 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BundleError as error:
         sys.exit(f"{parser.prog}: {error}")
     table = markdown(bundle, measure(Vectors(bundle.root)))
-    if given.into is None:
+    if given.into is not None:
+        fill(given.into, MARK, table)
+    else:
         print(table, end="")
-        return
-    text, mark, _ = given.into.read_text(encoding="utf-8").partition(MARK)
-    given.into.write_text(f"{text}{mark or MARK}\n{table}", encoding="utf-8")
 
 
 if __name__ == "__main__":

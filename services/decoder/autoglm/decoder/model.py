@@ -27,11 +27,12 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
 from autoglm.decoder.settings import DecoderSettings
+from autoglm.decoder.stream import MODALITIES
 from autoglm.fusion.compose import Composer, Media, Prompt
 from autoglm.fusion.model import FusionModel, MediaKind
-from autoglm.v1 import embedding_pb2, modality_pb2
+from autoglm.v1 import embedding_pb2
 
-KINDS: dict[int, MediaKind] = {modality_pb2.MODALITY_IMAGE: "image", modality_pb2.MODALITY_AUDIO: "audio"}
+_KINDS: dict[int, MediaKind] = {modality: kind for kind, modality in MODALITIES.items()}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
 GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
@@ -76,7 +77,7 @@ class DecoderModel:
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
-        kind, widths = KINDS.get(embedding.modality), self.fusion.config.media_widths
+        kind, widths = _KINDS.get(embedding.modality), self.fusion.config.media_widths
         if kind is None or kind not in widths:
             raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
         try:

@@ -11,9 +11,13 @@ from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, tok
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
 from autoglm.decoder.tools import ToolCalls
 from autoglm.fusion.compose import Prompt
+from autoglm.fusion.model import MediaKind
 from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
 
-MODALITIES = {"image": modality_pb2.MODALITY_IMAGE, "audio": modality_pb2.MODALITY_AUDIO}
+MODALITIES: dict[MediaKind, modality_pb2.Modality] = {
+    "image": modality_pb2.MODALITY_IMAGE,
+    "audio": modality_pb2.MODALITY_AUDIO,
+}
 _REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}
 
 
