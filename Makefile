@@ -6,7 +6,9 @@ PROTOS := $(wildcard protos/autoglm/v1/*.proto)
 all: check test
 
 protos:  ## Generate the code of the contract, beside it.
-	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos \
+		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=protos \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=protos $(PROTOS)
 
 check:  ## Style, types, tables, contract.
 	$(BIN)/ruff check .

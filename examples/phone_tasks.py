@@ -17,7 +17,7 @@ from openai import OpenAI
 from phone_agent import Agent, Stuck
 from simulated_phone import SETTINGS, SimulatedPhone, State
 
-from autoglm.cli.workloads import wav
+from autoglm.bench.smoke.workloads import wav
 from autoglm.training.data.catalog import APPS
 from autoglm.training.data.speech import SAMPLE_RATE, Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Ask

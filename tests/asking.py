@@ -59,7 +59,7 @@ def caches(body: Mapping[str, Any]) -> list[str]:
 def describe_decoder(mesh: Mesh) -> DecoderServiceDescribeResponse:
     """Ask the decoder's replica itself how busy it is."""
     with grpc.insecure_channel(mesh.serve_address) as channel:
-        stub = DecoderServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = DecoderServiceStub(channel)
         answer: DecoderServiceDescribeResponse = stub.Describe(
             DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=10
         )

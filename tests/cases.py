@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from autoglm.bench.smoke.workloads import wav
 from autoglm.cli.api import audio_bytes_part, image_bytes_part
-from autoglm.cli.workloads import wav
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language
 from autoglm.training.data.screens import PHONES, Screen, ScreenKind, draw_screen
 from autoglm.training.data.speech import SAMPLE_RATE, Espeak, draw_voice, synthesize

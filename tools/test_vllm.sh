@@ -1,5 +1,5 @@
 #!/bin/sh
-# Asks vLLM what tests/unit/test_engines.py asks of every engine. Not part of run_tests.sh: the install is large, and vLLM
+# Asks vLLM what tests/unit/decoder/test_engines.py asks of every engine. Not part of run_tests.sh: the install is large, and vLLM
 # takes its time to start. vLLM's own pins cannot be met beside ours (transformers, torch), so its packages lie in an
 # environment of their own, FOLDER (default .venv-vllm), on top of .venv, which `sh tools/venv.sh dev` has made.
 set -eu
@@ -14,4 +14,4 @@ if [ ! -e "$venv/.ready" ]; then
     touch "$venv/.ready"
 fi
 cd "$root"
-AUTOGLM_TEST_ENGINE=vllm exec "$venv/bin/python" -m pytest tests/unit/test_engines.py
+AUTOGLM_TEST_ENGINE=vllm exec "$venv/bin/python" -m pytest tests/unit/decoder/test_engines.py

@@ -30,7 +30,7 @@ class Reflected:
         """Call a method; returns its response, or the list of them when it streams."""
         found = self._pool.FindServiceByName(service).FindMethodByName(method)
         answer = GetMessageClass(found.output_type)
-        kind = self._channel.unary_stream if found.server_streaming else self._channel.unary_unary
+        kind: Any = self._channel.unary_stream if found.server_streaming else self._channel.unary_unary
         request = GetMessageClass(found.input_type)(**fields)
         made: Any = kind(f"/{service}/{method}", lambda sent: sent.SerializeToString(), answer.FromString)(
             request, timeout=60

@@ -155,7 +155,7 @@ def test_a_schema_that_cannot_be_followed_is_refused(client: openai.OpenAI) -> N
 
 
 def test_the_same_over_grpc(channel: grpc.Channel) -> None:
-    stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(channel)
     question = ChatMessage(role=ROLE_USER, parts=[ContentPart(text=QUESTION["content"])])
     asked = ChatRequest(
         messages=[question],

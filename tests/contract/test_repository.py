@@ -36,8 +36,10 @@ def test_every_leaf_package_is_typed() -> None:
 
 def test_generated_code_is_current(tmp_path: Path) -> None:
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("autoglm/v1/*.proto"))
-    flags = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *flags, *sources], check=True, cwd=PROTOS)
+    kinds = ("python", "grpc_python", "mypy", "mypy_grpc")
+    plugins = [f"--plugin=protoc-gen-{k}={Path(sys.executable).with_name(f'protoc-gen-{k}')}" for k in kinds[2:]]
+    flags = [f"-I{PROTOS}", *plugins, *(f"--{kind}_out={tmp_path}" for kind in kinds)]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *flags, *sources], check=True, cwd=PROTOS)
     generated = {path.name: path.read_text() for path in (tmp_path / "autoglm/v1").iterdir()}
     committed = {path.name: path.read_text() for path in (PROTOS / "autoglm/v1").glob("*_pb2*.py*")}
     assert committed == generated

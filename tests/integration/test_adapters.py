@@ -64,7 +64,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(ask: Asker, channe
     assert "adapted:one" in error["message"]
     assert ask.http.get(f"/v1/models/{name}").status_code == 404
     message = ChatMessage(role=ROLE_USER, parts=[ContentPart(text="hi")])
-    stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(channel)
     with pytest.raises(grpc.RpcError) as refused:
         stub.Complete(CompleteRequest(chat=ChatRequest(model=name, messages=[message])), timeout=30)
     assert isinstance(from_rpc_error(refused.value), NotFound)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from autoglm.bench.smoke.workloads import wav
 from autoglm.cli.api import audio_bytes_part, image_bytes_part
-from autoglm.cli.workloads import wav
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
@@ -164,7 +164,7 @@ def message(*parts: ContentPart) -> ChatMessage:
     ],
 )
 def test_bad_input_over_grpc_names_its_field(channel: grpc.Channel, chat: ChatRequest, field: str) -> None:
-    stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
         stub.Complete(CompleteRequest(chat=chat), timeout=20)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT

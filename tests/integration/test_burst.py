@@ -151,7 +151,7 @@ def start(clients: Clients, chat: ChatRequest, stream: bool, name: str, timeout:
 
 def reason(error: grpc.aio.AioRpcError) -> str:
     """What a client learns of an error: its code, or gRPC's where the mesh had no say."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     if status is None:
         return error.code().name
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -229,7 +229,7 @@ async def burst(mesh: Mesh, requests: Mapping[str, Kind]) -> dict[str, str]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     http = httpx.AsyncClient(base_url=mesh.http_url, timeout=60, trust_env=False, limits=limits)
     async with http, grpc.aio.insecure_channel(mesh.grpc_address) as channel:
-        clients = Clients(http, ChatServiceStub(channel), mesh.http_port)  # type: ignore[no-untyped-call]
+        clients = Clients(http, ChatServiceStub(channel), mesh.http_port)
 
         async def one(name: str, kind: Kind) -> str:
             async with places:

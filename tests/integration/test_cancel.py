@@ -48,7 +48,7 @@ class Watch:
     def __init__(self, mesh: Mesh, http: httpx.AsyncClient) -> None:
         self.mesh, self.http = mesh, http
         self._channel = grpc.aio.insecure_channel(mesh.serve_address)
-        self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._decoder = DecoderServiceStub(self._channel)
         self.finished = False
 
     def body(self, **fields: Any) -> dict[str, Any]:
@@ -135,7 +135,7 @@ async def time_is_up_in_a_stream(watch: Watch) -> None:
 
 async def cancel_grpc(watch: Watch) -> None:
     async with grpc.aio.insecure_channel(watch.mesh.grpc_address) as channel:
-        stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = ChatServiceStub(channel)
         stream = stub.StreamComplete(watch.request())
         await stream.read()
         await watch.until_running(2)
@@ -144,7 +144,7 @@ async def cancel_grpc(watch: Watch) -> None:
 
 async def grpc_deadline(watch: Watch) -> None:
     async with grpc.aio.insecure_channel(watch.mesh.grpc_address) as channel:
-        stub = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = ChatServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             async for _ in stub.StreamComplete(watch.request(), timeout=1):
                 pass

@@ -19,7 +19,7 @@ from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.speech import Espeak
 from autoglm.training.data.talk import TOPICS
 from autoglm.training.data.wording import sentences
-from autoglm.training.persona import TERSE
+from autoglm.training.stages.persona import TERSE
 from autoglm.v1.chat_pb2 import Media
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
@@ -67,7 +67,7 @@ def test_questions_and_instructions_about_a_screen(
 def test_a_transcript_holds_what_was_said(channel: grpc.Channel) -> None:
     rng, every = np.random.default_rng(4), sentences("heldout")
     Espeak.fresh()
-    stub = TranscriptionServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub = TranscriptionServiceStub(channel)
     errors = []
     for number in range(8):
         language = LANGUAGES[number % 2]

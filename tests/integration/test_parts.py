@@ -41,7 +41,7 @@ def test_only_its_parts_run(mesh: Mesh, ask: Asker, channel: grpc.Channel) -> No
     (line,) = [line for line in mesh.lines() if "Starting services: " in line]
     assert "Starting services: vision, decoder at " in line
     assert {tuple(card["modalities"]) for card in ask.http.get("/v1/models").json()["data"]} == {("text", "image")}
-    models = ModelServiceStub(channel).ListModels(ListModelsRequest()).models  # type: ignore[no-untyped-call]
+    models = ModelServiceStub(channel).ListModels(ListModelsRequest()).models
     assert {tuple(card.modalities) for card in models} == {(MODALITY_TEXT, MODALITY_IMAGE)}
 
 
@@ -65,7 +65,7 @@ def test_text_and_screens_are_answered(ask: Asker, channel: grpc.Channel, case: 
     assert body["usage"]["prompt_tokens_details"]["image_tokens"] > 0
     image = base64.b64decode(case.image["image_url"]["url"].partition(",")[2])
     chat = ask_for(ContentPart(image=Media(data=image)), ContentPart(text=case.words))
-    assert ChatServiceStub(channel).Complete(chat).choices[0].text  # type: ignore[no-untyped-call]
+    assert ChatServiceStub(channel).Complete(chat).choices[0].text
 
 
 def test_speech_is_refused_for_good(ask: Asker, channel: grpc.Channel, case: ScreenCase) -> None:
@@ -74,8 +74,8 @@ def test_speech_is_refused_for_good(ask: Asker, channel: grpc.Channel, case: Scr
     assert "without its speech part" in response.json()["error"]["message"]
     assert "retry-after" not in response.headers
     audio = Media(data=base64.b64decode(case.audio["input_audio"]["data"]))
-    talk = ChatServiceStub(channel)  # type: ignore[no-untyped-call]
-    heard = TranscriptionServiceStub(channel)  # type: ignore[no-untyped-call]
+    talk = ChatServiceStub(channel)
+    heard = TranscriptionServiceStub(channel)
     for error in (
         failure(talk.Complete, ask_for(ContentPart(audio=audio))),
         failure(heard.Transcribe, TranscribeRequest(audio=audio)),

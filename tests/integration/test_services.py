@@ -61,7 +61,7 @@ Hear = Callable[..., Awaitable[speech_pb2.SpeechServiceEncodeResponse]]
 
 @pytest.fixture
 def encode(mesh: Mesh, channel: grpc.aio.Channel) -> Encode:
-    stub: Any = vision_pb2_grpc.VisionServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = vision_pb2_grpc.VisionServiceStub(channel)
 
     async def call(image: bytes, left: Duration | None = None) -> vision_pb2.VisionServiceEncodeResponse:
         request = vision_pb2.VisionServiceEncodeRequest(image=image, timeout=left)
@@ -75,7 +75,7 @@ def encode(mesh: Mesh, channel: grpc.aio.Channel) -> Encode:
 
 @pytest.fixture
 def hear(mesh: Mesh, channel: grpc.aio.Channel) -> Hear:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
 
     async def call(audio: bytes) -> speech_pb2.SpeechServiceEncodeResponse:
         request = speech_pb2.SpeechServiceEncodeRequest(audio=audio)
@@ -138,8 +138,8 @@ async def test_batching_changes_nothing_but_the_time(encode: Encode) -> None:
 async def test_describe_tells_what_encode_sends(
     mesh: Mesh, channel: grpc.aio.Channel, encode: Encode, hear: Hear
 ) -> None:
-    vision: Any = vision_pb2_grpc.VisionServiceStub(channel)  # type: ignore[no-untyped-call]
-    speech: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
+    vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
+    speech: Any = speech_pb2_grpc.SpeechServiceStub(channel)
     seen = (await vision.Describe(vision_pb2.VisionServiceDescribeRequest(), metadata=mesh.to("vision"))).encoder
     heard = (await speech.Describe(speech_pb2.SpeechServiceDescribeRequest(), metadata=mesh.to("speech"))).encoder
     image, audio = (await encode(png())).embedding, (await hear(wav(1))).embedding
@@ -159,7 +159,7 @@ async def test_speech_lasts_as_long_as_it_lasts(hear: Hear) -> None:
 
 
 async def test_transcribe_tells_the_length(mesh: Mesh, channel: grpc.aio.Channel) -> None:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)  # type: ignore[no-untyped-call]
+    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
     response = await stub.Transcribe(
         speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=mesh.to("speech")
     )
@@ -173,7 +173,7 @@ async def test_the_decoder_reads_the_transcript_behind_a_recording(
     said = spoken("打开游戏", "zh", np.random.default_rng(3))["input_audio"]["data"]
     embedding = (await hear(base64.b64decode(said))).embedding
     assert embedding.transcript == "打开游戏"
-    decoder: Any = decoder_pb2_grpc.DecoderServiceStub(channel)  # type: ignore[no-untyped-call]
+    decoder: Any = decoder_pb2_grpc.DecoderServiceStub(channel)
     lengths = []
     for transcript in (embedding.transcript, ""):
         embedding.transcript = transcript

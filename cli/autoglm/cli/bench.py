@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoglm.cli import load, report, workloads
+from autoglm.bench.measured import conditions
+from autoglm.bench.smoke import load, report, workloads
+from autoglm.bench.smoke.report import Case, Row
+from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
-from autoglm.cli.report import Case, Row
-from autoglm.cli.workloads import Messages, ToolsMissing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
-from autoglm.common.measured import conditions
 
 SEED = 0
 ROUNDS = 5
@@ -77,9 +77,9 @@ def engine(
     with needing("decoder", "bench"):
         import torch
 
-        from autoglm.cli.engine import bench
-        from autoglm.cli.engine import report as engine_report
-        from autoglm.cli.engine.subject import Setting
+        from autoglm.bench.engine import bench
+        from autoglm.bench.engine import report as engine_report
+        from autoglm.bench.engine.model_under_test import Setting
         from autoglm.cli.processes import StartError
     if dtype not in bench.DTYPES:
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
@@ -116,10 +116,10 @@ def gateway(
     """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's and vLLM's."""
     console = Console(stderr=True)
     with needing("serve", "bench"):
-        from autoglm.cli.gateway import bench
-        from autoglm.cli.gateway import report as gateway_report
-        from autoglm.cli.gateway.generator import Incomplete
-        from autoglm.cli.gateway.sides import LITELLM, VLLM, version_of
+        from autoglm.bench.gateway import bench
+        from autoglm.bench.gateway import report as gateway_report
+        from autoglm.bench.gateway.generator import Incomplete
+        from autoglm.bench.gateway.targets import LITELLM, VLLM, version_of
         from autoglm.cli.processes import StartError
     setting = bench.Setting.of(quick)
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
@@ -208,7 +208,7 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
         yield url
         return
     try:
-        from autoglm.cli.local import running_mesh
+        from autoglm.cli.local_mesh import running_mesh
         from autoglm.cli.processes import StartError
     except ModuleNotFoundError as error:
         raise Unmeasurable(f"{error.name} is missing: pip install 'autoglm-mesh[serve]', or name a --url") from None

@@ -11,8 +11,8 @@ from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import BundleError
 
 if TYPE_CHECKING:
-    from autoglm.training.bundles.check import Report
-    from autoglm.training.bundles.placement import Placed
+    from autoglm.bundles.check import Report
+    from autoglm.bundles.placement import Placed
 
 app = typer.Typer(help="Assemble and check bundles.", no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def init(
 ) -> None:
     """Put a bundle together from published weights, with a fresh fusion whose gates are closed."""
     with needing("serve", "bundle init"):
-        from autoglm.training.bundles.preset import Sources, assemble
+        from autoglm.bundles.preset import Sources, assemble
     try:
         bundle = assemble(out, preset.value, Sources(vision, speech, decoder), typer.echo)
     except (BundleError, OSError) as error:
@@ -59,10 +59,10 @@ def check(
     from rich.console import Console
 
     with needing("serve", "bundle check"):
+        from autoglm.bundles import placement
+        from autoglm.bundles.check import check as look_at
         from autoglm.cli import mesh
         from autoglm.common.memory import available_memory
-        from autoglm.training.bundles import placement
-        from autoglm.training.bundles.check import check as look_at
     try:
         devices = placement.gpus() if gpus is None else placement.parse(gpus)
         with Console(stderr=True).status("Hashing and comparing every file"):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoglm.cli.processes import StartError
-from autoglm.common.bundle import Bundle, BundleError, PartName
+from autoglm.common.bundle import Bundle, BundleError
 from autoglm.common.memory import available_memory
+from autoglm.common.modalities import APPLICATION_PARTS, MEDIA_MODALITIES, ApplicationName
 
 if TYPE_CHECKING:
     from autoglm.gateway.settings import Settings
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 GIB = 1024**3
 REDIS_SECONDS = 2
 NEEDED_MEMORY = 2.5 * GIB
-ENCODERS: tuple[PartName, ...] = ("vision", "speech")
 
 
 def check_port(host: str, port: int, variable: str) -> None:
@@ -80,7 +80,7 @@ def check_memory(available: int | None = None) -> None:
         )
 
 
-def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[PartName, ...]]:
+def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[ApplicationName, ...]]:
     """Return the bundle and the services to run: the decoder and the encoders of `modalities`, names with commas.
 
     Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
@@ -88,17 +88,16 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[PartN
     """
     try:
         bundle = Bundle.open(folder)
-        services: tuple[PartName, ...] = (*_encoders(bundle, modalities), "decoder")
-        needed: tuple[PartName, ...] = (*services, "fusion")
-        for name in needed:
-            bundle.part(name)
+        services: tuple[ApplicationName, ...] = (*_encoders(bundle, modalities), "decoder")
+        for part in (part for service in services for part in APPLICATION_PARTS[service]):
+            bundle.part(part)
     except BundleError as error:
         raise StartError(str(error)) from None
     return bundle, services
 
 
-def _encoders(bundle: Bundle, modalities: str) -> tuple[PartName, ...]:
-    held = [name for name in ENCODERS if name in bundle.parts]
+def _encoders(bundle: Bundle, modalities: str) -> tuple[ApplicationName, ...]:
+    held = [row.application for row in MEDIA_MODALITIES if row.part in bundle.parts]
     known = ("text", *held)
     asked = [name.strip() for name in modalities.split(",")] if modalities else known
     for name in asked:

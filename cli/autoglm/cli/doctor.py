@@ -130,8 +130,8 @@ def _port(host: str, port: int, option: str) -> str:
 
 
 def _settings() -> str:
-    from autoglm.gateway.files import Files
-    from autoglm.gateway.keys import Keys
+    from autoglm.gateway.admission.keys import Keys
+    from autoglm.gateway.file_watcher import Files
     from autoglm.gateway.metrics import Metrics
     from autoglm.gateway.tls import Certificate
 

@@ -30,7 +30,7 @@ def evaluate(
         print(f"autoglm eval: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     with needing("train", "eval"):
-        from autoglm.training import evaluate as exam
+        from autoglm.training.eval import evaluate as exam
     try:
         report = exam.evaluate(opened.root, exam.ExamConfig(seed, limit))
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ def create(
 ) -> None:
     """Make a key and print it, this once: the file gets its hash."""
     with _refusing("create"):
-        from autoglm.gateway.key_file import KeyFile, key_id, load, save
+        from autoglm.gateway.admission.key_file import KeyFile, key_id, load, save
 
         content = load(file) if file.exists() else KeyFile()
         key = content.add_key(tenant)
@@ -44,7 +44,7 @@ def create(
 def list_keys(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """List the keys' ids, whose they are, and the tenants' own limits."""
     with _refusing("list"):
-        from autoglm.gateway.key_file import ID_DIGITS, load
+        from autoglm.gateway.admission.key_file import ID_DIGITS, load
 
         _must_exist(file)
 
@@ -71,7 +71,7 @@ def revoke(
 ) -> None:
     """Remove a key; a gateway that follows the file refuses it within its `poll_interval`."""
     with _refusing("revoke"):
-        from autoglm.gateway.key_file import load, save
+        from autoglm.gateway.admission.key_file import load, save
 
         _must_exist(file)
         content = load(file)

@@ -23,7 +23,7 @@ import grpc
 import psutil
 import yaml
 
-from autoglm.cli.place import LOOPBACK, Ports
+from autoglm.cli.isolation import LOOPBACK, Ports
 from autoglm.cli.processes import StartError, TryAgain
 from autoglm.v1 import decoder_pb2, decoder_pb2_grpc, speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
 

@@ -20,11 +20,12 @@ from typing import IO, Any
 
 import typer
 
-from autoglm.cli import checks, place, processes
+from autoglm.cli import checks, isolation, processes
 from autoglm.cli.cache import Cache
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import Signals, StartError, TryAgain
-from autoglm.common.bundle import Bundle, PartName, chosen_bundle
+from autoglm.common.bundle import Bundle, chosen_bundle
+from autoglm.common.modalities import ApplicationName
 
 DRAIN_SECONDS = 25
 STOP_SECONDS = 2
@@ -96,7 +97,7 @@ class Supervisor:
         say(f"Ready in {time.monotonic() - started:.1f} s; stop with Ctrl-C")
         self._watch(gateway)
 
-    def _check(self) -> tuple[Bundle, tuple[PartName, ...]]:
+    def _check(self) -> tuple[Bundle, tuple[ApplicationName, ...]]:
         checks.gateway_settings()
         bundle, services = checks.open_bundle(self._options.bundle, self._options.modalities)
         checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
@@ -119,16 +120,16 @@ class Supervisor:
     def _start_mesh(self, bundle: Bundle, services: Sequence[str], started: float) -> None:
         os.environ.setdefault("AUTOGLM_SERVE_TOKEN", secrets.token_hex(32))
         events, ports, services = self._start_ray(bundle, services)
-        address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{place.LOOPBACK}:{ports.ingress}"
+        address = os.environ["AUTOGLM_SERVE_ADDRESS"] = f"{isolation.LOOPBACK}:{ports.ingress}"
         say(f"Starting services: {', '.join(services)} at {address} (logs in {self._folder})")
-        say(f"Service metrics at http://{place.LOOPBACK}:{ports.metrics}/metrics")
+        say(f"Service metrics at http://{isolation.LOOPBACK}:{ports.metrics}/metrics")
         loaded = self._event(events)
         several = " (distributed mode)" if len(loaded["devices"]) > 1 else ""
         say(f"Devices: {', '.join(loaded['devices'])}{several}")
         say(f"INT8 quantization: {', '.join(loaded['int8']) or 'off'}")
         say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
 
-    def _start_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], place.Ports, Sequence[str]]:
+    def _start_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], isolation.Ports, Sequence[str]]:
         """Return the events of a mesh whose Ray and ingress run, its ports and services; after bad luck tries again."""
         for _ in range(RAY_STARTS - 1):
             try:
@@ -140,13 +141,13 @@ class Supervisor:
                 processes.end_descendants(STOP_SECONDS, but=[cache.pid] if cache else [])
         return self._try_ray(bundle, services)
 
-    def _try_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], place.Ports, Sequence[str]]:
-        ports = self._stack.enter_context(place.Ports.reserve())  # kept after a failure: the next try gets others
+    def _try_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], isolation.Ports, Sequence[str]]:
+        ports = self._stack.enter_context(isolation.Ports.reserve())  # kept after a failure: the next try gets others
         command = [sys.executable, "-m", "autoglm.cli.mesh"]
         with (self._folder / "ray.log").open("ab") as log:
             self._mesh = processes.start(
                 [*command, str(self._folder), str(ports.ingress), str(ports.block), *services],
-                environment=place.environment(self._folder, bundle.root, ports),
+                environment=isolation.environment(self._folder, bundle.root, ports),
                 stdout=subprocess.PIPE,
                 stderr=log,
             )

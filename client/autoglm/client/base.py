@@ -53,9 +53,9 @@ class Base:
         be read.
         """
         self._channel = self._open(target, tls, certificate)
-        self._chats = ChatServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._transcriptions = TranscriptionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._models = ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._chats = ChatServiceStub(self._channel)
+        self._transcriptions = TranscriptionServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
         self._api_key, self._timeout, self._max_retries = api_key, timeout, max_retries
         self._sent = Sent()
 

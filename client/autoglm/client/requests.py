@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, ContentPart, Media
-from autoglm.v1.generation_pb2 import SamplingParams, TextChoice
+from autoglm.v1.generation_pb2 import Role, SamplingParams, TextChoice
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 
 File = bytes | Path
@@ -109,7 +109,7 @@ def _message(message: Message, sent: Sent, whole: bool) -> ChatMessage:
     parts += [ContentPart(audio=sent.media(recording, whole)) for recording in message.audio]
     if message.text:
         parts.append(ContentPart(text=message.text))
-    return ChatMessage(role=f"ROLE_{message.role.upper()}", parts=parts)
+    return ChatMessage(role=Role.Value(f"ROLE_{message.role.upper()}"), parts=parts)
 
 
 def _sampling(fields: dict[str, Any]) -> SamplingParams:

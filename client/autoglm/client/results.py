@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from autoglm.v1 import chat_pb2, generation_pb2, model_pb2, transcription_pb2
 from autoglm.v1.generation_pb2 import CacheOutcome, FinishReason
@@ -155,7 +154,7 @@ def _answer(
     text: str,
     reasoning: str,
     logprobs: Sequence[Token],
-    finish_reason: FinishReason,
+    finish_reason: FinishReason.ValueType,
     response: chat_pb2.CompleteResponse | chat_pb2.StreamCompleteResponse,
 ) -> Answer:
     summary = response.summary
@@ -193,7 +192,7 @@ def _seconds(duration: Duration) -> float:
     return duration.ToNanoseconds() / 1e9
 
 
-def _word(kind: EnumTypeWrapper, value: int) -> str:
+def _word(kind: "type[Modality | FinishReason | CacheOutcome]", value: int) -> str:
     """Return an enum's value as people write it: FINISH_REASON_STOP is `stop`; a newer server's stays a number."""
     found = kind.DESCRIPTOR.values_by_number.get(value)
     if found is None:

@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
-PartName = Literal["vision", "speech", "fusion", "decoder"]
-PARTS: tuple[PartName, ...] = ("vision", "speech", "fusion", "decoder")
+from autoglm.common.modalities import PARTS, PartName
+
 ADAPTERS = "adapters"
 MANIFEST = "bundle.json"
 FORMAT = 1

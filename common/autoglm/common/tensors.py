@@ -19,7 +19,7 @@ class TensorError(ValueError):
     """The bytes are not the tensor that they claim to be."""
 
 
-def seal(data: bytes, shape: Sequence[int], element_type: ElementType) -> Tensor:
+def seal(data: bytes, shape: Sequence[int], element_type: ElementType.ValueType) -> Tensor:
     """Return a Tensor with its checksum; raises TensorError when `data` does not fill `shape`."""
     tensor = Tensor(element_type=element_type, shape=shape, data=data, crc32=zlib.crc32(data))
     check(tensor)

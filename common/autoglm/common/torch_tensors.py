@@ -11,7 +11,7 @@ from autoglm.v1.embedding_pb2 import (
     Tensor,
 )
 
-_DTYPES: dict[ElementType, torch.dtype] = {
+_DTYPES: dict[ElementType.ValueType, torch.dtype] = {
     ELEMENT_TYPE_BFLOAT16: torch.bfloat16,
     ELEMENT_TYPE_FLOAT16: torch.float16,
     ELEMENT_TYPE_FLOAT32: torch.float32,

@@ -22,20 +22,20 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
-from autoglm.gateway.cache import EmbeddingCache
-from autoglm.gateway.desk import Desk
-from autoglm.gateway.fetch import Fetcher
-from autoglm.gateway.files import FileError, Files
+from autoglm.gateway.admission.byte_budget import Memory
+from autoglm.gateway.admission.keys import Keys
+from autoglm.gateway.admission.quota import Quota
+from autoglm.gateway.assistant import Desk
+from autoglm.gateway.file_watcher import FileError, Files
 from autoglm.gateway.health import MeshState
-from autoglm.gateway.http import create_app
-from autoglm.gateway.keys import Keys
-from autoglm.gateway.memory import Memory
+from autoglm.gateway.media.cache import EmbeddingCache
+from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.openai.app import create_app
 from autoglm.gateway.pipeline import Pipeline
-from autoglm.gateway.quota import Quota
+from autoglm.gateway.redis_store import Store
 from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
 from autoglm.gateway.settings import Settings, wrong_setting
-from autoglm.gateway.store import Store
 from autoglm.gateway.tls import Certificate
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
@@ -185,9 +185,9 @@ async def _grpc_door(desk: Desk, certificate: Certificate | None) -> AsyncIterat
         ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
     )
     server = grpc.aio.server(options=options)
-    add_ChatServiceServicer_to_server(ChatServicer(desk), server)  # type: ignore[no-untyped-call]
-    add_ModelServiceServicer_to_server(ModelServicer(desk), server)  # type: ignore[no-untyped-call]
-    add_TranscriptionServiceServicer_to_server(TranscriptionServicer(desk), server)  # type: ignore[no-untyped-call]
+    add_ChatServiceServicer_to_server(ChatServicer(desk), server)
+    add_ModelServiceServicer_to_server(ModelServicer(desk), server)
+    add_TranscriptionServiceServicer_to_server(TranscriptionServicer(desk), server)
     health_pb2_grpc.add_HealthServicer_to_server(desk.state.grpc_health, server)
     reflection.enable_server_reflection((*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:

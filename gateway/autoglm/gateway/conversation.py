@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.v1.generation_pb2 import ROLE_TOOL, ROLE_USER, Role, SamplingParams, Tool, ToolCall, ToolChoice
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, MODALITY_TEXT, Modality
+from autoglm.v1.modality_pb2 import Modality
 
-MODALITY_NAMES: Mapping[int, str] = {MODALITY_TEXT: "text", MODALITY_IMAGE: "image", MODALITY_AUDIO: "audio"}
 MAX_CHOICES = 8
 MAX_STOPS = 4
 
@@ -65,7 +64,7 @@ class MediaPart:
     With a `url`, `source` is empty until it has been fetched from there.
     """
 
-    modality: Modality
+    modality: Modality.ValueType
     source: bytes | str
     param: str
     sha256: bytes = b""
@@ -80,7 +79,7 @@ class MediaPart:
 class Message:
     """One turn. `calls` are functions that the assistant called, `call_id` names the call that a result is of."""
 
-    role: Role
+    role: Role.ValueType
     parts: Sequence[TextPart | MediaPart]
     param: str
     calls: Sequence[ToolCall] = ()
@@ -182,9 +181,9 @@ def _check_message(message: Message) -> None:
 
 def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
     """Raise InvalidRequest for the first field of `sampling` that is out of range; `prefix` leads its path."""
+    given = {field.name: value for field, value in sampling.ListFields()}
     for name, allowed in SAMPLING_RANGES.items():
-        value = getattr(sampling, name)
-        if sampling.HasField(name) and not (math.isfinite(value) and value in allowed):
+        if name in given and not (math.isfinite(given[name]) and given[name] in allowed):
             raise InvalidRequest(f"{prefix}{name} must be {allowed}", param=prefix + name)
     if not all(math.isfinite(bias) and bias in LOGIT_BIAS for bias in sampling.logit_bias.values()):
         raise InvalidRequest(f"{prefix}logit_bias must be {LOGIT_BIAS}", param=prefix + "logit_bias")

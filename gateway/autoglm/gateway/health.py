@@ -11,10 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, RateLimited
-from autoglm.gateway.conversation import MODALITY_NAMES, Call
+from autoglm.common.modalities import MEDIA_MODALITIES, MODALITY_NAMES
+from autoglm.gateway.conversation import Call
+from autoglm.gateway.redis_store import Store
 from autoglm.gateway.settings import Settings
-from autoglm.gateway.store import Store
-from autoglm.gateway.upstream import APPLICATIONS, Mesh, absent, unavailable
+from autoglm.gateway.upstream import Mesh, absent, unavailable
 from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse
 from autoglm.v1.embedding_pb2 import EncoderInfo
 from autoglm.v1.modality_pb2 import MODALITY_TEXT, Modality
@@ -115,8 +116,8 @@ class MeshState:
         self.grpc_health = Health()
         self._mesh, self._redis, self._settings = mesh, redis, settings
         self._decoder = Watched[DecoderServiceDescribeResponse]("decoder")
-        self._encoders: dict[Modality, Watched[EncoderInfo]] = {
-            modality: Watched(name) for modality, name in APPLICATIONS.items()
+        self._encoders: dict[Modality.ValueType, Watched[EncoderInfo]] = {
+            row.number: Watched(row.application) for row in MEDIA_MODALITIES
         }
         self._polled = asyncio.Event()
         self._wake = asyncio.Event()
@@ -152,13 +153,13 @@ class MeshState:
             raise unavailable("decoder")
         return self._decoder.info
 
-    async def require(self, modality: Modality) -> None:
+    async def require(self, modality: Modality.ValueType) -> None:
         """Raise ModalityUnavailable, for good, when the mesh runs without the modality's encoder."""
         await self._polled.wait()
         if modality not in self._deployed:
             raise absent(modality)
 
-    async def encoder(self, modality: Modality) -> EncoderInfo:
+    async def encoder(self, modality: Modality.ValueType) -> EncoderInfo:
         """Return what an encoder last said; raises ModalityUnavailable while it is absent, down or of no use."""
         await self.require(modality)
         decoder, service = await self.decoder(), self._encoders[modality]
@@ -169,7 +170,7 @@ class MeshState:
         return service.info
 
     @property
-    def modalities(self) -> list[Modality]:
+    def modalities(self) -> list[Modality.ValueType]:
         """What can be understood at this moment."""
         understood = self._decoder.info.modalities if self._decoder.info and self._decoder.up else ()
         return [m for m in understood if m == MODALITY_TEXT or self._encoders[m].up]
@@ -193,7 +194,7 @@ class MeshState:
         await self.grpc_health.enter_graceful_shutdown()
 
     @property
-    def _deployed(self) -> dict[Modality, Watched[EncoderInfo]]:
+    def _deployed(self) -> dict[Modality.ValueType, Watched[EncoderInfo]]:
         return {modality: service for modality, service in self._encoders.items() if service.deployed}
 
     async def _find(self) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.conversation import MODALITY_NAMES, Tenant
+from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.gateway.conversation import Tenant
 from autoglm.v1.generation_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
@@ -56,7 +57,7 @@ class Metrics:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def finished(self, reason: FinishReason) -> None:
+    def finished(self, reason: FinishReason.ValueType) -> None:
         """Count one choice that ended."""
         self._success.labels(FINISH_NAMES.get(reason, "unknown")).inc()
 
@@ -78,7 +79,7 @@ class Metrics:
         """Record how reading the files of a setting went."""
         self._reloads.labels(setting).set(successful)
 
-    def looked_up(self, modality: Modality, tier: str, hit: bool) -> None:
+    def looked_up(self, modality: Modality.ValueType, tier: str, hit: bool) -> None:
         """Count one look into the tier `local` or `redis` of the embedding cache."""
         self._queries.labels(MODALITY_NAMES[modality], tier).inc()
         if hit:

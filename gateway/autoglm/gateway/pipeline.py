@@ -17,12 +17,13 @@ from autoglm.common.errors import (
     UnsupportedMedia,
     UpstreamUnavailable,
 )
+from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
-from autoglm.gateway.cache import EmbeddingCache, Key
-from autoglm.gateway.conversation import MODALITY_NAMES, Call, Conversation, Inputs, MediaPart, TextPart
-from autoglm.gateway.fetch import Fetcher
+from autoglm.gateway.conversation import Call, Conversation, Inputs, MediaPart, TextPart
 from autoglm.gateway.health import MeshState
-from autoglm.gateway.media import Media
+from autoglm.gateway.media.cache import EmbeddingCache, Key
+from autoglm.gateway.media.fetch import Fetcher
+from autoglm.gateway.media.verify import Media
 from autoglm.gateway.tasks import merge, together
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
@@ -65,7 +66,7 @@ class Step:
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
     logprobs: Sequence[LogprobEntry] = ()
-    finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
+    finish_reason: FinishReason.ValueType = FINISH_REASON_UNSPECIFIED
     summary: Summary | None = None
 
 
@@ -77,7 +78,7 @@ class Choice:
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
-    finish_reason: FinishReason = FINISH_REASON_UNSPECIFIED
+    finish_reason: FinishReason.ValueType = FINISH_REASON_UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_status import rpc_status
 
 from autoglm.common.errors import InvalidRequest, to_status
+from autoglm.gateway.assistant import Desk, new_call
 from autoglm.gateway.conversation import (
     MAX_CHOICES,
     Call,
@@ -21,11 +22,10 @@ from autoglm.gateway.conversation import (
     check_messages,
     check_sampling,
 )
-from autoglm.gateway.desk import Desk, new_call
-from autoglm.gateway.media import at_url
+from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
-from autoglm.gateway.tools import check_calls, usable
+from autoglm.gateway.tool_checks import check_calls, usable
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
     ChatRequest,
@@ -203,7 +203,7 @@ def _part(part: ContentPart, param: str) -> TextPart | MediaPart:
     raise InvalidRequest(f"{param} must be text, image or audio", param=param)
 
 
-def _media(media: Media, modality: Modality, param: str) -> MediaPart:
+def _media(media: Media, modality: Modality.ValueType, param: str) -> MediaPart:
     match media.WhichOneof("source"):
         case "data":
             return MediaPart(modality, media.data, f"{param}.data")
@@ -214,7 +214,7 @@ def _media(media: Media, modality: Modality, param: str) -> MediaPart:
     raise InvalidRequest(f"{param} must have data, url or sha256", param=param)
 
 
-def _known_media(modality: Modality, sha256: bytes, param: str) -> MediaPart:
+def _known_media(modality: Modality.ValueType, sha256: bytes, param: str) -> MediaPart:
     if len(sha256) != SHA256_BYTES:
         raise InvalidRequest(f"{param} must be {SHA256_BYTES} bytes, not {len(sha256)}", param=param)
     return MediaPart(modality, b"", param, sha256=sha256)

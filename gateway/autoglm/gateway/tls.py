@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from autoglm.gateway.files import FileError, Files, read
+from autoglm.gateway.file_watcher import FileError, Files, read
 from autoglm.gateway.settings import Settings
 
 

@@ -29,9 +29,10 @@ from autoglm.common.errors import (
     UpstreamUnavailable,
     from_status,
 )
-from autoglm.gateway.conversation import MODALITY_NAMES, Call
-from autoglm.gateway.files import read
-from autoglm.gateway.media import Media
+from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
+from autoglm.gateway.conversation import Call
+from autoglm.gateway.file_watcher import read
+from autoglm.gateway.media.verify import Media
 from autoglm.gateway.settings import Settings
 from autoglm.v1.decoder_pb2 import (
     DecoderServiceDescribeRequest,
@@ -43,7 +44,7 @@ from autoglm.v1.decoder_pb2 import (
 )
 from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE, Modality
 from autoglm.v1.speech_pb2 import (
     SpeechServiceDescribeRequest,
     SpeechServiceEncodeRequest,
@@ -57,7 +58,6 @@ from autoglm.v1.vision_pb2_grpc import VisionServiceStub
 logger = logging.getLogger("autoglm.gateway.upstream")
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-APPLICATIONS = {MODALITY_IMAGE: "vision", MODALITY_AUDIO: "speech"}
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -76,9 +76,9 @@ class Mesh:
         self._channel = _channel(settings)
         token = settings.serve_token.get_secret_value()
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
-        self._vision = VisionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._speech = SpeechServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._decoder = DecoderServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._vision = VisionServiceStub(self._channel)
+        self._speech = SpeechServiceStub(self._channel)
+        self._decoder = DecoderServiceStub(self._channel)
         # Serve's answer is one `repeated string`, on the wire the same as a FieldMask; its own class would import Ray.
         self._list = self._channel.unary_unary(
             "/ray.serve.RayServeAPIService/ListApplications",
@@ -109,7 +109,7 @@ class Mesh:
         request = SpeechServiceTranscribeRequest(audio=_bytes(media), timeout=call.deadline.to_message())
         return cast(SpeechServiceTranscribeResponse, await self._ask(self._speech.Transcribe, request, "speech", call))
 
-    async def describe_encoder(self, modality: Modality, call: Call) -> EncoderInfo:
+    async def describe_encoder(self, modality: Modality.ValueType, call: Call) -> EncoderInfo:
         """Return what an encoder says of itself; raises ModalityUnavailable."""
         if modality == MODALITY_IMAGE:
             answer = await self._ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", call)
@@ -154,18 +154,19 @@ class Mesh:
 
 def unavailable(application: str) -> MeshError:
     """Return the error for an application that cannot be reached at this moment."""
-    for modality, encoder in APPLICATIONS.items():
-        if application == encoder:
-            message = f"{MODALITY_NAMES[modality]} input is not available now: its encoder does not answer"
+    for row in MEDIA_MODALITIES:
+        if application == row.application:
+            message = f"{row.kind} input is not available now: its encoder does not answer"
             return ModalityUnavailable(message, retry_after=RETRY_SECONDS)
     return UpstreamUnavailable(f"the {application} does not answer; try again shortly")
 
 
-def absent(modality: Modality) -> MeshError:
+def absent(modality: Modality.ValueType) -> MeshError:
     """Return the error for a modality whose application is not among Serve's: to try again is no use."""
     name = MODALITY_NAMES[modality]
+    part = BY_NUMBER[modality].part
     return ModalityUnavailable(
-        f"this server runs without its {APPLICATIONS[modality]} part and takes no {name} input: leave the {name} out"
+        f"this server runs without its {part} part and takes no {name} input: leave the {name} out"
     )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from autoglm.bundles.preset import Sources, assemble
 from autoglm.common.bundle import Bundle
-from autoglm.training.bundles.preset import Sources, assemble
 
 from .samples import NAME, save_decoder, save_speech, save_vision
 

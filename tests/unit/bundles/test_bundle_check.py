@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from autoglm.bundles.check import check
+from autoglm.bundles.preset import Sources
 from autoglm.cli.main import app
 from autoglm.common.bundle import Bundle, default_bundle, write_manifest
 from autoglm.fusion.compose import MEDIA_TOKENS
-from autoglm.fusion.model import FusionConfig, FusionModel
-from autoglm.training.bundles.check import check
-from autoglm.training.bundles.preset import Sources
+from autoglm.fusion.gcma.model import FusionConfig, FusionModel
 
 from .samples import NAME, NEW_TOKENS
 

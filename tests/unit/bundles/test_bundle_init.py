@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from autoglm.bundles.check import check
+from autoglm.bundles.preset import Sources, assemble
+from autoglm.bundles.sources import INDEX
 from autoglm.cli.main import app
 from autoglm.common.bundle import Bundle, BundleError, default_bundle
 from autoglm.speech.model import SpeechModel
-from autoglm.training.bundles.check import check
-from autoglm.training.bundles.preset import Sources, assemble
-from autoglm.training.bundles.sources import INDEX
 
 from .samples import NAME, NEW_TOKENS, save_decoder
 

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassification, WhisperForConditionalGeneration
 
+from autoglm.bundles.preset import Sources
 from autoglm.common.bundle import Bundle
 from autoglm.decoder.engine.embedded import EmbeddedEngine
 from autoglm.decoder.engine.runner import Runner
@@ -18,13 +19,12 @@ from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Media, Message
-from autoglm.fusion.fuse import fuse
+from autoglm.fusion.gcma.fuse import fuse
 from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
 from autoglm.speech.settings import SpeechSettings
-from autoglm.training.bundles.preset import Sources
 from autoglm.v1 import decoder_pb2, generation_pb2, speech_pb2
-from autoglm.vision.model import VisionModel
+from autoglm.vision.models.mobilevit import VisionModel
 from autoglm.vision.servicer import VisionServicer
 from autoglm.vision.settings import VisionSettings
 

@@ -19,11 +19,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from autoglm.bundles import placement
+from autoglm.bundles.check import Report, inspect
 from autoglm.cli import mesh
 from autoglm.common.bundle import Bundle
-from autoglm.fusion.model import FusionConfig, FusionModel
-from autoglm.training.bundles import placement
-from autoglm.training.bundles.check import Report, inspect
+from autoglm.fusion.gcma.model import FusionConfig, FusionModel
 
 from .samples import NAME
 

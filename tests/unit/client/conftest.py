@@ -168,9 +168,9 @@ def serving(mesh: FakeMesh, secrets: grpc.ServerCredentials | None = None, **lim
     options = tuple((f"grpc.{name}", value) for name, value in limits.items())
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, options=options)
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
-        model_pb2_grpc.add_ModelServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
-        transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(mesh, server)  # type: ignore[no-untyped-call]
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(mesh, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(mesh, server)
+        transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(mesh, server)
         if secrets is None:
             mesh.port = server.add_insecure_port("127.0.0.1:0")
         else:

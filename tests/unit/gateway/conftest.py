@@ -107,7 +107,7 @@ class Control:
 class FakeEncoder:
     """Tokens that depend on the bytes only."""
 
-    def __init__(self, modality: Modality) -> None:
+    def __init__(self, modality: Modality.ValueType) -> None:
         self.modality, self.encode, self.describe = modality, Control(), Control()
         self.revision = "r1"
 
@@ -162,7 +162,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
         self.adapters: list[str] = []
         self.after = 1
         self.finishes = self.reasons = True
-        self.finish_reason: FinishReason = FINISH_REASON_STOP
+        self.finish_reason: FinishReason.ValueType = FINISH_REASON_STOP
 
     async def Generate(
         self, request: DecoderServiceGenerateRequest, context: Context
@@ -228,7 +228,7 @@ class FakeServe:
         await self.listing.failed(context)
         return FieldMask(paths=self.applications)
 
-    def handler(self) -> "grpc.GenericRpcHandler[Empty, FieldMask]":
+    def handler(self) -> grpc.GenericRpcHandler:
         method = grpc.unary_unary_rpc_method_handler(
             self.list_applications,
             request_deserializer=Empty.FromString,
@@ -285,9 +285,9 @@ async def running_mesh(credentials: grpc.ServerCredentials | None = None) -> Asy
     """Run the fakes on one port, with `credentials` over TLS."""
     mesh, server = FakeMesh(), grpc.aio.server()
     server.add_generic_rpc_handlers((mesh.serve.handler(),))
-    vision_pb2_grpc.add_VisionServiceServicer_to_server(mesh.vision, server)  # type: ignore[no-untyped-call]
-    speech_pb2_grpc.add_SpeechServiceServicer_to_server(mesh.speech, server)  # type: ignore[no-untyped-call]
-    decoder_pb2_grpc.add_DecoderServiceServicer_to_server(mesh.decoder, server)  # type: ignore[no-untyped-call]
+    vision_pb2_grpc.add_VisionServiceServicer_to_server(mesh.vision, server)
+    speech_pb2_grpc.add_SpeechServiceServicer_to_server(mesh.speech, server)
+    decoder_pb2_grpc.add_DecoderServiceServicer_to_server(mesh.decoder, server)
     address = "127.0.0.1:0"
     secure = credentials and server.add_secure_port(address, credentials)
     mesh.address = f"127.0.0.1:{secure or server.add_insecure_port(address)}"

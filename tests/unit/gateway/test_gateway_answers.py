@@ -129,7 +129,7 @@ async def test_choices_run_side_by_side(client: Client, mesh: FakeMesh) -> None:
 async def test_grpc_gives_the_same_answer_as_http(shared: Client) -> None:
     image = ContentPart(image=Media(data=png()))
     asked = chat_request(image, ContentPart(text="hi"), return_reasoning=True)
-    stub = ChatServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(shared.channel)
     http = (
         await shared.chat([image_part(png()), {"type": "text", "text": "hi"}], seed=7, return_reasoning=True)
     ).json()
@@ -146,10 +146,10 @@ async def test_grpc_gives_the_same_answer_as_http(shared: Client) -> None:
 
 
 async def test_grpc_models_and_transcripts(shared: Client) -> None:
-    models = await ModelServiceStub(shared.channel).ListModels(ListModelsRequest())  # type: ignore[no-untyped-call]
+    models = await ModelServiceStub(shared.channel).ListModels(ListModelsRequest())
     assert [card.id for card in models.models] == [BUNDLE, "autoglm-phone-9b"]
     assert (models.models[1].bundle, models.models[1].context_length) == (BUNDLE, 2048)
-    transcription = TranscriptionServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    transcription = TranscriptionServiceStub(shared.channel)
     said = await transcription.Transcribe(TranscribeRequest(audio=Media(data=wav())))
     assert said.text == "打开设置"
 
@@ -170,7 +170,7 @@ async def test_grpc_models_and_transcripts(shared: Client) -> None:
     ],
 )
 async def test_grpc_names_the_wrong_field(shared: Client, asked: ChatRequest, field: str) -> None:
-    stub = ChatServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(shared.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Complete(CompleteRequest(chat=asked))
     assert field_of(caught.value) == field
@@ -180,7 +180,7 @@ async def test_grpc_names_the_wrong_field(shared: Client, asked: ChatRequest, fi
     ("name", "value"), [("temperature", 3), ("temperature", float("nan")), ("top_p", 0), ("top_logprobs", 21)]
 )
 async def test_grpc_checks_sampling_as_http_does(shared: Client, name: str, value: float) -> None:
-    stub = ChatServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(shared.channel)
     asked = chat_request()
     setattr(asked.sampling, name, value)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -215,11 +215,11 @@ async def test_an_error_before_the_first_byte_has_its_status(client: Client, mes
 
 async def test_grpc_errors_carry_details(client: Client, mesh: FakeMesh) -> None:
     mesh.decoder.generate.error = UpstreamUnavailable("the engine stopped")
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         [step async for step in stub.StreamComplete(StreamCompleteRequest(chat=chat_request()))]
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, "the engine stopped")
-    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    status = rpc_status.from_call(caught.value)
     assert status is not None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(info)
@@ -263,7 +263,7 @@ async def test_keys(serve: Serve) -> None:
     refused = await client.chat("hi")
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "authentication_error")
     assert (await client.http.get("/health/live")).status_code == 200
-    stub = ModelServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ModelServiceStub(client.channel)
     assert await stub.ListModels(ListModelsRequest(), metadata=tuple(good.items()))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.ListModels(ListModelsRequest(), metadata=tuple(bad.items()))
@@ -271,7 +271,7 @@ async def test_keys(serve: Serve) -> None:
 
 
 def field_of(error: grpc.aio.AioRpcError) -> str:
-    status, bad = rpc_status.from_call(error), error_details_pb2.BadRequest()  # type: ignore[arg-type]
+    status, bad = rpc_status.from_call(error), error_details_pb2.BadRequest()
     assert status is not None
     assert any(detail.Unpack(bad) for detail in status.details)
     return str(bad.field_violations[0].field)

@@ -14,7 +14,7 @@ import redis.asyncio
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, UnsupportedMedia
 from autoglm.common.tensors import seal
-from autoglm.gateway.cache import EmbeddingCache, Key, LocalTier, tenant_hash
+from autoglm.gateway.media.cache import EmbeddingCache, Key, LocalTier, tenant_hash
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
@@ -281,7 +281,7 @@ async def test_a_damaged_entry_is_a_miss_and_is_replaced(
 async def test_without_redis_requests_are_answered_and_the_log_says_it_once(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "autoglm.gateway.store"):
+    with caplog.at_level(logging.INFO, "autoglm.gateway.redis_store"):
         client = await serve(redis_url="redis://:hidden@127.0.0.1:1/0")
         for colour in ("red", "blue", "green"):
             assert await ask(client, image_part(png(colour=colour))) == ["miss"]

@@ -61,7 +61,7 @@ async def test_a_client_that_hangs_up_stops_the_decoder(client: Client, mesh: Fa
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_cancelled_grpc_call_stops_the_decoder(client: Client, mesh: FakeMesh, streamed: bool) -> None:
     mesh.decoder.generate.hold.clear()
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
 
     async def call() -> None:
         if streamed:
@@ -109,7 +109,7 @@ async def test_a_deadline_passes_in_an_encoder(client: Client, mesh: FakeMesh) -
 
 async def test_grpc_deadlines_are_honoured(client: Client, mesh: FakeMesh) -> None:
     mesh.decoder.generate.hold.clear()
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Complete(CompleteRequest(chat=CHAT), timeout=0.3)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -162,8 +162,8 @@ async def test_what_the_decoder_objects_to_names_the_clients_field(client: Clien
     response = await client.chat("hi")
     assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))  # type: ignore[no-untyped-call]
-    status, bad = rpc_status.from_call(caught.value), error_details_pb2.BadRequest()  # type: ignore[arg-type]
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))
+    status, bad = rpc_status.from_call(caught.value), error_details_pb2.BadRequest()
     assert status is not None
     assert any(detail.Unpack(bad) for detail in status.details)
     assert bad.field_violations[0].field == "chat.messages"

@@ -14,7 +14,7 @@ import pytest_asyncio
 import trustme
 from pydantic import ValidationError
 
-from autoglm.gateway.fetch import MAX_REDIRECTS, Policy
+from autoglm.gateway.media.fetch import MAX_REDIRECTS, Policy
 from autoglm.gateway.settings import Settings
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
@@ -106,7 +106,7 @@ async def test_the_host_is_told_nothing_of_the_client(world: World, serve: Serve
 async def test_urls_over_grpc(world: World, serve: Serve, mesh: FakeMesh) -> None:
     world.media.replies["/b.wav"] = http(wav())
     client = await serve(**world.settings)
-    chat, heard = ChatServiceStub(client.channel), TranscriptionServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    chat, heard = ChatServiceStub(client.channel), TranscriptionServiceStub(client.channel)
     part = ContentPart(image=Media(url=f"{world.url}/a.png"))
     message = ChatMessage(role=ROLE_USER, parts=[part])
     await chat.Complete(CompleteRequest(chat=ChatRequest(messages=[message])))

@@ -38,13 +38,13 @@ def question(part: ContentPart) -> CompleteRequest:
 
 
 async def ask(client: Client, part: ContentPart, key: str = "EMPTY") -> CompleteResponse:
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
     metadata = (("authorization", f"Bearer {key}"),)
     answer: CompleteResponse = await stub.Complete(question(part), metadata=metadata)
     return answer
 
 
-def outcome(answer: CompleteResponse) -> CacheOutcome:
+def outcome(answer: CompleteResponse) -> CacheOutcome.ValueType:
     (stage,) = answer.summary.stages.media
     return stage.cache
 
@@ -53,7 +53,7 @@ async def refused(asking: Any) -> tuple[grpc.StatusCode, str, str]:
     """Return code, reason and field of the failure of `asking`."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asking
-    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    status = rpc_status.from_call(caught.value)
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status is not None
     assert status.details[0].Unpack(info)
@@ -127,7 +127,7 @@ async def test_what_is_no_hash(shared: Client, sent: bytes) -> None:
 
 
 async def test_transcripts_are_not_kept(shared: Client) -> None:
-    stub = TranscriptionServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    stub = TranscriptionServiceStub(shared.channel)
     recording = Media(sha256=hashlib.sha256(wav()).digest())
     asking = stub.Transcribe(TranscribeRequest(audio=recording))
     assert await refused(asking) == (grpc.StatusCode.NOT_FOUND, "MEDIA_UNKNOWN", "audio.sha256")

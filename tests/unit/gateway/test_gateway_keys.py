@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from autoglm.common.errors import AuthenticationFailed
 from autoglm.gateway import app
-from autoglm.gateway.files import FileError, Files
-from autoglm.gateway.key_file import digest_of, load
-from autoglm.gateway.keys import Keys
+from autoglm.gateway.admission.key_file import digest_of, load
+from autoglm.gateway.admission.keys import Keys
+from autoglm.gateway.file_watcher import FileError, Files
 from autoglm.gateway.metrics import Metrics
 from autoglm.gateway.settings import Settings
 from autoglm.v1.model_pb2 import ListModelsRequest
@@ -39,7 +39,7 @@ async def enters(client: Client, key: str | None) -> bool:
     """Return whether both doors let a key in; they must agree."""
     sent = {} if key is None else {"authorization": f"Bearer {key}"}
     status = (await client.http.get("/v1/models", headers=sent)).status_code
-    stub = ModelServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ModelServiceStub(client.channel)
     try:
         await stub.ListModels(ListModelsRequest(), metadata=tuple(sent.items()))
         code = grpc.StatusCode.OK
@@ -104,14 +104,14 @@ async def test_a_broken_file_changes_nothing_and_says_why(
 ) -> None:
     mount.put(keys=content(acme=["ag-old"]))
     client = await serve(api_keys_file=mount.path("keys"))
-    with caplog.at_level(logging.INFO, "autoglm.gateway.files"):
+    with caplog.at_level(logging.INFO, "autoglm.gateway.file_watcher"):
         mount.put(keys=b"tenants:\n- name: acme\n  keys: [ag-leaked]\n")
         await eventually(reload_is(client, 0.0))
         assert await enters(client, "ag-old")
         assert not await enters(client, "ag-leaked")
         mount.put(keys=content(acme=["ag-new"]))
         await eventually(reload_is(client, 1.0))
-    broken, mended = [record for record in caplog.records if record.name == "autoglm.gateway.files"]
+    broken, mended = [record for record in caplog.records if record.name == "autoglm.gateway.file_watcher"]
     assert (broken.levelno, mended.levelno) == (logging.ERROR, logging.INFO)
     assert "tenants.0.keys.0" in broken.message
     assert "ag-leaked" not in broken.message

@@ -13,7 +13,7 @@ import yaml
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from autoglm.gateway.key_file import digest_of
+from autoglm.gateway.admission.key_file import digest_of
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
@@ -46,14 +46,14 @@ async def ask(client: Client, key: str, **fields: Any) -> httpx.Response:
 
 async def ask_grpc(client: Client, key: str) -> float | None:
     """Return the seconds of RetryInfo when a tenant has had its share, or None after an answer."""
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
     answer = stub.Complete(CompleteRequest(chat=CHAT), metadata=(("authorization", f"Bearer {key}"),))
     if await answer.code() == grpc.StatusCode.OK:
         return None
     assert await answer.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await answer
-    status, retry = rpc_status.from_call(caught.value), error_details_pb2.RetryInfo()  # type: ignore[arg-type]
+    status, retry = rpc_status.from_call(caught.value), error_details_pb2.RetryInfo()
     assert status is not None
     assert any(detail.Unpack(retry) for detail in status.details)
     return float(retry.retry_delay.ToMilliseconds() / 1000)
@@ -193,7 +193,7 @@ async def test_more_requests_than_places(serve: Serve, mesh: FakeMesh) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "1"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))  # type: ignore[no-untyped-call]
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=CHAT))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     mesh.decoder.generate.hold.set()
     assert (await first).status_code == 200
@@ -213,7 +213,7 @@ async def test_when_requests_in_progress_hold_much_large_ones_wait_and_small_one
     assert refused.headers["retry-after"] == "1"
     chat = ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[ContentPart(text=long)])])
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=chat))  # type: ignore[no-untyped-call]
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=chat))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     mesh.decoder.generate.entered.clear()
     small = asyncio.create_task(client.chat("hi"))

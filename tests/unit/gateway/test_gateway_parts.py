@@ -42,7 +42,7 @@ IMAGE, AUDIO = ContentPart(image=Media(data=png())), ContentPart(audio=Media(dat
 async def test_it_tells_what_is_there(deaf: FakeMesh, client: Client) -> None:
     cards = (await client.http.get("/v1/models")).json()["data"]
     assert [card["modalities"] for card in cards] == [["text", "image"]] * 2
-    stub = ModelServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ModelServiceStub(client.channel)
     models = (await stub.ListModels(ListModelsRequest())).models
     assert [list(card.modalities) for card in models] == [[MODALITY_TEXT, MODALITY_IMAGE]] * 2
     ready = await client.http.get("/health/ready")
@@ -73,8 +73,8 @@ async def test_what_needs_the_part_is_refused_before_any_work(deaf: FakeMesh, cl
 
 
 async def test_what_needs_the_part_is_refused_over_grpc(deaf: FakeMesh, client: Client) -> None:
-    talk = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
-    heard = TranscriptionServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    talk = ChatServiceStub(client.channel)
+    heard = TranscriptionServiceStub(client.channel)
     for call in (
         talk.Complete(CompleteRequest(chat=chat(IMAGE, AUDIO))),
         talk.StreamComplete(StreamCompleteRequest(chat=chat(AUDIO))).read(),
@@ -99,9 +99,7 @@ async def test_a_part_that_is_down_is_another_thing(client: Client, mesh: FakeMe
     assert response.json()["error"]["code"] == "modality_unavailable"
     assert "not available now" in response.json()["error"]["message"]
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ChatServiceStub(client.channel).Complete(  # type: ignore[no-untyped-call]
-            CompleteRequest(chat=chat(AUDIO))
-        )
+        await ChatServiceStub(client.channel).Complete(CompleteRequest(chat=chat(AUDIO)))
     assert details(caught.value) == ("MODALITY_UNAVAILABLE", True)
 
 
@@ -134,7 +132,7 @@ async def test_a_serve_that_does_not_tell_is_taken_to_have_all(serve: Serve, mes
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, bool]:
     """Return the reason of `error`, and whether it tells when to try again."""
-    status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status: Any = rpc_status.from_call(error)
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     assert any(detail.Unpack(info) for detail in status.details)
     return info.reason, any(detail.Unpack(retry) for detail in status.details)

@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from autoglm.common.errors import UpstreamUnavailable
+from autoglm.gateway.openai.responses.render import ResponseAnswer
+from autoglm.gateway.openai.responses.request import ResponseRequest
 from autoglm.gateway.pipeline import Step
-from autoglm.gateway.response_events import ResponseAnswer
-from autoglm.gateway.responses import ResponseRequest
 from autoglm.v1.generation_pb2 import (
     ROLE_ASSISTANT,
     ROLE_TOOL,

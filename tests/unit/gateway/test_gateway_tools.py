@@ -215,7 +215,7 @@ async def test_grpc_takes_tools_and_gives_calls(client: Client, mesh: FakeMesh) 
         tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED),
         parallel_tool_calls=False,
     )
-    stub = ChatServiceStub(client.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(client.channel)
     (choice,) = (await stub.Complete(CompleteRequest(chat=asked))).choices
     steps = [step.delta async for step in stub.StreamComplete(StreamCompleteRequest(chat=asked))]
     assert list(choice.tool_calls) == [call for step in steps for call in step.tool_calls] == CALLS
@@ -244,7 +244,7 @@ async def test_grpc_takes_tools_and_gives_calls(client: Client, mesh: FakeMesh) 
     ],
 )
 async def test_grpc_names_the_wrong_tool(shared: Client, asked: ChatRequest, field: str) -> None:
-    stub = ChatServiceStub(shared.channel)  # type: ignore[no-untyped-call]
+    stub = ChatServiceStub(shared.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Complete(CompleteRequest(chat=asked))
     assert field_of(caught.value) == field

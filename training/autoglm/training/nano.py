@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from autoglm.common.bundle import ADAPTERS, DEFAULT_BUNDLE, PARTS, Bundle, default_bundle, write_manifest
-from autoglm.training import (
+from autoglm.common.bundle import ADAPTERS, DEFAULT_BUNDLE, Bundle, default_bundle, write_manifest
+from autoglm.common.modalities import PARTS
+from autoglm.training.eval import evaluate
+from autoglm.training.recipe import Recipe
+from autoglm.training.stages import (
     compare,
     distil,
-    evaluate,
     features,
     joint,
     persona,
@@ -23,7 +25,6 @@ from autoglm.training import (
     teacher,
     vision,
 )
-from autoglm.training.recipe import Recipe
 
 STAGES = (
     "speech", "vision", "features", "align", "joint", "teacher", "distil", "plain", "prune", "compare", "persona",

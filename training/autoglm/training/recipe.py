@@ -7,17 +7,17 @@ from typing import Any, Self
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from autoglm.training.compare import CompareConfig
-from autoglm.training.distil import DistilConfig
-from autoglm.training.evaluate import ExamConfig
-from autoglm.training.features import FeaturesConfig
-from autoglm.training.joint import DecoderConfig, RunConfig
-from autoglm.training.persona import PersonaConfig
-from autoglm.training.prune import PruneConfig
-from autoglm.training.speech import SpeechConfig
-from autoglm.training.sweep import SweepConfig
-from autoglm.training.teacher import TeacherConfig
-from autoglm.training.vision import VisionConfig
+from autoglm.training.eval.evaluate import ExamConfig
+from autoglm.training.stages.compare import CompareConfig
+from autoglm.training.stages.distil import DistilConfig
+from autoglm.training.stages.features import FeaturesConfig
+from autoglm.training.stages.joint import DecoderConfig, RunConfig
+from autoglm.training.stages.persona import PersonaConfig
+from autoglm.training.stages.prune import PruneConfig
+from autoglm.training.stages.speech import SpeechConfig
+from autoglm.training.stages.sweep import SweepConfig
+from autoglm.training.stages.teacher import TeacherConfig
+from autoglm.training.stages.vision import VisionConfig
 
 NANO = Path(__file__).parent / "recipes" / "nano.yaml"
 

@@ -7,15 +7,15 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from autoglm.common.modalities import MediaKind
 from autoglm.fusion.compose import Media, Message
-from autoglm.fusion.model import MediaKind
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Name
 from autoglm.training.data.prompts import system_prompt
 from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.talk import TOPICS, draw_jumble, draw_repeat, draw_sum
 from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply, typing
 from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates
-from autoglm.training.features import NOISE, TALK, WORDS, Shelf, draw_key
+from autoglm.training.stages.features import NOISE, TALK, WORDS, Shelf, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.torch_tensors import from_torch
 from autoglm.decoder.model import DecoderModel
-from autoglm.fusion.pool import pool_media, pool_text
+from autoglm.fusion.gcma.pool import pool_media, pool_text
 from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
 
 MAX_TOKENS = 300_000  # of all parts together, as OpenAI's

@@ -14,25 +14,24 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 from autoglm.common.bundle import Bundle
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.memory import available_memory
+from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.content import BLOCK
 from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
-from autoglm.decoder.engine.glm import Glm
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
+from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.prefix_keys import BLOCK
 from autoglm.decoder.engine.protocol import Engine
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.decoder.stream import MODALITIES
 from autoglm.fusion.compose import Composer, Media, Prompt
-from autoglm.fusion.model import FusionModel, MediaKind
+from autoglm.fusion.gcma.model import FusionModel
 from autoglm.v1 import embedding_pb2
 
-_KINDS: dict[int, MediaKind] = {modality: kind for kind, modality in MODALITIES.items()}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
 GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
@@ -77,9 +76,10 @@ class DecoderModel:
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
-        kind, widths = _KINDS.get(embedding.modality), self.fusion.config.media_widths
-        if kind is None or kind not in widths:
+        modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.config.media_widths
+        if modality is None or modality.kind not in widths:
             raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
+        kind = modality.kind
         try:
             tokens = to_torch(embedding.tokens)
         except TensorError as error:

@@ -12,6 +12,7 @@ import torch
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest, NotFound
+from autoglm.common.modalities import BY_KIND
 from autoglm.common.server import Context, fail
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.grammar import Grammar
@@ -19,14 +20,14 @@ from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.decoder.stream import MODALITIES, Answer, Inbox
+from autoglm.decoder.stream import Answer, Inbox
 from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
 from autoglm.fusion.compose import Media, Message, Prompt, Role
 from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
-ROLES: dict[generation_pb2.Role, Role] = {
+ROLES: dict[generation_pb2.Role.ValueType, Role] = {
     generation_pb2.ROLE_SYSTEM: "system",
     generation_pb2.ROLE_USER: "user",
     generation_pb2.ROLE_ASSISTANT: "assistant",
@@ -88,10 +89,10 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats = self.engine.stats()
+        stats, fusion = self.engine.stats(), self._model.fusion.config
         return decoder_pb2.DecoderServiceDescribeResponse(
             bundle=self._model.bundle.name,
-            modalities=[modality_pb2.MODALITY_TEXT, *(MODALITIES[k] for k in self._model.fusion.config.media_widths)],
+            modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in fusion.media_widths)],
             context_length=self._model.context,
             device=str(self._model.device),
             num_requests_running=stats.running,
@@ -99,7 +100,7 @@ class DecoderServicer:
             kv_cache_usage_perc=stats.cache_usage,
             adapters=self._model.adapters.names,
             int8=self._model.int8,
-            embedding_width=self._model.fusion.config.width,
+            embedding_width=fusion.width,
         )
 
     async def _generate(
@@ -109,7 +110,7 @@ class DecoderServicer:
         sampling = self._sampling(request.sampling)
         inbox = Inbox(self.engine.wake)
         salt = request.cache_salt.encode()
-        thinking = self._model.thinking(prompt, _given(request.sampling, "max_thinking_tokens"))
+        thinking = self._model.thinking(prompt, _thinking_budget(request.sampling))
         functions, single = [Function.of(tool) for tool in request.tools], _single(request)
         wanted = self._grammar(request, functions, single)
         adapter = await self._adapter(request.adapter)
@@ -196,5 +197,5 @@ def _single(request: decoder_pb2.DecoderServiceGenerateRequest) -> bool:
     return said or bool(request.tool_choice.function)
 
 
-def _given(message: generation_pb2.SamplingParams, name: str) -> int | None:
-    return getattr(message, name) if message.HasField(name) else None
+def _thinking_budget(sampling: generation_pb2.SamplingParams) -> int | None:
+    return sampling.max_thinking_tokens if sampling.HasField("max_thinking_tokens") else None

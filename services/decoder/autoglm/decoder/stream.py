@@ -7,17 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from tokenizers import Tokenizer
 
 from autoglm.common.deadlines import seconds_to_duration
+from autoglm.common.modalities import BY_KIND
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
 from autoglm.decoder.tools import ToolCalls
 from autoglm.fusion.compose import Prompt
-from autoglm.fusion.model import MediaKind
-from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
+from autoglm.v1 import decoder_pb2, generation_pb2
 
-MODALITIES: dict[MediaKind, modality_pb2.Modality] = {
-    "image": modality_pb2.MODALITY_IMAGE,
-    "audio": modality_pb2.MODALITY_AUDIO,
-}
 _REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}
 
 
@@ -106,13 +102,13 @@ class Answer:
                 audio_tokens=self._prompt.count("audio"),
                 reasoning_tokens=self._thoughts,
             ),
-            gates=[generation_pb2.Gate(modality=MODALITIES[k], mean=v) for k, v in sequence.gates.items()],
+            gates=[generation_pb2.Gate(modality=BY_KIND[k].number, mean=v) for k, v in sequence.gates.items()],
             queue=seconds_to_duration(started - sequence.submitted),
             prefill=seconds_to_duration(first - started),
             decode=seconds_to_duration(ended - first),
         )
 
-    def _finish_reason(self, reason: str) -> generation_pb2.FinishReason:
+    def _finish_reason(self, reason: str) -> generation_pb2.FinishReason.ValueType:
         called = self._calls is not None and self._calls.made > 0
         return generation_pb2.FINISH_REASON_TOOL_CALLS if called and reason == "stop" else _REASONS[reason]
 

@@ -19,12 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from autoglm.fusion.model import MEDIA, MediaKind
+from autoglm.common.modalities import MEDIA_MODALITIES, MediaKind
 
 Role = Literal["system", "user", "assistant", "tool"]
-PLACEHOLDERS: dict[MediaKind, str] = {"image": "<|image|>", "audio": "<|audio|>"}
 MEDIA_TOKENS = tuple(
-    text for kind in MEDIA for text in (f"<|begin_of_{kind}|>", PLACEHOLDERS[kind], f"<|end_of_{kind}|>")
+    text for row in MEDIA_MODALITIES for text in (f"<|begin_of_{row.kind}|>", row.placeholder, f"<|end_of_{row.kind}|>")
 )
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 
@@ -101,7 +100,7 @@ class Composer:
         self.vocabulary = max(vocabulary.values()) + 1
         self.longest = max(map(len, vocabulary))
         ids = {text: _id(self.tokenizer, text) for text in MEDIA_TOKENS}
-        self._placeholder_ids = {kind: ids[text] for kind, text in PLACEHOLDERS.items()}
+        self._placeholder_ids = {row.kind: ids[row.placeholder] for row in MEDIA_MODALITIES}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that a client wrote: what looks like a special token in it is none."""
@@ -177,7 +176,7 @@ def _id(tokenizer: Tokenizer, text: str) -> int:
 
 def _in_order(parts: tuple[str | Media, ...]) -> list[str | Media]:
     """Return images, then audio, then text, each in the client's order."""
-    media = [part for kind in MEDIA for part in parts if isinstance(part, Media) and part.kind == kind]
+    media = [part for row in MEDIA_MODALITIES for part in parts if isinstance(part, Media) and part.kind == row.kind]
     return [*media, *(part for part in parts if isinstance(part, str))]
 
 

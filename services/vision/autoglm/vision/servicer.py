@@ -16,7 +16,7 @@ from autoglm.common.errors import RequestTooLarge, UnsupportedMedia
 from autoglm.common.server import Context, fail
 from autoglm.common.torch_tensors import from_torch
 from autoglm.v1 import embedding_pb2, modality_pb2, vision_pb2
-from autoglm.vision.model import MAX_PIXELS, ImageError, ImageTooLarge, VisionModel
+from autoglm.vision.models.mobilevit import MAX_PIXELS, ImageError, ImageTooLarge, VisionModel
 from autoglm.vision.settings import VisionSettings
 
 

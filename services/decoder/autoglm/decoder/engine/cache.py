@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoglm.decoder.engine.content import BLOCK
+from autoglm.decoder.engine.prefix_keys import BLOCK
 
 
 def blocks(tokens: int) -> int:

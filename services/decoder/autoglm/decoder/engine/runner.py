@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from autoglm.decoder.engine.cache import Slots
-from autoglm.decoder.engine.glm import Glm, View
 from autoglm.decoder.engine.graphs import Graphs, Room
 from autoglm.decoder.engine.lora import Adapter
+from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.sequence import Sequence
-from autoglm.fusion.fuse import fuse
-from autoglm.fusion.model import FusionModel
+from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.gcma.model import FusionModel
 
 
 class Runner:

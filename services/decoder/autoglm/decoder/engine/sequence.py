@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from autoglm.common.modalities import MediaKind
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.fusion.compose import Prompt
-from autoglm.fusion.model import MediaKind
 
 logger = logging.getLogger("autoglm.decoder")
 

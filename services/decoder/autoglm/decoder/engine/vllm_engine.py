@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from autoglm.common.errors import InternalError
 from autoglm.decoder.engine.grammar import JSON_STYLE, Grammar
 from autoglm.decoder.engine.lora import Adapter
-from autoglm.decoder.engine.pace import Pace
 from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.sequence import Chosen, Sequence
-from autoglm.fusion.fuse import fuse
-from autoglm.fusion.model import FusionModel
+from autoglm.decoder.engine.throughput import Pace
+from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.gcma.model import FusionModel
 
 logger = logging.getLogger("autoglm.decoder")
 

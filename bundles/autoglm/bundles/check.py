@@ -1,0 +1,158 @@
+"""Looks at a bundle without loading it: files, shapes, and whether the parts fit each other."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import GenerationConfig, WhisperFeatureExtractor
+
+from autoglm.bundles import text, weights
+from autoglm.common.bundle import Bundle, BundleError, sha256_file
+from autoglm.common.modalities import PARTS, PartName
+from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_TOKEN, STACK, Vocabulary
+from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
+
+Look = Callable[[Any, Any, Path], Iterator[str]]  # a part's config, the fusion's, the part's folder
+NEEDED: tuple[PartName, ...] = ("fusion", "decoder")
+ALL_TOKENS = -(-MAX_SECONDS * SAMPLE_RATE // SAMPLES_PER_TOKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """One part: what it is, its parameters, its bytes at bf16 and in INT8, and the elements that nobody loads."""
+
+    name: PartName
+    model: str
+    parameters: int
+    bf16: int
+    int8: int
+    unused: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a look at a bundle found; `cache_per_token` are the decoder's bytes of keys and values at bf16."""
+
+    bundle: str
+    architecture: str
+    parts: list[PartReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    cache_per_token: int = 0
+    context: int = 0
+
+
+def check(root: Path) -> Report:
+    """Look at the bundle in `root`, hashes included; raises BundleError when its manifest cannot be read."""
+    bundle = Bundle.open(root)
+    report = inspect(bundle)
+    report.faults[:0] = _damaged(bundle)
+    return report
+
+
+def inspect(bundle: Bundle) -> Report:
+    """Look at everything but the hashes."""
+    report = Report(bundle.name, bundle.architecture)
+    configs: dict[PartName, Any] = {}
+    for name in _whole(bundle, report):
+        folder = bundle.root / name
+        try:
+            built = weights.skeleton(name, folder)
+            configs[name] = built.config
+            compared = weights.compare(name, built, weights.stored(folder))
+            report.faults += [f"{name}: {fault}" for fault in compared.faults]
+            report.parts.append(_describe(name, built.model, compared.unused))
+        except BundleError as error:
+            report.faults.append(f"{name}: {error}")
+    report.faults += [f"{name}: {fault}" for name, fault in _misfits(configs, bundle.root)]
+    report.notes += _notes(configs)
+    if config := configs.get("decoder"):
+        report.cache_per_token = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        report.context = config.max_position_embeddings
+    return report
+
+
+def _whole(bundle: Bundle, report: Report) -> list[PartName]:
+    """Return the parts whose files are all there; the others become faults, or notes where a bundle can do without."""
+    whole: list[PartName] = []
+    for name in PARTS:
+        if name not in bundle.parts and name in NEEDED:
+            report.faults.append(f"{name}: the bundle has no such part, and no answer without it; assemble it again")
+            continue
+        try:
+            bundle.part(name)
+            whole.append(name)
+        except BundleError as error:
+            (report.faults if name in bundle.parts else report.notes).append(f"{name}: {error}")
+    return whole
+
+
+def _damaged(bundle: Bundle) -> list[str]:
+    return [
+        f"{name}: {file} is not the file that bundle.json names (its SHA-256 differs); restore the file"
+        for name, part in bundle.parts.items()
+        for file, expected in part.files.items()
+        if (bundle.root / name / file).is_file() and sha256_file(bundle.root / name / file) != expected
+    ]
+
+
+def _describe(name: PartName, model: nn.Module, unused: int) -> PartReport:
+    count = weights.parameters(model)
+    return PartReport(name, type(model).__name__, count, weights.bf16_bytes(model), weights.int8_bytes(model), unused)
+
+
+def _notes(configs: Mapping[PartName, Any]) -> list[str]:
+    if "speech" in configs and not configs["speech"].vocab_size:
+        return ["speech: an encoder without a CTC head; recordings are heard in chats, and there are no transcripts"]
+    return []
+
+
+def _misfits(configs: Mapping[PartName, Any], root: Path) -> Iterator[tuple[PartName, str]]:
+    """Yield what does not fit, with the part to look at."""
+    looks: dict[PartName, Look] = {"vision": _vision_misfits, "speech": _speech_misfits, "decoder": _decoder_misfits}
+    for name, look in looks.items():
+        if name in configs and "fusion" in configs:
+            try:
+                yield from ((name, fault) for fault in look(configs[name], configs["fusion"], root / name))
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                yield name, f"a file beside its weights cannot be read ({error}); restore the file"
+
+
+def _decoder_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+    if (width := fusion.text_width) != config.hidden_size:
+        yield f"it reads tokens of {config.hidden_size}, and the fusion writes tokens of {width}"
+    yield from text.misfits(folder, config.vocab_size)
+    if not _stops(folder, config.eos_token_id):
+        yield "generation_config.json and config.json have no eos_token_id; answers would never end"
+
+
+def _stops(folder: Path, fallback: object) -> object:
+    if (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(folder).eos_token_id
+    return fallback
+
+
+def _vision_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+    yield from _width_misfit(config.neck_hidden_sizes[-1], fusion.media_widths.get("image"), "an image")
+    side, grid = Preprocessing.load(folder).side // STRIDE, fusion.image_grid
+    if grid != (side, side):
+        yield f"it gives {side} × {side} tokens of an image, and the fusion knows places in {grid[0]} × {grid[1]}"
+
+
+def _speech_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+    yield from _width_misfit(STACK * config.d_model, fusion.media_widths.get("audio"), "a recording")
+    if fusion.max_audio_tokens < ALL_TOKENS:
+        yield f"{MAX_SECONDS} s are {ALL_TOKENS} tokens, and the fusion knows {fusion.max_audio_tokens} moments"
+    bins = WhisperFeatureExtractor.from_pretrained(folder).feature_size
+    if bins != config.num_mel_bins:
+        yield f"its features have {bins} mel bins, and its encoder reads {config.num_mel_bins}"
+    if config.vocab_size and (count := len(Vocabulary.load(folder).characters)) != config.vocab_size:
+        yield f"vocab.json has {count} characters, and the CTC head {config.vocab_size}"
+
+
+def _width_misfit(given: int, taken: int | None, what: str) -> Iterator[str]:
+    if given != taken:
+        yield f"it makes tokens of {given} of {what}, and the fusion reads {taken or 'none'}"

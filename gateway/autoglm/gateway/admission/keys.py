@@ -1,0 +1,67 @@
+"""API keys, and whose they are: those of the settings, and those of a file that may change meanwhile."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from autoglm.common.errors import AuthenticationFailed
+from autoglm.gateway.admission import key_file
+from autoglm.gateway.admission.key_file import TenantEntry
+from autoglm.gateway.conversation import Tenant
+from autoglm.gateway.file_watcher import Files
+from autoglm.gateway.media.cache import tenant_hash
+from autoglm.gateway.settings import Settings
+
+Known = tuple[tuple[bytes, Tenant], ...]  # the SHA-256 of a key, and whose it is
+
+
+class Keys:
+    """Who may enter. Without keys everybody, as one tenant; but not when a file of keys is empty."""
+
+    def __init__(self, settings: Settings, files: Files) -> None:
+        """Read the keys, and those of the file again when it changes; raises FileError."""
+        self._settings = settings
+        self._listed: Known = tuple(
+            (hashlib.sha256(key.encode()).digest(), self._tenant("env", key)) for key in settings.keys
+        )
+        self._filed: Known = ()
+        self._open = not (settings.keys or settings.api_keys_file)
+        self._anonymous = self._tenant("anonymous", None)
+        if settings.api_keys_file:
+            self._path = Path(settings.api_keys_file)
+            files.follow("api_keys_file", [self._path], self._load)
+
+    def tenant(self, authorization: str | None) -> Tenant:
+        """Return whose key the header `authorization` holds; raises AuthenticationFailed."""
+        if self._open:
+            return self._anonymous
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise AuthenticationFailed("an API key is needed: send it as authorization: Bearer <key>")
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        # Every key is compared, so that the time tells nothing about which came close.
+        owners = [tenant for known, tenant in (*self._filed, *self._listed) if hmac.compare_digest(known, digest)]
+        if not owners:
+            raise AuthenticationFailed("the API key is not valid")
+        return owners[0]
+
+    def _load(self) -> None:
+        entries = key_file.load(self._path).tenants
+        self._filed = tuple(
+            (bytes.fromhex(digest), tenant)
+            for entry, tenant in ((entry, self._named(entry)) for entry in entries)
+            for digest in entry.keys
+        )
+
+    def _named(self, entry: TenantEntry) -> Tenant:
+        known_by = f"tenant\n{entry.name}"  # no key has a line break, so that no name is taken for a key
+        return self._tenant(entry.name, known_by, entry.requests_per_minute, entry.max_concurrent_requests)
+
+    def _tenant(self, name: str, known_by: str | None, rate: int | None = None, at_once: int | None = None) -> Tenant:
+        settings = self._settings
+        return Tenant(
+            name=name,
+            id=tenant_hash(settings.cache_secret.get_secret_value(), known_by),
+            requests_per_minute=settings.tenant_requests_per_minute if rate is None else rate,
+            max_concurrent_requests=settings.tenant_max_concurrent_requests if at_once is None else at_once,
+        )

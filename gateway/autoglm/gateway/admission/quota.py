@@ -1,0 +1,75 @@
+"""What each tenant may have: requests at once, and requests a minute.
+
+Requests at once are counted in this process. Those of the last minute are counted in Redis, for all
+gateways together; while there is none, or it fails, in this process.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerMinute, WindowStats
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from autoglm.common.errors import RateLimited
+from autoglm.gateway.conversation import Allowance, Call, Tenant
+from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.redis_store import Store
+
+
+class Quota:
+    """Counts what tenants use."""
+
+    def __init__(self, store: Store | None, metrics: Metrics) -> None:
+        self._store, self._metrics = store, metrics
+        self._running: Counter[str] = Counter()
+        self._own = MovingWindowRateLimiter(MemoryStorage())
+        self._shared = None if store is None else MovingWindowRateLimiter(_storage(store))
+
+    @contextmanager
+    def seat(self, tenant: Tenant) -> Iterator[None]:
+        """Hold one of the tenant's places; raises RateLimited when none is free."""
+        limit = tenant.max_concurrent_requests
+        if limit and self._running[tenant.id] >= limit:
+            self._metrics.rejected(tenant, "concurrent_requests")
+            raise RateLimited(f"the limit of {limit} requests at once is reached; wait for an answer")
+        self._running[tenant.id] += 1
+        try:
+            yield
+        finally:
+            self._running[tenant.id] -= 1
+
+    async def spend(self, call: Call) -> None:
+        """Count a request and note on `call` what is left; raises RateLimited, with the wait, when nothing is."""
+        tenant = call.tenant
+        if not tenant.requests_per_minute:
+            return
+        spent, window = await self._hit(RateLimitItemPerMinute(tenant.requests_per_minute), tenant.id)
+        wait = max(0.0, window.reset_time - time.time())
+        call.allowance = Allowance(tenant.requests_per_minute, max(0, window.remaining), wait)
+        if not spent:
+            self._metrics.rejected(tenant, "requests_per_minute")
+            raise RateLimited(
+                f"the limit of {tenant.requests_per_minute} requests per minute is reached; try again in {wait:.1f} s",
+                retry_after=math.ceil(wait * 1000 + 1) / 1000,  # never a moment too early
+            )
+
+    async def _hit(self, limit: RateLimitItem, tenant: str) -> tuple[bool, WindowStats]:
+        if self._store is not None and (shared := self._shared) is not None:
+            answer = await self._store.ask(lambda: _hit(shared, limit, tenant))
+            if answer is not None:
+                return answer
+        return await _hit(self._own, limit, tenant)
+
+
+async def _hit(limiter: MovingWindowRateLimiter, limit: RateLimitItem, tenant: str) -> tuple[bool, WindowStats]:
+    return await limiter.hit(limit, tenant), await limiter.get_window_stats(limit, tenant)
+
+
+def _storage(store: Store) -> RedisStorage:
+    options: Any = {"connection_pool": store.client.connection_pool}
+    return RedisStorage("async+redis://", implementation="redispy", key_prefix="ag1", **options)

@@ -1,0 +1,206 @@
+"""The embedding cache: this process's memory, then Redis, then the encoder, once per key.
+
+A cache must never be the reason that a request fails: when Redis is down, slow or wrong, the
+encoder answers.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown
+from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.common.tensors import TensorError, check
+from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.redis_store import Store
+from autoglm.gateway.settings import Settings
+from autoglm.v1.embedding_pb2 import (
+    ELEMENT_TYPE_BFLOAT16,
+    ELEMENT_TYPE_FLOAT16,
+    ELEMENT_TYPE_FLOAT32,
+    ElementType,
+    Embedding,
+)
+from autoglm.v1.generation_pb2 import (
+    CACHE_OUTCOME_LOCAL,
+    CACHE_OUTCOME_MISS,
+    CACHE_OUTCOME_REDIS,
+    CACHE_OUTCOME_SHARED,
+    CacheOutcome,
+)
+from autoglm.v1.modality_pb2 import Modality
+
+logger = logging.getLogger("autoglm.gateway.media.cache")
+
+DTYPES: dict[int, str] = {ELEMENT_TYPE_BFLOAT16: "bf16", ELEMENT_TYPE_FLOAT16: "fp16", ELEMENT_TYPE_FLOAT32: "fp32"}
+
+Encode = Callable[[], Awaitable[Embedding]]
+
+
+def tenant_hash(secret: str, key: str | None) -> str:
+    """Return the tenant part of cache keys, for what a tenant is known by: nobody can work out another's."""
+    return hmac.new(secret.encode(), (key or "anonymous").encode(), hashlib.sha256).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What makes two embeddings the same."""
+
+    tenant: str
+    modality: Modality.ValueType
+    revision: str
+    element_type: ElementType.ValueType
+    sha256: bytes
+
+    def __str__(self) -> str:
+        kind, dtype = MODALITY_NAMES[self.modality], DTYPES.get(self.element_type, "other")
+        return f"ag2:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
+
+    def fits(self, embedding: Embedding) -> bool:
+        """Return whether `embedding` is whole and is what this key stands for."""
+        try:
+            check(embedding.tokens)
+        except TensorError:
+            return False
+        return (
+            embedding.modality == self.modality
+            and embedding.encoder_revision == self.revision
+            and embedding.tokens.element_type == self.element_type
+            and embedding.media_sha256 == self.sha256
+        )
+
+
+class LocalTier:
+    """The most recently used embeddings of this process, bounded in bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[Key, Embedding] = OrderedDict()
+        self.bytes = 0
+
+    def get(self, key: Key) -> Embedding | None:
+        """Return the embedding and make it the most recent."""
+        embedding = self._entries.get(key)
+        if embedding is not None:
+            self._entries.move_to_end(key)
+        return embedding
+
+    def put(self, key: Key, embedding: Embedding) -> None:
+        """Keep the embedding, and drop the least recently used ones that no longer fit."""
+        size = embedding.ByteSize()
+        if key in self._entries or size > self._max_bytes:
+            return
+        self._entries[key] = embedding
+        self.bytes += size
+        while self.bytes > self._max_bytes:
+            self.bytes -= self._entries.popitem(last=False)[1].ByteSize()
+
+
+class RedisTier:
+    """Embeddings that all gateways share; while Redis fails it holds nothing."""
+
+    def __init__(self, store: Store, ttl: int) -> None:
+        self._store, self._ttl = store, ttl
+
+    async def get(self, key: Key) -> Embedding | None:
+        """Return the embedding; one that is damaged is deleted and counts as absent."""
+        raw = await self._store.ask(lambda: self._store.client.get(str(key)))
+        if not isinstance(raw, bytes):
+            return None
+        try:
+            embedding = Embedding.FromString(raw)
+        except DecodeError:
+            embedding = Embedding()
+        if key.fits(embedding):
+            return embedding
+        logger.warning("a damaged entry was dropped from redis")
+        await self._store.ask(lambda: self._store.client.delete(str(key)))
+        return None
+
+    async def put(self, key: Key, embedding: Embedding) -> None:
+        """Keep the embedding for the configured time."""
+        await self._store.ask(lambda: self._store.client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One computation that several requests wait for."""
+
+    task: asyncio.Task[tuple[Embedding, CacheOutcome.ValueType]]
+    waiters: int = 0
+
+
+class EmbeddingCache:
+    """Looks in each tier and has what is missing computed, once however many ask."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, store: Store | None = None) -> None:
+        self.local = LocalTier(settings.cache_bytes)
+        self.redis = None if store is None else RedisTier(store, settings.cache_ttl)
+        self._metrics = metrics
+        self._flights: dict[Key, _Flight] = {}
+        self._stores: set[asyncio.Task[None]] = set()
+
+    async def get(self, key: Key, encode: Encode, deadline: Deadline) -> tuple[Embedding, CacheOutcome.ValueType]:
+        """Return the embedding of `key` and where it came from; raises what `encode` raises, or DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await self._get(key, encode)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed while media was being encoded; allow more time") from None
+
+    async def close(self) -> None:
+        """Finish what is being stored."""
+        await asyncio.gather(*self._stores)
+
+    async def _get(self, key: Key, encode: Encode) -> tuple[Embedding, CacheOutcome.ValueType]:
+        embedding = self.local.get(key)
+        self._metrics.looked_up(key.modality, "local", embedding is not None)
+        if embedding is not None:
+            return embedding, CACHE_OUTCOME_LOCAL
+        while flight := self._flights.get(key):
+            try:
+                return (await self._join(key, flight))[0], CACHE_OUTCOME_SHARED
+            except (DeadlineExceeded, MediaUnknown):
+                # The deadline of whoever started it, not ours, which would be a TimeoutError; or its lack of bytes.
+                continue
+        flight = self._flights[key] = _Flight(asyncio.create_task(self._look_up(key, encode)))
+        return await self._join(key, flight)
+
+    async def _join(self, key: Key, flight: _Flight) -> tuple[Embedding, CacheOutcome.ValueType]:
+        """Wait for `flight`; whoever leaves last cancels it, and no one can join it any more."""
+        flight.waiters += 1
+        try:
+            return await asyncio.shield(flight.task)
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0 or flight.task.done():
+                flight.task.cancel()
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+
+    async def _look_up(self, key: Key, encode: Encode) -> tuple[Embedding, CacheOutcome.ValueType]:
+        if self.redis is not None:
+            found = await self.redis.get(key)
+            self._metrics.looked_up(key.modality, "redis", found is not None)
+            if found is not None:
+                self.local.put(key, found)
+                return found, CACHE_OUTCOME_REDIS
+        embedding = await encode()
+        if key.fits(embedding):  # an encoder replaced a moment ago sends another revision: true, but not this key's
+            self.local.put(key, embedding)
+            self._store(key, embedding)
+        return embedding, CACHE_OUTCOME_MISS
+
+    def _store(self, key: Key, embedding: Embedding) -> None:
+        if self.redis is None:
+            return
+        task = asyncio.create_task(self.redis.put(key, embedding))
+        self._stores.add(task)
+        task.add_done_callback(self._stores.discard)

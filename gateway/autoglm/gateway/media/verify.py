@@ -1,0 +1,116 @@
+"""Images and recordings: from what a client sent to verified bytes and their hash.
+
+Nothing is decoded here. Formats are told by content, never by the name that the client gave, and
+an image's size is read from its header, so a small file that claims to be huge costs nothing.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from autoglm.common.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
+from autoglm.gateway.conversation import MediaPart
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE, Modality
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
+
+# This process reads headers and never decodes, so Pillow's guess at a bomb is replaced by our limit.
+Image.MAX_IMAGE_PIXELS = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest media taken."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Verified media: the file's bytes, empty where the client sent only their SHA-256, and that."""
+
+    modality: Modality.ValueType
+    data: bytes
+    sha256: bytes
+    param: str
+
+
+def at_url(url: str, modality: Modality.ValueType, param: str) -> MediaPart:
+    """Return what is inside a data: URL, or is still to be fetched from another; raises InvalidRequest."""
+    if url[:5].lower() == "data:":
+        return MediaPart(modality, base64_of(url, param), param)
+    return MediaPart(modality, b"", param, url=url)
+
+
+def base64_of(url: str, param: str) -> str:
+    """Return the base64 text inside a data: URL; raises InvalidRequest."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise InvalidRequest(f"{param}: a data: URL must have the form data:<type>;base64,<data>", param=param)
+    return data
+
+
+async def verified(parts: Sequence[MediaPart], limits: Limits) -> list[Media]:
+    """Return `parts` verified, in order; raises the MeshError of the first that is at fault."""
+    if sum(len(part.source) for part in parts) < OFF_LOOP_BYTES:
+        return [verify(part, limits) for part in parts]
+    return await asyncio.to_thread(lambda: [verify(part, limits) for part in parts])
+
+
+def verify(part: MediaPart, limits: Limits) -> Media:
+    """Return `part` with its hash; of one that came as a hash the bytes were verified when they came.
+
+    Raises InvalidRequest (not base64), RequestTooLarge (bytes or pixels) or UnsupportedMedia
+    (not a known format), each naming the field.
+    """
+    if part.sha256:
+        return Media(part.modality, b"", part.sha256, part.param)
+    data = _decode(part, limits)
+    if len(data) > limits.max_bytes:
+        raise _too_large(part, limits)
+    if part.modality == MODALITY_IMAGE:
+        _check_image(data, part.param, limits)
+    else:
+        _check_audio(data, part.param)
+    return Media(part.modality, data, hashlib.sha256(data).digest(), part.param)
+
+
+def _decode(part: MediaPart, limits: Limits) -> bytes:
+    if isinstance(part.source, bytes):
+        return part.source
+    if len(part.source) * 3 // 4 > limits.max_bytes + 2:
+        raise _too_large(part, limits)
+    try:
+        return base64.b64decode(part.source, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"{part.param}: the data is not valid base64", param=part.param) from None
+
+
+def _too_large(part: MediaPart, limits: Limits) -> RequestTooLarge:
+    return RequestTooLarge(f"{part.param}: the file is larger than {limits.max_bytes} bytes", param=part.param)
+
+
+def _check_image(data: bytes, param: str, limits: Limits) -> None:
+    try:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError):
+        raise UnsupportedMedia(f"{param}: not a PNG, JPEG, WebP or GIF image", param=param) from None
+    if width * height > limits.max_pixels:
+        message = f"{param}: {width}×{height} pixels exceed the limit of {limits.max_pixels}"
+        raise RequestTooLarge(message, param=param)
+
+
+def _check_audio(data: bytes, param: str) -> None:
+    wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+    mp3 = data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0)
+    if not (wav or mp3 or data[:4] in (b"fLaC", b"OggS")):
+        raise UnsupportedMedia(f"{param}: not a WAV, MP3, FLAC or Ogg recording", param=param)

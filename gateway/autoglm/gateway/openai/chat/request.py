@@ -1,0 +1,347 @@
+"""OpenAI's chat request, as pydantic types, and how it becomes a Conversation.
+
+Types are strict and unknown fields are ignored, as OpenAI's own server does. Whatever pydantic
+objects to becomes an InvalidRequest whose `param` is the field's path, such as
+`messages[0].content[1].image_url.url`.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import orjson
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
+
+from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.conversation import (
+    LOGIT_BIAS,
+    MAX_CHOICES,
+    MAX_STOPS,
+    SAMPLING_RANGES,
+    Conversation,
+    MediaPart,
+    Message,
+    TextPart,
+    check_messages,
+)
+from autoglm.gateway.media.verify import at_url, base64_of
+from autoglm.gateway.tool_checks import (
+    NamedChoice,
+    Strict,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    called,
+    check_calls,
+    chosen,
+    offered,
+    schema_text,
+    usable,
+)
+from autoglm.v1.generation_pb2 import (
+    ROLE_ASSISTANT,
+    ROLE_SYSTEM,
+    ROLE_TOOL,
+    ROLE_USER,
+    Role,
+    SamplingParams,
+    TextChoice,
+)
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
+
+ROLES: dict[str, Role.ValueType] = {
+    "system": ROLE_SYSTEM,
+    "developer": ROLE_SYSTEM,
+    "user": ROLE_USER,
+    "assistant": ROLE_ASSISTANT,
+    "tool": ROLE_TOOL,
+}
+
+T = TypeVar("T", bound=Strict)
+
+
+def bounded(name: str) -> Any:
+    """Return the pydantic field of a number of SAMPLING_RANGES."""
+    allowed = SAMPLING_RANGES[name]
+    if allowed.open_low:
+        return Field(None, gt=allowed.low, le=allowed.high)
+    return Field(None, ge=allowed.low, le=allowed.high)
+
+
+# Tags begin with "~" so that `_path` can leave them out of a field's path.
+def by_content(what: str) -> Discriminator:
+    """Tell a string, tagged `~text`, from a list of `what`, tagged `~parts`."""
+
+    def tag(value: object) -> str | None:
+        return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+
+    message = f"Input should be a string or a list of {what}"
+    return Discriminator(tag, custom_error_type="content_kind", custom_error_message=message)
+
+
+def by_type(*names: str, default: str | None = None) -> Discriminator:
+    """Tell objects by their `type`, which is their tag; `default` is that of one without."""
+
+    def tag(value: object) -> str | None:
+        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
+        return f"~{name}" if name in names else None
+
+    message = f"Input should have a type out of {', '.join(names)}"
+    return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
+
+
+class TextContent(Strict):
+    """Written text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class MediaUrl(Strict):
+    """Where an image or a recording is: a data: URL, or an https: one of a host that the server fetches from."""
+
+    url: str
+
+
+class ImageContent(Strict):
+    """A picture: PNG, JPEG, WebP or GIF."""
+
+    type: Literal["image_url"]
+    image_url: MediaUrl
+
+
+class AudioUrlContent(Strict):
+    """A recording by its URL, as vLLM takes it: WAV, MP3, FLAC or Ogg."""
+
+    type: Literal["audio_url"]
+    audio_url: MediaUrl
+
+
+class InputAudio(Strict):
+    """A recording, in base64; its format is told from its bytes."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac", "ogg"] | None = None
+
+
+class AudioContent(Strict):
+    """A recording: WAV, MP3, FLAC or Ogg."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Content = Annotated[
+    Annotated[TextContent, Tag("~text")]
+    | Annotated[ImageContent, Tag("~image_url")]
+    | Annotated[AudioUrlContent, Tag("~audio_url")]
+    | Annotated[AudioContent, Tag("~input_audio")],
+    by_type("text", "image_url", "audio_url", "input_audio"),
+]
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation. Only an assistant that calls functions may say nothing."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")], by_content("parts")] | None
+    ) = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(Strict):
+    """What a stream carries beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class TemplateOptions(Strict):
+    """Arguments of the chat template."""
+
+    enable_thinking: bool | None = None
+
+
+class JsonSchema(Strict):
+    """The schema of `response_format`, as OpenAI wraps it."""
+
+    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class ResponseFormat(Strict):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's `structured_outputs`: exactly one of them."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
+    regex: str | None = None
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    grammar: str | None = Field(None, description="In llguidance's dialect of Lark.")
+
+
+class ChatCompletionRequest(Strict):
+    """The body of POST /v1/chat/completions."""
+
+    model: str
+    messages: list[ChatMessage] = Field(json_schema_extra={"minItems": 1})
+    temperature: float | None = bounded("temperature")
+    top_p: float | None = bounded("top_p")
+    top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
+    min_p: float | None = bounded("min_p")
+    max_tokens: int | None = bounded("max_tokens")
+    max_completion_tokens: int | None = bounded("max_tokens")
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1)]] | None,
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str] | None
+        ),
+    ] = Field(None, max_length=MAX_STOPS)
+    seed: int | None = bounded("seed")
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    logprobs: bool | None = None
+    top_logprobs: int | None = bounded("top_logprobs")
+    presence_penalty: float | None = bounded("presence_penalty")
+    frequency_penalty: float | None = bounded("frequency_penalty")
+    repetition_penalty: float | None = bounded("repetition_penalty")
+    logit_bias: (
+        dict[
+            Annotated[int, Field(strict=False, ge=0, lt=2**32)],
+            Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)],
+        ]
+        | None
+    ) = Field(None, description="Added to the logits of token ids.")
+    max_thinking_tokens: int | None = bounded("max_thinking_tokens")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    return_reasoning: bool | None = None
+    include_reasoning: bool | None = Field(None, description="Another name of return_reasoning.")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def parse(body: bytes | bytearray) -> ChatCompletionRequest:
+    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
+    return read(ChatCompletionRequest, body)
+
+
+def read(kind: type[T], body: bytes | bytearray) -> T:
+    """Read JSON as `kind`; raises InvalidRequest naming the first field at fault."""
+    try:
+        return kind.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = _path(first["loc"]) + (".type" if first["type"] == "part_kind" else "")
+        raise InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path or None) from None
+
+
+def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversation:
+    """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
+    messages = [message(each, f"messages[{i}].content") for i, each in enumerate(request.messages)]
+    check_messages(messages, "messages", max_media)
+    check_calls(messages, "messages")
+    template, choice = request.chat_template_kwargs, request.tool_choice
+    thinking = request.enable_thinking
+    conversation = Conversation(
+        messages=messages,
+        sampling=_sampling(request),
+        enable_thinking=template.enable_thinking if thinking is None and template else thinking,
+        return_reasoning=bool(request.return_reasoning or request.include_reasoning),
+        n=request.n or 1,
+        tools=offered([tool.function for tool in request.tools or ()], ".function"),
+        tool_choice=chosen(choice.function if isinstance(choice, NamedChoice) else choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+    )
+    return usable(conversation)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    steps = [step for step in location if not (isinstance(step, str) and step.startswith("~"))]
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def message(given: ChatMessage, param: str) -> Message:
+    """Return a turn whose content is at `param`; raises InvalidRequest for a URL that is none."""
+    content, calls = given.content, [called(call.id, call.function) for call in given.tool_calls or ()]
+    parts = (
+        [TextPart(content)]
+        if isinstance(content, str)
+        else [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
+    )
+    return Message(ROLES[given.role], parts, param, calls, given.tool_call_id or "")
+
+
+def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:
+    if isinstance(part, TextContent):
+        return TextPart(part.text)
+    if isinstance(part, ImageContent):
+        return at_url(part.image_url.url, MODALITY_IMAGE, f"{param}.image_url.url")
+    if isinstance(part, AudioUrlContent):
+        return at_url(part.audio_url.url, MODALITY_AUDIO, f"{param}.audio_url.url")
+    return recording(part, param)
+
+
+def recording(part: AudioContent, param: str) -> MediaPart:
+    """Return the recording in `part`, which is at `param`."""
+    param += ".input_audio.data"
+    data = part.input_audio.data
+    return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)
+
+
+def _sampling(request: ChatCompletionRequest) -> SamplingParams:
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=None if request.top_k is None else max(request.top_k, 0),
+        max_tokens=most,
+        stop=request.stop or (),
+        seed=request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        min_p=request.min_p,
+        logit_bias=request.logit_bias,
+        max_thinking_tokens=request.max_thinking_tokens,
+        **structure(request.response_format, request.structured_outputs),
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+
+
+def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
+    """Return the field of SamplingParams that says what the answer has to look like, if it has to."""
+    if given is not None:
+        fields = given.model_dump(exclude_none=True)
+        if len(fields) != 1 or wanted is not None:
+            raise InvalidRequest(
+                "structured_outputs takes exactly one of json, regex, choice and grammar, without a response_format",
+                param="structured_outputs",
+            )
+        ((name, value),) = fields.items()
+        if name == "json_":
+            return {"json_schema": value if isinstance(value, str) else schema_text(value, "structured_outputs.json")}
+        return {name: TextChoice(texts=value) if name == "choice" else value}
+    if wanted is None or wanted.type == "text":
+        return {}
+    if wanted.type == "json_schema" and wanted.json_schema is None:
+        raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
+    schema = (wanted.json_schema or JsonSchema()).schema_
+    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}

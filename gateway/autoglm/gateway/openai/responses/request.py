@@ -1,0 +1,305 @@
+"""OpenAI's Responses API: its request as pydantic types, and how it becomes a Conversation.
+
+The server keeps nothing between requests: `store` is taken and answered as false, and what needs a store is refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag
+
+from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
+from autoglm.gateway.media.verify import at_url
+from autoglm.gateway.openai.chat.request import (
+    ROLES,
+    AudioContent,
+    bounded,
+    by_content,
+    by_type,
+    read,
+    recording,
+)
+from autoglm.gateway.tool_checks import (
+    BY_CHOICE,
+    FunctionCall,
+    FunctionDefinition,
+    FunctionName,
+    Mode,
+    Strict,
+    called,
+    check_call,
+    chosen,
+    offered,
+    schema_text,
+    usable,
+)
+from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
+
+REFUSED = {
+    "previous_response_id": "this server keeps no responses; send the earlier items in input",
+    "conversation": "this server keeps no conversations; send the earlier items in input",
+    "prompt": "this server keeps no prompts; send them in instructions and input",
+    "background": "this server answers at once only; use stream",
+}
+
+
+class ResponseText(Strict):
+    """Written text: `output_text` in what the model said."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class ResponseImage(Strict):
+    """A picture by its URL: PNG, JPEG, WebP or GIF."""
+
+    type: Literal["input_image"]
+    image_url: str
+
+
+ResponsePart = Annotated[
+    Annotated[ResponseText, Tag("~input_text")]
+    | Annotated[ResponseText, Tag("~output_text")]
+    | Annotated[ResponseImage, Tag("~input_image")]
+    | Annotated[AudioContent, Tag("~input_audio")],
+    by_type("input_text", "output_text", "input_image", "input_audio"),
+]
+ResponseContent = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")
+]
+
+
+class ResponseMessage(Strict):
+    """One turn of a conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: ResponseContent
+
+
+class EarlierReasoning(Strict):
+    """Reasoning of an earlier answer, sent back with it. The model does not read it again."""
+
+    type: Literal["reasoning"]
+
+
+class EarlierCall(FunctionCall):
+    """A function that the model called."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1)
+
+
+class CallOutput(Strict):
+    """What a function gave."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: ResponseContent
+
+
+ResponseItem = Annotated[
+    Annotated[ResponseMessage, Tag("~message")]
+    | Annotated[EarlierReasoning, Tag("~reasoning")]
+    | Annotated[EarlierCall, Tag("~function_call")]
+    | Annotated[CallOutput, Tag("~function_call_output")],
+    by_type("message", "reasoning", "function_call", "function_call_output", default="message"),
+]
+
+
+class Function(Strict):
+    """What is a function; the last base of a class, so that its fields come first and another type is named first."""
+
+    type: Literal["function"]
+
+
+class FunctionTool(FunctionDefinition, Function):
+    """A function that the model may call."""
+
+
+class FunctionChoice(FunctionName, Function):
+    """One of `tools`."""
+
+
+class AllowedTools(Strict):
+    """Those of `tools` that the model may call now, or has to call one of."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoice] = Field(min_length=1)
+
+
+ToolRule = Annotated[
+    Annotated[FunctionChoice, Tag("~function")] | Annotated[AllowedTools, Tag("~allowed_tools")],
+    by_type("function", "allowed_tools"),
+]
+ResponseToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[ToolRule, Tag("~named")], BY_CHOICE]
+
+
+class TextFormat(Strict):
+    """What the answer has to look like."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Strict):
+    """OpenAI's `text`."""
+
+    format: TextFormat | None = None
+
+
+class ReasoningOptions(Strict):
+    """OpenAI's `reasoning`: `none` answers at once, any other effort thinks first."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class ResponseRequest(Strict):
+    """The body of POST /v1/responses."""
+
+    model: str
+    input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
+    instructions: str | None = None
+    max_output_tokens: int | None = bounded("max_tokens")
+    temperature: float | None = bounded("temperature")
+    top_p: float | None = bounded("top_p")
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
+    stream: bool | None = None
+    store: bool | None = Field(None, description="Without effect: nothing is stored.")
+    previous_response_id: str | None = Field(None, description="Refused: nothing is stored.")
+    conversation: Any = Field(None, description="Refused: nothing is stored.")
+    prompt: Any = Field(None, description="Refused: nothing is stored.")
+    background: bool | None = Field(None, description="Refused when true.")
+
+    @property
+    def format(self) -> TextFormat:
+        """What the answer has to look like."""
+        return (self.text and self.text.format) or TextFormat(schema=None)
+
+
+def parse(body: bytes | bytearray) -> ResponseRequest:
+    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
+    request = read(ResponseRequest, body)
+    for name, why in REFUSED.items():
+        if getattr(request, name):
+            raise InvalidRequest(f"{name}: {why}", param=name)
+    return request
+
+
+def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
+    """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
+    said = _messages(request.input)
+    check_messages(said, "input", max_media)
+    standing = [Message(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")] if request.instructions else []
+    effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
+    conversation = Conversation(
+        messages=[*standing, *said],
+        sampling=SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_output_tokens,
+            **_structure(request.format),
+        ),
+        enable_thinking=None if effort is None else effort != "none",
+        return_reasoning=True,
+        tools=offered(request.tools or (), ""),
+        tool_choice=chosen(choice.mode if isinstance(choice, AllowedTools) else choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        source="input",
+        function="",
+    )
+    conversation = usable(conversation)
+    return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
+
+
+def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversation:
+    names = {tool.name for tool in allowed.tools}
+    tools = [tool for tool in conversation.tools if tool.function.name in names]
+    if len(tools) < len(names):
+        raise InvalidRequest("tool_choice.tools names a function that is none of tools", param="tool_choice.tools")
+    return replace(conversation, tools=tools)
+
+
+def _structure(wanted: TextFormat) -> dict[str, Any]:
+    if wanted.type == "text":
+        return {}
+    if wanted.type == "json_schema" and wanted.schema_ is None:
+        raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
+    schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+    return {"json_schema": schema_text(schema, "text.format.schema")}
+
+
+def _messages(given: str | Sequence[ResponseItem]) -> list[Message]:
+    """Return the turns of a conversation. Calls, and what the assistant says beside them, are one."""
+    if isinstance(given, str):
+        return [Message(ROLE_USER, [TextPart(given)], "input")]
+    _check_calls(given)
+    turns: list[list[Message]] = []
+    for i, item in enumerate(given):
+        if isinstance(item, EarlierReasoning):
+            continue
+        message = _message(item, f"input[{i}]")
+        if turns and _are_one(turns[-1][-1], message):
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return [_joined(turn) for turn in turns]
+
+
+def _check_calls(items: Sequence[ResponseItem]) -> None:
+    """Raise InvalidRequest unless every call is one that can be made, and every output is of one before it."""
+    waiting: set[str] = set()
+    for i, item in enumerate(items):
+        if isinstance(item, EarlierCall):
+            check_call(item, f"input[{i}]")
+            waiting.add(item.call_id)
+        elif isinstance(item, CallOutput):
+            param = f"input[{i}].call_id"
+            if item.call_id not in waiting:
+                raise InvalidRequest(f"{param} must be that of a call before it that has no output yet", param=param)
+            waiting.remove(item.call_id)
+
+
+def _are_one(first: Message, second: Message) -> bool:
+    return first.role == second.role == ROLE_ASSISTANT and bool(first.calls or second.calls)
+
+
+def _joined(turn: Sequence[Message]) -> Message:
+    parts = [part for message in turn for part in message.parts]
+    return replace(turn[0], parts=parts, calls=[call for message in turn for call in message.calls])
+
+
+def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> Message:
+    if isinstance(item, EarlierCall):
+        return Message(ROLE_ASSISTANT, (), param, [called(item.call_id, item)])
+    if isinstance(item, CallOutput):
+        param += ".output"
+        return Message(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
+    param += ".content"
+    return Message(ROLES[item.role], _parts(item.content, param), param)
+
+
+def _parts(content: str | Sequence[ResponsePart], param: str) -> list[TextPart | MediaPart]:
+    if isinstance(content, str):
+        return [TextPart(content)]
+    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: ResponsePart, param: str) -> TextPart | MediaPart:
+    if isinstance(part, ResponseText):
+        return TextPart(part.text)
+    if isinstance(part, ResponseImage):
+        return at_url(part.image_url, MODALITY_IMAGE, f"{param}.image_url")
+    return recording(part, param)

@@ -1,0 +1,153 @@
+"""What the Responses API answers, as /openapi.json describes it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from autoglm.gateway.openai.chat.schema import CompletionTokensDetails, ErrorCode, ErrorDetails, Telemetry
+from autoglm.gateway.openai.responses.request import FunctionTool, ResponseToolChoice, TextFormat
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class ReasoningText(BaseModel):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputText(BaseModel):
+    """What the model said."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[None] = Field(max_length=0)
+    logprobs: list[None] = Field(max_length=0)
+
+
+class OutputReasoning(BaseModel):
+    """The item of the reasoning before an answer."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[None] = Field(max_length=0)
+    content: list[ReasoningText]
+
+
+class OutputMessage(BaseModel):
+    """The item of an answer."""
+
+    id: str
+    type: Literal["message"]
+    status: ItemStatus
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class OutputFunctionCall(BaseModel):
+    """The item of a function that the model calls."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+Output = OutputReasoning | OutputMessage | OutputFunctionCall
+
+
+class InputTokensDetails(BaseModel):
+    """Tokens of the prompt that were cached."""
+
+    cached_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    """Tokens counted."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: CompletionTokensDetails
+    total_tokens: int
+
+
+class ResponseError(BaseModel):
+    """Why a response failed."""
+
+    code: ErrorCode
+    message: str
+
+
+class IncompleteDetails(BaseModel):
+    """Why a response is cut short."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ReasoningTaken(BaseModel):
+    """The reasoning that was asked for."""
+
+    effort: str | None
+    summary: None
+
+
+class TextTaken(BaseModel):
+    """The format that was asked for."""
+
+    format: TextFormat
+
+
+class Response(BaseModel):
+    """A whole answer, with what was asked for."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[Output]
+    usage: ResponseUsage | None
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: ReasoningTaken
+    store: Literal[False]
+    background: Literal[False]
+    temperature: float
+    text: TextTaken
+    tool_choice: ResponseToolChoice
+    tools: list[FunctionTool]
+    top_p: float
+    truncation: Literal["disabled"]
+    autoglm: Telemetry | None = None
+
+
+class ResponseEvent(BaseModel):
+    """One event of a stream; which fields it has depends on its type. The last is `response.completed`,
+    `response.incomplete`, or `response.failed` and then `error`."""
+
+    type: str
+    sequence_number: int
+    response: Response | None = None
+    output_index: int = 0
+    item: Output | None = None
+    item_id: str = ""
+    content_index: int = 0
+    part: ReasoningText | OutputText | None = None
+    delta: str = ""
+    text: str = ""
+    arguments: str = ""
+    logprobs: list[None] = Field([], max_length=0)
+    message: str = ""
+    code: str = ""
+    param: str | None = None
+    error: ErrorDetails | None = None

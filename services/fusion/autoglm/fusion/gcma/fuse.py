@@ -1,0 +1,101 @@
+"""Decoder inputs for one prompt, run by run, so that a prefix never changes.
+
+Floating-point sums depend on the shapes they are computed in. Every run is therefore computed in
+shapes that depend only on what stands before it, text in blocks of a fixed number of rows: the
+inputs of a prefix are bit for bit the same with and without what follows, and what is known of a prefix need not be
+computed again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from autoglm.common.modalities import BY_KIND, MediaKind
+from autoglm.fusion.compose import Prompt, Run
+from autoglm.fusion.gcma.model import FusionModel
+
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """`embeddings` [T − after, text_width] for the decoder; `gates` modality → mean over the asked text."""
+
+    embeddings: Tensor
+    gates: dict[MediaKind, float]
+
+
+@torch.inference_mode()
+def fuse(model: FusionModel, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Fused:
+    """Return the decoder's inputs for `prompt` from token `after` on; without media they are plain text embeddings."""
+    embeddings = embed(torch.tensor(prompt.token_ids, device=embed.weight.device))
+    if all(run.media is None for run in prompt.runs):
+        return Fused(embeddings[after:], {})
+    return _Fuser(model, embeddings, after).fuse(prompt.runs)
+
+
+class _Fuser:
+    """The state of one pass from left to right; inputs before `after` are left as plain text."""
+
+    def __init__(self, model: FusionModel, embeddings: Tensor, after: int) -> None:
+        self.model, self.plain, self.out, self.after = model, embeddings, embeddings.clone(), after
+        weight = model.out.weight
+        # Rows before the first token are zeros: `queries` always has its left context. So are images' rows.
+        self.context = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
+        self.sources: dict[MediaKind, list[Tensor]] = {}
+        self.asked: dict[MediaKind, list[Tensor]] = {}
+
+    @property
+    def margin(self) -> int:
+        return self.model.config.context - 1
+
+    def fuse(self, runs: tuple[Run, ...]) -> Fused:
+        # What is computed again: the block or medium that `after` stands in, and all of the asked text, for its gates.
+        cut = (r.start for r in runs if r.asked or (r.media is not None and r.start < self.after < r.stop))
+        first = min([self.after - BLOCK, *cut])
+        for run in runs:
+            if run.media is not None:
+                self._media(run, run.media.kind)
+            else:
+                self._text(run, first)
+        gates = {kind: torch.cat(values).mean().item() for kind, values in self.asked.items()}
+        return Fused(self.out[self.after :], gates)
+
+    def _media(self, run: Run, kind: MediaKind) -> None:
+        assert run.media is not None
+        index = torch.arange(run.stop - run.start, device=self.context.device)
+        tokens = self.model.project_media(kind, run.media.tokens.to(self.context)[None], index)
+        if BY_KIND[kind].spoken:
+            self.context[run.start + self.margin : run.stop + self.margin] = tokens[0]
+        if run.stop > self.after:
+            queries = self.model.queries(tokens, self.context[None, run.start : run.stop + self.margin])
+            delta = self.model.enrich(queries, self._visible(len(index), but=kind)).delta
+            self.out[run.start : run.stop] = self.model.media_out(tokens, delta)[0]
+        self.sources.setdefault(kind, []).append(tokens)
+
+    def _text(self, run: Run, first: int) -> None:
+        for start in range(run.start, run.stop, BLOCK):
+            rows = min(BLOCK, run.stop - start)
+            if start + rows + self.margin <= first:  # no query reads it
+                continue
+            plain = pad(self.plain[start : start + rows], (0, 0, 0, BLOCK - rows)).to(self.context.dtype)
+            projected = self.model.project_text(plain)
+            self.context[start + self.margin : start + self.margin + rows] = projected[:rows]
+            if run.enriched and self.sources and (start + rows > self.after or run.asked):
+                self._enrich_block(start, rows, plain, projected, run.asked)
+
+    def _enrich_block(self, start: int, rows: int, plain: Tensor, projected: Tensor, asked: bool) -> None:
+        window = torch.cat([self.context[start : start + self.margin], projected])
+        queries = self.model.queries(projected[None], window[None])
+        enriched = self.model.enrich(queries, self._visible(BLOCK))
+        self.out[start : start + rows] = self.model.text_out(plain, enriched.delta[0])[:rows].to(self.out.dtype)
+        if asked:
+            for kind, gate in enriched.gates.items():
+                self.asked.setdefault(kind, []).append(gate[0, :rows])
+
+    def _visible(self, rows: int, but: MediaKind | None = None) -> dict[MediaKind, tuple[Tensor, Tensor]]:
+        """Return every source so far, wholly visible to each of `rows` queries, except the kind `but`."""
+        joined = {kind: torch.cat(items, dim=1) for kind, items in self.sources.items() if kind != but}
+        return {kind: (s, s.new_ones(1, rows, s.shape[1], dtype=torch.bool)) for kind, s in joined.items()}

@@ -1,0 +1,178 @@
+"""Gated cross-modal attention (GCMA) and the fusion module around it. Pure torch.
+
+Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 (a 7 × 7 map),
+audio tokens 12.5 a second × 1536, decoder width 256.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from autoglm.common.modalities import MediaKind
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig:
+    """Sizes of the fusion. `media_widths` names the modalities that it understands."""
+
+    text_width: int
+    media_widths: Mapping[MediaKind, int] = field(default_factory=lambda: {"image": 320, "audio": 1536})
+    width: int = 512
+    heads: int = 8
+    image_grid: tuple[int, int] = (7, 7)
+    max_audio_tokens: int = 384
+    context: int = 32
+    max_added: float = 1.0
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `config.json`."""
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return cls(**{**raw, "image_grid": tuple(raw["image_grid"])})
+
+
+class GCMA(nn.Module):
+    """Gated cross-modal attention: σ(W_g·[Q; K; V]) ⊗ softmax(QKᵀ/√d)·V.
+
+    Q comes from the target, K and V from a source of another length, so the gate of a query reads
+    its own attended summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key
+    A = 1 and this is the formula to the letter. With h heads, Q, K and V are cut into h slices of
+    d/h that attend apart; the gate sees them joined again.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(3 * width, width)
+
+    def forward(self, target: Tensor, source: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend from `target` [B, T, d] to `source` [B, S, d] where `visible` [B, T, S] is true.
+
+        Returns what each target token takes [B, T, d], its gate [B, T, d] and the attention
+        [B, heads, T, S]. A token that sees no source takes exactly zero.
+        """
+        q, k, v = self.query(target), self.key(source), self.value(source)
+        scores = self._split(q) @ self._split(k).transpose(-1, -2) / math.sqrt(q.shape[-1] / self.heads)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores.masked_fill(~visible[:, None], float("-inf"))
+        sees = visible.any(-1)
+        attention = scores.masked_fill(~sees[:, None, :, None], 0.0).softmax(-1).to(v.dtype)
+        attended_k, attended_v = self._join(attention @ self._split(k)), self._join(attention @ self._split(v))
+        gate = torch.sigmoid(self.gate(torch.cat([q, attended_k, attended_v], dim=-1)))
+        return gate * attended_v * sees[..., None], gate, attention
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Enriched:
+    """What GCMA added to some target tokens, before the projection to the decoder's width.
+
+    `delta` [B, T, d]; `gates` modality → mean gate of each token [B, T]; `attention` modality →
+    [B, heads, T, S].
+    """
+
+    delta: Tensor
+    gates: dict[MediaKind, Tensor]
+    attention: dict[MediaKind, Tensor]
+
+
+class FusionModel(nn.Module):
+    """Projects text and media into one space, enriches them across modalities, hands them on.
+
+    A query also reads what was written or said in the `context` tokens that end with it (a causal
+    depthwise convolution), so that a name spread over several tokens can ask as one. Positions know the
+    modality: a modality vector, plus row and column for images, plus time for audio; text has its
+    order from the decoder. Everything looks back only.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.text_in = nn.Sequential(nn.LayerNorm(config.text_width), nn.Linear(config.text_width, d))
+        self.media_in = nn.ModuleDict(
+            {kind: nn.Sequential(nn.LayerNorm(size), nn.Linear(size, d)) for kind, size in config.media_widths.items()}
+        )
+        self.text_kind = nn.Parameter(torch.zeros(d))
+        self.media_kind = nn.ParameterDict({kind: nn.Parameter(torch.zeros(d)) for kind in config.media_widths})
+        self.image_row = nn.Embedding(config.image_grid[0], d)
+        self.image_column = nn.Embedding(config.image_grid[1], d)
+        self.audio_time = nn.Embedding(config.max_audio_tokens, d)
+        self.context = nn.Conv1d(d, d, config.context, groups=d)
+        self.query_norm = nn.LayerNorm(d)
+        self.source_norm = nn.LayerNorm(d)
+        self.attend = nn.ModuleDict({kind: GCMA(d, config.heads) for kind in config.media_widths})
+        self.media_norm = nn.LayerNorm(d)
+        self.out = nn.Linear(d, config.text_width, bias=False)
+
+    def project_text(self, embeddings: Tensor) -> Tensor:
+        """Bring decoder embeddings [..., text_width] into the common space [..., d]."""
+        projected: Tensor = self.text_in(embeddings) + self.text_kind
+        return projected
+
+    def project_media(self, kind: MediaKind, tokens: Tensor, index: Tensor) -> Tensor:
+        """Bring encoder tokens [..., width] into the common space; `index` [...] counts within the item."""
+        projected: Tensor = self.media_in[kind](tokens) + self.media_kind[kind]
+        if kind == "audio":
+            return torch.add(projected, self.audio_time(index))
+        columns = self.config.image_grid[1]
+        return projected.add(self.image_row(index // columns)).add(self.image_column(index % columns))
+
+    def queries(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Return queries [B, T, d] of `tokens` [B, T, d], each with what was said up to it.
+
+        `context` [B, context - 1 + T, d] holds the same tokens and those before them, with zeros for images.
+        """
+        normed: Tensor = self.query_norm(tokens + self.context(context.transpose(1, 2)).transpose(1, 2))
+        return normed
+
+    def enrich(self, queries: Tensor, sources: Mapping[MediaKind, tuple[Tensor, Tensor]]) -> Enriched:
+        """Let `queries` [B, T, d] read each source: modality → (tokens [B, S, d], visible [B, T, S])."""
+        delta, gates, attention = torch.zeros_like(queries), {}, {}
+        for kind, (tokens, visible) in sources.items():
+            added, gate, attention[kind] = self.attend[kind](queries, self.source_norm(tokens), visible)
+            delta = delta + added
+            gates[kind] = gate.mean(-1)
+        return Enriched(delta, gates, attention)
+
+    def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
+        """Add what text tokens took from media to their decoder embeddings; zero adds exactly nothing.
+
+        What is added has a root mean square below `max_added`, so that a token is still itself.
+        """
+        added: Tensor = self.out(delta)
+        size = added.float().square().mean(-1, keepdim=True)
+        return torch.add(embeddings, added * torch.rsqrt(1 + size / self.config.max_added**2).to(added.dtype))
+
+    def media_out(self, tokens: Tensor, delta: Tensor) -> Tensor:
+        """Return media tokens at the decoder's width [..., text_width]."""
+        projected: Tensor = self.out(self.media_norm(tokens + delta))
+        return projected
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config.json and model.safetensors (bf16)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.to(torch.bfloat16) for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "FusionModel":
+        """Read what `save_pretrained` wrote, ready for inference in `dtype`."""
+        model = cls(FusionConfig.load(folder))
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.to(dtype).eval()

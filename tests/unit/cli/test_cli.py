@@ -1,0 +1,179 @@
+"""What the start decides before anything runs."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autoglm.cli import checks, isolation, mesh, processes
+from autoglm.cli.processes import Signals, StartError
+from autoglm.common.bundle import write_manifest
+from autoglm.common.modalities import PARTS, PartName
+
+
+def test_short_memory_says_how_much_is_missing() -> None:
+    with pytest.raises(StartError, match=r"1\.0 GiB of memory is free and the mesh needs 2\.5"):
+        checks.check_memory(1024**3)
+    checks.check_memory(8 * 1024**3)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [
+        (0, {}),
+        (1, {"vision": "cuda:0", "speech": "cuda:0", "decoder": "cuda:0"}),
+        (2, {"vision": "cuda:0", "speech": "cuda:0", "decoder": "cuda:1"}),
+    ],
+)
+def test_encoders_share_the_first_gpu_and_the_decoder_takes_the_next(count: int, devices: dict[str, str]) -> None:
+    assert mesh.placement(count) == devices
+
+
+def test_the_serve_config_names_the_three_services() -> None:
+    config = mesh.ServeConfig.load(mesh.config_path())
+    assert [application.name for application in config.applications] == ["vision", "speech", "decoder"]
+
+
+def test_a_key_that_would_be_passed_over_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(mesh.config_path().read_text() + "    deployments: []\n")
+    with pytest.raises(StartError, match="deployments"):
+        mesh.ServeConfig.load(file)
+
+
+def bundle_of(folder: Path, *parts: PartName) -> Path:
+    """Write a bundle whose parts are one small file each."""
+    for part in parts:
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text("{}")
+    write_manifest(folder, "small", "gcma")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("modalities", "services"),
+    [
+        ("", ["vision", "speech", "decoder"]),
+        ("text", ["decoder"]),
+        ("vision", ["vision", "decoder"]),
+        ("speech, text", ["speech", "decoder"]),
+        ("speech,vision", ["vision", "speech", "decoder"]),
+    ],
+)
+def test_only_the_parts_that_are_asked_for_run(tmp_path: Path, modalities: str, services: list[str]) -> None:
+    assert list(checks.open_bundle(bundle_of(tmp_path, *PARTS), modalities)[1]) == services
+
+
+def test_a_bundle_with_fewer_parts_is_served_as_it_is(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, "vision", "fusion", "decoder")
+    assert checks.open_bundle(bundle)[1] == ("vision", "decoder")
+    with pytest.raises(StartError, match=r"--modalities: bundle small has no 'speech'; choose from text, vision$"):
+        checks.open_bundle(bundle, "vision,speech")
+
+
+@pytest.mark.parametrize("modalities", ["audio", "vision,", "vision speech"])
+def test_a_modality_that_nobody_knows_gets_the_names_there_are(tmp_path: Path, modalities: str) -> None:
+    with pytest.raises(StartError, match=r"choose from text, vision, speech$"):
+        checks.open_bundle(bundle_of(tmp_path, *PARTS), modalities)
+
+
+def test_files_of_a_part_that_does_not_run_may_be_missing(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, *PARTS)
+    (bundle / "speech" / "config.json").unlink()
+    checks.open_bundle(bundle, "vision")[0].verify(("vision", "fusion", "decoder"))
+    with pytest.raises(StartError, match=r"lacks speech/config\.json"):
+        checks.open_bundle(bundle)
+
+
+def test_ports_of_a_mesh_differ_and_are_free() -> None:
+    with isolation.Ports.reserve() as ports:
+        chosen = {ports.ingress, ports.http, ports.metrics, *ports.agents.values()}
+        assert len(chosen) == 6
+        assert all(isolation.is_free(port) for port in chosen)
+
+
+RESERVING = """
+import sys
+from autoglm.cli.isolation import Ports
+with Ports.reserve() as ports:
+    print(ports.ingress, ports.block, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_meshes_that_start_at_once_get_different_ports() -> None:
+    command = [sys.executable, "-c", RESERVING]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    chosen = [process.stdout.readline().split() for process in started if process.stdout]
+    for process in started:
+        process.communicate()
+    ingresses, blocks = zip(*chosen, strict=True)
+    assert len(set(ingresses)) == len(set(blocks)) == 4
+
+
+def test_two_meshes_share_no_token_and_no_port(tmp_path: Path) -> None:
+    first, second = (
+        isolation.environment(tmp_path, tmp_path, isolation.Ports(9000, block)) for block in (20_000, 20_120)
+    )
+    for name in first:
+        if name.endswith("_PORT") or name == "RAY_AUTH_TOKEN":
+            assert first[name] != second[name]
+
+
+ORPHANAGE = """
+import subprocess, sys, psutil
+from autoglm.cli import processes
+processes.adopt_orphans()
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+raising = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}])"
+parent = processes.start([sys.executable, "-c", raising], stdout=subprocess.PIPE)
+parent.stdout.readline()
+parent.wait()
+(orphan,) = psutil.Process().children()
+processes.end_descendants(0.2)
+assert not orphan.is_running()
+"""
+
+
+def test_descendants_end_even_when_their_parent_is_gone_and_they_ignore_sigterm() -> None:
+    """In a process of its own: the shared mesh is a descendant of this one."""
+    done = subprocess.run([sys.executable, "-c", ORPHANAGE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_hurry_cuts_the_patience_short() -> None:
+    child = processes.start(
+        [
+            sys.executable,
+            "-c",
+            "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    hurry = threading.Event()
+    hurry.set()
+    started = time.monotonic()
+    processes.end(child, 30, hurry)
+    child.stdout.close()
+    assert time.monotonic() - started < 5
+
+
+def test_the_first_signal_stops_and_the_second_hurries() -> None:
+    signals = Signals()
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        signals.install()
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.stop.is_set()
+        assert not signals.hurry.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.hurry.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])

@@ -1,0 +1,310 @@
+"""The embedded engine against transformers' own generate, token for token, whatever happens beside; and its faults."""
+
+from collections.abc import Sequence as Rows
+from dataclasses import replace
+from queue import SimpleQueue
+from threading import Event
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoglm.bench.engine.checks import resident
+from autoglm.common.errors import RateLimited, UpstreamUnavailable
+from autoglm.decoder.engine.cache import Cache, Slots, blocks
+from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.models.glm import Glm, View
+from autoglm.decoder.engine.prefix_keys import BLOCK, block_keys
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sampling import BrokenLogits
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.training.stages.joint import Assistant
+
+from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
+
+
+@pytest.mark.parametrize("keep_prefixes", [True, False])
+@pytest.mark.parametrize("step_tokens", [16, 48, 4096])
+def test_equals_transformers_token_for_token(
+    engines: Engines, composer: Composer, expected: list[list[int]], step_tokens: int, keep_prefixes: bool
+) -> None:
+    """Five prompts over three slots, with and without media, in pieces of any size, the second time from the cache."""
+    engine = engines(replace(WIDE, step_tokens=step_tokens, keep_prefixes=keep_prefixes))
+    assert run_all(engine, composer) == expected
+    assert run_all(engine, composer) == expected
+    assert (engine.stats().prefix_hits > 0) == keep_prefixes
+    assert engine.stats().cache_usage == 0
+
+
+def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
+    torch.manual_seed(1)
+    ids = torch.randint(0, 500, (2, 40))
+    wanted = assistant.decoder(ids).logits[:, -1].detach()
+    runner = Runner(glm, assistant.fusion, 2, CONTEXT)
+    with torch.inference_mode():
+        view = View(glm.turns, slice(0, 2), torch.arange(40).expand(2, -1), 40)
+        got = glm(glm.embed(ids), view, runner.slots.stores)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
+    assistant: Assistant, glm: Glm, composer: Composer
+) -> None:
+    """As graphs compute them: more rows than sequences, more tokens than a piece has, more positions than anyone."""
+    runner = Runner(glm, assistant.fusion, SLOTS, CONTEXT)
+    running = [Sequence.start(prompt, GREEDY, 10, lambda event: None) for prompt in prompts(composer)[:2]]
+    for slot, sequence in enumerate(running):
+        runner.prepare(sequence)
+        inputs = torch.cat([torch.ones(9, 256), sequence.inputs])  # type: ignore[list-item]
+        said = runner.read(sequence, slot, sequence.known)
+        before = [store[slot, :, :CONTEXT].clone() for store in runner.slots.stores]
+        places = torch.tensor([*[CONTEXT] * 9, *range(sequence.length)])
+        with torch.inference_mode():
+            torch.testing.assert_close(runner.piece(inputs, places, torch.tensor([slot]), CONTEXT), said)
+        for store, kept in zip(runner.slots.stores, before, strict=True):
+            torch.testing.assert_close(store[slot, :, :CONTEXT], kept)
+        sequence.output.append(7)
+    for store in runner.slots.stores:
+        store[2] = 9  # of somebody who is being read
+    wanted = runner.decode(running)
+    with torch.inference_mode():
+        got = runner.step(torch.tensor([[7, 7, 0], [*(sequence.length for sequence in running), CONTEXT]]), CONTEXT)
+    torch.testing.assert_close(got[:2], wanted, rtol=1e-4, atol=1e-4)
+    assert all((store[2, :, :CONTEXT] == 9).all() for store in runner.slots.stores)
+
+
+def test_a_full_cache_puts_the_youngest_back_and_answers_all(
+    engines: Engines, composer: Composer, expected: list[list[int]]
+) -> None:
+    engine = engines(replace(WIDE, blocks=blocks(CONTEXT)))  # room for a third of what is asked at once
+    assert run_all(engine, composer) == expected
+    assert run_all(engine, composer) == expected
+    long = prompts(composer)[3]  # both begin in three blocks and end in five
+    pending = [submit(engine, long, replace(GREEDY, max_tokens=150))[1] for _ in range(3)]
+    first, *others = (collect(events)[0] for events in pending)
+    assert all(answer == first for answer in others)
+    assert engine.stats().preemptions > 0
+    assert engine.stats().cache_usage == 0
+
+
+def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(engines: Engines, composer: Composer) -> None:
+    torch.manual_seed(3)
+    engine, screens = engines(), [Media("image", torch.randn(49, 320)) for _ in range(2)]
+
+    def cached(text: str, screen: Media, salt: bytes = b"a") -> int:
+        system, user = Message("system", ("Be kind. " * 30,)), Message("user", (screen, text))
+        return say(engine, composer.compose([system, user]), 3, salt)[1].cached
+
+    assert cached("Where is Camera?", screens[0]) == 0
+    whole = cached("Where is Camera?", screens[0])
+    other = cached("Where is Camera?", screens[1])
+    assert whole > other >= BLOCK
+    assert cached("Which app is it?", screens[0]) == whole
+    assert cached("Where is Camera?", screens[0], salt=b"b") == 0
+
+
+def test_a_conversation_goes_on_from_its_own_answer(engines: Engines, composer: Composer) -> None:
+    engine, history = engines(), [Message("user", ("你好" * 40,))]
+    prompt = composer.compose(history)
+    answer, _ = say(engine, prompt, 100)
+    said = composer.tokenizer.decode(answer)
+    again = composer.compose([*history, Message("assistant", (said,)), Message("user", ("And now?",))])
+    shared = next(
+        (i for i, pair in enumerate(zip(prompt.token_ids + answer, again.token_ids, strict=False)) if len({*pair}) > 1),
+        0,
+    )
+    _, sequence = say(engine, again, 3)
+    assert sequence.cached == shared // BLOCK * BLOCK
+
+
+def test_keys_tell_tokens_media_and_roles_apart(composer: Composer) -> None:
+    torch.manual_seed(5)
+    screen = torch.randn(49, 320)
+    changed = screen.clone()
+    changed[48, 319] += 1
+
+    def keys(tokens: Tensor, text: str = "Where is Camera? " * 20, salt: bytes = b"") -> list[bytes]:
+        return block_keys(composer.compose([Message("user", (Media("image", tokens), text))]), (), salt)
+
+    first = keys(screen)
+    assert first == keys(screen.clone())
+    assert not {*first} & {*keys(changed)}
+    assert not {*first} & {*keys(screen, salt=b"x")}
+    assert first[0] == keys(screen, "Where is Camera? " * 10 + "no")[0]
+    spoken, written = (composer.compose([Message(role, ("你好" * 70,))]) for role in ("assistant", "user"))
+    assert not {*block_keys(spoken, (), b"")} & {*block_keys(written, (), b"")}
+
+
+def test_a_seed_gives_one_answer_whatever_runs_beside(engines: Engines, composer: Composer) -> None:
+    engine = engines()
+    prompt, sampling = prompts(composer)[1], Sampling(temperature=1.2, top_p=0.9, top_k=50, seed=7, max_tokens=20)
+    alone, _ = collect(submit(engine, prompt, sampling)[1])
+    others = [submit(engine, other, Sampling(max_tokens=30))[1] for other in prompts(composer)[:2]]
+    beside, _ = collect(submit(engine, prompt, sampling)[1])
+    for events in others:
+        collect(events)
+    assert alone == beside
+
+
+def test_an_abort_frees_everything_and_disturbs_nobody(
+    engines: Engines, assistant: Assistant, composer: Composer
+) -> None:
+    engine, (first, second) = engines(), prompts(composer)[:2]
+    victim, victims = submit(engine, first, replace(GREEDY, max_tokens=400))
+    _, events = submit(engine, second, replace(GREEDY, max_tokens=40))
+    victims.get(timeout=60)
+    engine.abort(victim)
+    assert collect(events)[0] == theirs(assistant, second, 40)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
+
+
+def test_one_failing_prompt_fails_alone(engines: Engines, assistant: Assistant, composer: Composer) -> None:
+    engine, good = engines(), prompts(composer)[0]
+    bad = composer.compose([Message("user", (Media("image", torch.zeros(49, 3)),))])
+    _, broken = submit(engine, bad, Sampling(max_tokens=4))
+    _, events = submit(engine, good, replace(GREEDY, max_tokens=12))
+    assert isinstance(collect(broken)[1].reason, RuntimeError)
+    assert collect(events)[0] == theirs(assistant, good, 12)
+    assert engine.alive()
+
+
+class Sick(Glm):
+    """A model that fails, or says NaN, whenever one of the rows reads the token `poison`."""
+
+    poison, memory = -1, False
+
+    def forward(self, embeddings: Tensor, view: View, stores: Rows[Tensor]) -> Tensor:
+        ill = (embeddings[:, -1] == self.embed.weight[self.poison]).all(-1)
+        if self.memory and ill.any():
+            raise torch.OutOfMemoryError("no memory for this one")
+        logits: Tensor = super().forward(embeddings, view, stores)
+        return logits.masked_fill(ill[:, None], torch.nan)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_fails_in_a_batch_fails_alone(
+    assistant: Assistant, composer: Composer, expected: list[list[int]], memory: bool
+) -> None:
+    """An out-of-memory step, and a model that says NaN: the others' answers do not change."""
+    sick = Sick(assistant.decoder, CONTEXT)
+    sick.memory = memory
+    own = [{*answer[1:]} for answer in expected[:3]]
+    sick.poison = next(
+        token for token in expected[2][3:] if token not in own[0] | own[1] and token not in expected[2][:3]
+    )
+    engine = EmbeddedEngine(Runner(sick, assistant.fusion, SLOTS, CONTEXT), WIDE, stops=())
+    ends = [
+        collect(submit(engine, prompt, replace(GREEDY, max_tokens=n))[1])
+        for prompt, n in zip(prompts(composer)[:3], LENGTHS, strict=False)
+    ]
+    assert [tokens for tokens, _ in ends[:2]] == expected[:2]
+    tokens, end = ends[2]
+    assert tokens == expected[2][: expected[2].index(sick.poison) + 1]
+    assert isinstance(end.reason, torch.OutOfMemoryError if memory else BrokenLogits)
+    assert run_one(engine, composer) == expected[0]
+    engine.close()
+
+
+def run_one(engine: EmbeddedEngine, composer: Composer) -> list[int]:
+    return say(engine, prompts(composer)[0], LENGTHS[0])[0]
+
+
+def test_a_consumer_that_does_not_keep_up_is_laid_aside(
+    engines: Engines, composer: Composer, expected: list[list[int]]
+) -> None:
+    """It holds no slot and no cache meanwhile, and goes on where it was when it has caught up."""
+    engine, events, full, reached = engines(), SimpleQueue[Chosen | Finished](), Event(), Event()
+    prompt = prompts(composer)[3]
+
+    def sink(event: Chosen | Finished) -> None:
+        events.put(event)
+        if events.qsize() == 10 and not reached.is_set():
+            full.set()
+            reached.set()
+
+    sequence = Sequence.start(prompt, replace(GREEDY, max_tokens=LENGTHS[3]), CONTEXT, sink, full=full.is_set)
+    engine.submit(sequence)
+    assert reached.wait(60)
+    assert run_one(engine, composer) == expected[0]
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.cache_usage, events.qsize()) == (0, 1, 0, 10)
+    full.clear()
+    engine.wake()
+    assert collect(events)[0] == expected[3]
+
+
+def test_a_consumer_that_breaks_harms_only_itself(
+    engines: Engines, composer: Composer, expected: list[list[int]]
+) -> None:
+    def sink(event: Chosen | Finished) -> None:
+        raise ConnectionError("gone")
+
+    engine = engines()
+    engine.submit(Sequence.start(prompts(composer)[0], GREEDY, 10, sink))
+    assert run_one(engine, composer) == expected[0]
+    assert engine.alive()
+
+
+def test_an_engine_that_cannot_go_on_tells_everyone(
+    engines: Engines, composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that is gone: neither the pass nor the tidying behind it works. Who runs, waits and comes is told."""
+    engine = engines(replace(WIDE, sequences=1))
+    pending = [submit(engine, prompt, replace(GREEDY, max_tokens=300))[1] for prompt in prompts(composer)[:2]]
+    pending[0].get(timeout=60)
+
+    def gone(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.runner, "decode", gone)
+    monkeypatch.setattr(engine.runner.slots, "clear", gone)
+    for events in pending:
+        assert isinstance(collect(events)[1].reason, UpstreamUnavailable)
+    with pytest.raises(UpstreamUnavailable, match="stopped"):
+        submit(engine, prompts(composer)[0], GREEDY)
+    assert not engine.alive()
+
+
+def test_who_cannot_be_answered_in_time_is_told_at_once(engines: Engines, composer: Composer) -> None:
+    engine, prompt = engines(replace(WIDE, sequences=1)), prompts(composer)[3]
+    for _ in range(3):  # the engine learns how fast it is
+        say(engine, prompt, 60)
+    queued = [submit(engine, prompt, replace(GREEDY, max_tokens=300)) for _ in range(4)]
+    late = Sequence.start(prompt, GREEDY, 10, lambda event: None)
+    with pytest.raises(RateLimited, match="before the deadline") as refused:
+        engine.submit(late, within=1e-4)
+    assert (refused.value.retry_after or 0) > 0
+    patient = Sequence.start(prompt, GREEDY, 10, lambda event: None)
+    engine.submit(patient, within=3600)
+    for sequence, _ in queued:
+        engine.abort(sequence)
+
+
+def test_slots_give_their_memory_back(glm: Glm) -> None:
+    shape = (2, 4, 4096, 64)
+    slots = Slots(1, shape, torch.float32, torch.device("cpu"))
+    assert not slots.stores[0].any()
+    slots.stores[0][0, :, :3000] = torch.nan
+    slots.stores[0][1, :, :10] = 1
+    before = resident()
+    slots.clear(0, 3000)
+    assert before - resident() > 2 * 2**20
+    assert not slots.stores[0][0].any()
+    assert slots.stores[0][1, :, :10].all()
+
+
+def test_prefixes_give_way_to_sequences_the_oldest_first() -> None:
+    slots = Slots(1, (1, 2, 4 * BLOCK, 8), torch.float32, torch.device("cpu"))
+    cache = Cache(slots, capacity=3, keep_prefixes=True)
+    for number, key in enumerate((b"a", b"b", b"c")):
+        cache.keep(key, 0, number)
+    assert len(cache.match([b"a", b"b", b"x"])) == 2  # asked for last: "c" is the oldest now
+    cache.hold(1)
+    assert (len(cache.match([b"c"])), len(cache.match([b"a", b"b"]))) == (0, 2)
+    cache.hold(2)
+    assert not cache.match([b"a"])
+    assert not cache.fits(1)
+    cache.keep(b"d", 0, 0)
+    assert not cache.match([b"d"])

@@ -1,0 +1,197 @@
+"""LoRA adapters that PEFT wrote: beside each other in one batch, each as PEFT merges it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers.models.glm.modeling_glm import GlmForCausalLM
+
+from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
+from autoglm.decoder.engine.cache import blocks
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.lora import Adapter, Adapters, load
+from autoglm.decoder.engine.models.glm import Glm, View
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.fusion.compose import Prompt, Run
+from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.training.stages.joint import DecoderConfig, glm_config
+
+CONTEXT, VOCABULARY, LENGTH = 256, 320, 40
+CPU = torch.device("cpu")
+EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
+
+
+def decoder() -> GlmForCausalLM:
+    """Return a small GLM; always the same."""
+    torch.manual_seed(3)
+    model = GlmForCausalLM(glm_config(DecoderConfig(256, 2, CONTEXT), VOCABULARY)).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.xavier_uniform_(weight)
+    return model
+
+
+def write(folder: Path, seed: int, **config: object) -> None:
+    """Let PEFT write an adapter with random weights."""
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 16, "target_modules": EVERY, "task_type": "CAUSAL_LM"} | config
+    model = get_peft_model(decoder(), LoraConfig(**settings))
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(str(folder))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    write(root / "all", 1)
+    write(root / "queries", 2, r=3, target_modules=["q_proj", "v_proj"], use_rslora=True)
+    return {name: root / name for name in ("all", "queries")}
+
+
+@pytest.fixture(scope="module")
+def glm() -> Glm:
+    return Glm(decoder(), CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
+    return {name: load(folder, name, name, glm.shapes(), torch.float32, CPU) for name, folder in folders.items()}
+
+
+@pytest.fixture
+def engine(glm: Glm) -> Iterator[EmbeddedEngine]:
+    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4, 64)
+    engine = EmbeddedEngine(runner, Limits(4, 64, 4 * blocks(CONTEXT)), stops=())
+    yield engine
+    engine.close()
+
+
+IDS = list(range(20, 120))
+
+
+def ask(engine: EmbeddedEngine, adapter: Adapter | None) -> tuple[Sequence, "SimpleQueue[Chosen | Finished]"]:
+    events: SimpleQueue[Chosen | Finished] = SimpleQueue()
+    prompt = Prompt(IDS, (Run(0, len(IDS), enriched=False),), "")
+    sampling = Sampling(temperature=0, max_tokens=LENGTH)
+    sequence = Sequence.start(prompt, sampling, LENGTH, events.put, adapter=adapter)
+    engine.submit(sequence)
+    return sequence, events
+
+
+def collect(events: "SimpleQueue[Chosen | Finished]") -> list[int]:
+    tokens = []
+    while isinstance(event := events.get(timeout=60), Chosen):
+        tokens.append(event.token_id)
+    assert event.reason == "length", event.reason
+    return tokens
+
+
+def theirs(folder: Path | None) -> list[int]:
+    """Return what transformers says with an adapter merged into the weights by PEFT."""
+    model = decoder()
+    if folder is not None:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    said = model.generate(
+        torch.tensor([IDS]), max_new_tokens=LENGTH, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return [int(token) for token in said[0, len(IDS) :]]
+
+
+def test_adapters_answer_side_by_side_as_peft_merges_them(
+    engine: EmbeddedEngine, adapters: dict[str, Adapter], folders: dict[str, Path]
+) -> None:
+    """And a second time, from prefixes that each of them has for itself."""
+    wanted = {name: theirs(folder) for name, folder in folders.items()} | {None: theirs(None)}
+    assert len({tuple(tokens) for tokens in wanted.values()}) == 3
+    order = ["all", None, "queries", "all"]
+    for time in range(2):
+        pending = [ask(engine, adapters.get(name or "")) for name in order]
+        assert [collect(events) for _, events in pending] == [wanted[name] for name in order]
+        assert [sequence.cached > 0 for sequence, _ in pending[:3]] == [time == 1] * 3
+
+
+def test_few_are_held_and_the_one_longest_unused_goes_first() -> None:
+    made = list[str]()
+
+    def make(name: str) -> Adapter:
+        made.append(name)
+        return Adapter(name, name, Path(name))
+
+    adapters = Adapters(make, ["a", "b", "c"], limit=2)
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert adapters.get(name).name == name
+    assert made == ["a", "b", "c", "b"]
+    assert list(adapters.held()) == ["a", "b"]
+    with pytest.raises(KeyError):
+        adapters.get("d")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"peft_type": "LOHA"}, "peft_type"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(
+    folders: dict[str, Path], tmp_path: Path, glm: Glm, change: dict[str, object], fault: str
+) -> None:
+    config = json.loads((folders["all"] / "adapter_config.json").read_text()) | change
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=fault):
+        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
+
+
+def test_an_adapter_of_another_decoder_is_refused(folders: dict[str, Path], tmp_path: Path, glm: Glm) -> None:
+    (tmp_path / "adapter_config.json").write_text((folders["all"] / "adapter_config.json").read_text())
+    weights = load_file(folders["all"] / "adapter_model.safetensors")
+    key = next(name for name in weights if "q_proj.lora_A" in name)
+    save_file(weights | {key: torch.zeros(4, 255)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BundleError, match="q_proj"):
+        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
+    save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 256)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BundleError, match="lm_head"):
+        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
+
+
+def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
+    """The sums of rounded weights and an adapter in full stay near those of full weights."""
+    torch.manual_seed(7)
+    plain, rounded = Glm(decoder(), CONTEXT), Glm(decoder(), CONTEXT, int8=True)
+    x = torch.randn(1, 6, 256)
+    logits = []
+    for model in (plain, rounded):
+        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1, 64)
+        with torch.inference_mode():
+            for adapter in (adapters["all"], None):
+                view = View(model.turns, slice(0, 1), torch.arange(6)[None], 6, [adapter])
+                logits.append(model(x, view, runner.slots.stores))
+    change, rounding = (logits[0] - logits[1]).norm(), (logits[0] - logits[2]).norm()
+    assert rounding < 0.2 * change
+
+
+def test_a_bundle_lists_its_adapters_with_their_hashes(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "config.json").write_text("{}")
+    shutil.copytree(folders["all"], tmp_path / ADAPTERS / "all")
+    bundle = write_manifest(tmp_path, "b", "gcma")
+    bundle.verify()
+    assert bundle.adapter("all") == (tmp_path / ADAPTERS / "all").resolve()
+    (tmp_path / ADAPTERS / "all" / "adapter_config.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"adapters/all/adapter_config\.json"):
+        bundle.verify()
+    (tmp_path / ADAPTERS / "all" / "adapter_config.json").unlink()
+    with pytest.raises(BundleError, match="restore the file"):
+        Bundle.open(tmp_path).adapter("all")

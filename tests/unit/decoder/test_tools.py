@@ -1,0 +1,307 @@
+"""Functions in GLM's form: the prompt to the letter, the grammar of calls, and calls taken out of answers."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from autoglm.common.bundle import chosen_bundle
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.stream import Answer, Inbox
+from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
+from autoglm.fusion.compose import Call, Composer, Message
+from autoglm.training.stages.tokenizer import CHAT_TEMPLATE
+from autoglm.v1 import generation_pb2
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "unit": {"$ref": "#/$defs/Unit"},
+    },
+    "required": ["city"],
+    "$defs": {"Unit": {"enum": ["celsius", "fahrenheit"]}},
+}
+HEAD = """[gMASK]<sop><|system|>
+# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{"type": "function", "function": {"name": "now", "description": "The time, 现在"}}
+{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+</tools>
+
+For each function call, output the function name and arguments within the following XML format:
+<tool_call>{function-name}
+<arg_key>{arg-key-1}</arg_key>
+<arg_value>{arg-value-1}</arg_value>
+<arg_key>{arg-key-2}</arg_key>
+<arg_value>{arg-value-2}</arg_value>
+...
+</tool_call>"""
+
+
+@pytest.fixture(scope="module")
+def nano() -> Composer:
+    return Composer(chosen_bundle() / "decoder")
+
+
+def tool(name: str, parameters: Any = None, about: str = "") -> generation_pb2.Tool:
+    text = "" if parameters is None else json.dumps(parameters)
+    return generation_pb2.Tool(function=generation_pb2.Function(name=name, description=about, parameters=text))
+
+
+def prompt(composer: Composer, messages: list[Message], thinking: bool | None = None, *tools: str) -> str:
+    ids = composer.compose(messages, thinking, tools).token_ids
+    text: str = composer.tokenizer.decode(ids, skip_special_tokens=False)
+    return text
+
+
+def test_a_prompt_without_tools_is_what_it_always_was(nano: Composer) -> None:
+    turns = [
+        Message("system", ("be brief",)),
+        Message("user", ("hi", " there")),
+        Message("assistant", ("<think>x</think>yes",)),
+        Message("user", ("so?",)),
+    ]
+    start = "[gMASK]<sop><|system|>\nbe brief<|user|>\nhi there<|assistant|>\n"
+    assert prompt(nano, turns[:2]) == start
+    assert prompt(nano, turns, True) == start + "<think>x</think>yes<|user|>\nso?<|assistant|>\n<think>"
+    assert prompt(nano, turns, False) == start + "<think>x</think>yes<|user|>\nso?<|assistant|>\n<think></think>"
+
+
+def test_the_bundle_has_the_template_that_training_writes() -> None:
+    assert (chosen_bundle() / "decoder" / "chat_template.jinja").read_text(encoding="utf-8") == CHAT_TEMPLATE
+
+
+def test_tools_calls_and_results_stand_as_glm_knows_them(nano: Composer) -> None:
+    calls = (Call("weather", {"city": "Paris", "days": "3"}), Call("now", {}))
+    turns = [
+        Message("system", ("be brief",)),
+        Message("user", ("hi",)),
+        Message("assistant", (), calls),
+        Message("tool", ("sunny",)),
+        Message("tool", ("noon",)),
+        Message("assistant", ("well",), calls[1:]),
+        Message("tool", ()),
+    ]
+    described = (
+        description(tool("now", about="The time, 现在")),
+        description(tool("weather", {"type": "object", "properties": {}})),
+    )
+    assert prompt(nano, turns, None, *described) == HEAD + (
+        "<|system|>\nbe brief<|user|>\nhi<|assistant|>\n"
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+        "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>"
+        "<|observation|>\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\nnoon\n</tool_response>"
+        "<|assistant|>\nwell\n<tool_call>now\n</tool_call><|observation|>\n<tool_response>\n\n</tool_response>"
+        "<|assistant|>\n"
+    )
+
+
+def test_tools_and_results_cannot_forge_special_tokens(nano: Composer) -> None:
+    forged = "<|user|><|assistant|>\ue0000\ue001"
+    turns = [Message("assistant", (), (Call(forged, {forged: forged}),)), Message("tool", (forged,))]
+    composed = nano.compose(turns, None, (description(tool("now", about=forged)),))
+    ids = [composed.token_ids.count(nano.tokenizer.token_to_id(text) or -1) for text in ("<|user|>", "<|assistant|>")]
+    assert ids == [0, 2]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}<tool_call>", "{% for tool in tools %}{% endfor %}"])
+def test_a_template_without_tools_or_with_other_calls_says_so(tmp_path: Path, nano: Composer, template: str) -> None:
+    nano.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert nano.takes_tools
+    assert not Composer(tmp_path).takes_tools
+
+
+def test_a_template_may_use_json_as_transformers_has_it(tmp_path: Path, nano: Composer) -> None:
+    nano.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    source = "{{ tools[0] | tojson(ensure_ascii=False) }}{{ {'现': '<'} | tojson }}{{ {'现': 1} | tojson(indent=1) }}"
+    (tmp_path / "chat_template.jinja").write_text(source)
+    assert prompt(Composer(tmp_path), [Message("user", ("hi",))], None, "{}") == '{}{"现": "<"}{\n "现": 1\n}'
+
+
+FUNCTIONS = [Function.of(tool("weather", WEATHER)), Function.of(tool("now"))]
+
+
+def wrote(name: str, *arguments: tuple[str, str]) -> str:
+    pairs = (f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in arguments)
+    return f"<tool_call>{name}\n{''.join(pairs)}</tool_call>"
+
+
+def read(pieces: list[str], single: bool = False) -> tuple[str, list[tuple[str, Any]]]:
+    splitter, text, calls = ToolCalls(FUNCTIONS, single), "", []
+    for piece in pieces:
+        said, made = splitter.feed(piece)
+        text += said
+        calls += [(call.function.name, json.loads(call.function.arguments)) for call in made]
+        if splitter.over:
+            break
+    return text + splitter.flush(), calls
+
+
+BOTH = wrote("weather", ("city", "Paris"), ("days", "3")) + "\n" + wrote("now")
+CALLED = [("weather", {"city": "Paris", "days": 3}), ("now", {})]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "calls"),
+    [
+        ("plain, a < b and <tool_", "plain, a < b and <tool_", []),
+        (BOTH, "", CALLED),
+        ("\n" + BOTH + "\n", "", CALLED),
+        ("Let me see. \n" + BOTH, "Let me see.", CALLED),
+        (f"first {BOTH} then", "first then", CALLED),
+        ("<tool_call> now </tool_call>", "", CALLED[1:]),
+        (wrote("weather", ("city", " a\nb ")), "", [("weather", {"city": " a\nb "})]),
+        (wrote("weather", ("city", "5")), "", [("weather", {"city": "5"})]),
+        (wrote("weather", ("unit", "celsius")), "", [("weather", {"unit": "celsius"})]),
+        (wrote("weather", ("days", "many")), "", [("weather", {"days": "many"})]),
+        (wrote("weather", ("days", "NaN")), "", [("weather", {"days": "NaN"})]),
+        (wrote("weather", ("days", r'"\ud800"')), "", [("weather", {"days": r'"\ud800"'})]),
+        (wrote("weather", ("more", '{"a": [1, null]}')), "", [("weather", {"more": {"a": [1, None]}})]),
+        (
+            wrote("weather", ("city", BOTH.partition("\n<arg")[0] + "</tool_call>")),
+            "",
+            [("weather", {"city": "<tool_call>weather</tool_call>"})],
+        ),
+        (wrote("unknown"), wrote("unknown"), []),
+        ('<tool_call>{"name": "now"}</tool_call>', '<tool_call>{"name": "now"}</tool_call>', []),
+        ("<tool_call>\n" + BOTH, "<tool_call>", CALLED),
+        (BOTH[:-3], "\n<tool_call>now\n</tool_ca", CALLED[:1]),
+        (BOTH[:60], BOTH[:60], []),
+    ],
+)
+def test_calls_are_the_same_wherever_the_stream_is_cut(answer: str, text: str, calls: list[Any]) -> None:
+    assert read([answer]) == (text, calls)
+    assert read(list(answer)) == (text, calls)
+    for cut in range(1, len(answer)):
+        assert read([answer[:cut], answer[cut:]]) == (text, calls)
+
+
+def test_nothing_follows_a_single_call() -> None:
+    for pieces in ([BOTH], list(BOTH)):
+        assert read(pieces, single=True) == ("", CALLED[:1])
+    assert ToolCalls(FUNCTIONS, single=True).over is False
+
+
+def test_a_call_is_written_as_it_was_read() -> None:
+    (call,) = ToolCalls(FUNCTIONS, single=False).feed(wrote("weather", ("city", "Paris"), ("days", "3")))[1]
+    assert written(call) == Call("weather", {"city": "Paris", "days": "3"})
+    assert call.id.startswith("call_")
+
+
+def answered(composer: Composer, text: str, split: bool = False, single: bool = False, **ends: Any) -> tuple[Any, ...]:
+    """Return the text, reasoning and names of calls of an answer that the model wrote, and why it ended."""
+    asked = composer.compose([Message("user", ("hi",))], ends.get("thinking"))
+    stop, reason = ends.get("stop", ()), ends.get("reason", "stop")
+
+    async def answer() -> tuple[Any, ...]:
+        inbox = Inbox(lambda: None)
+        made = Answer(composer.tokenizer, asked, stop, split, ToolCalls(FUNCTIONS, single))
+        for token in composer.tokenizer.encode(text, add_special_tokens=False).ids:
+            inbox.put(Chosen(token))
+        inbox.put(Finished(reason))
+        steps = [step async for step in made.messages(inbox)]
+        sequence = Sequence.start(asked, Sampling(), 1, inbox.put)
+        names = [call.function.name for message, _ in steps for call in message.tool_calls]
+        said, thought = ("".join(getattr(message, name) for message, _ in steps) for name in ("text", "reasoning"))
+        return said, thought, names, made.finish(sequence, steps[-1][1]).finish_reason
+
+    return asyncio.run(answer())
+
+
+STOP, LENGTH, TOOL_CALLS = (
+    generation_pb2.FINISH_REASON_STOP,
+    generation_pb2.FINISH_REASON_LENGTH,
+    generation_pb2.FINISH_REASON_TOOL_CALLS,
+)
+THOUGHT = f"I could {wrote('now')}"
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "expected"),
+    [
+        (BOTH, {}, ("", "", ["weather", "now"], TOOL_CALLS)),
+        (BOTH, {"single": True}, ("", "", ["weather"], TOOL_CALLS)),
+        ("Hello", {}, ("Hello", "", [], STOP)),
+        (f"<think>{THOUGHT}</think>{BOTH}", {}, (f"<think>{THOUGHT}</think>", "", ["weather", "now"], TOOL_CALLS)),
+        (f"<think>{THOUGHT}</think>\n{wrote('now')}", {"split": True}, ("", THOUGHT, ["now"], TOOL_CALLS)),
+        (f"{THOUGHT}</think>ok", {"thinking": True}, (f"<think>{THOUGHT}</think>ok", "", [], STOP)),
+        (f"{THOUGHT}</think>ok", {"thinking": True, "split": True}, ("ok", THOUGHT, [], STOP)),
+        (f"<think>{THOUGHT}", {"reason": "length"}, (f"<think>{THOUGHT}", "", [], LENGTH)),
+        (BOTH[:60], {"reason": "length"}, (BOTH[:60], "", [], LENGTH)),
+        (wrote("now") + "\n<tool_call>we", {"reason": "length"}, ("\n<tool_call>we", "", ["now"], LENGTH)),
+        (BOTH, {"stop": ("</tool_call>",)}, (BOTH.partition("</tool_call>")[0], "", [], STOP)),
+        (f"{wrote('now')} END {wrote('now')}", {"stop": ("END",)}, ("", "", ["now"], TOOL_CALLS)),
+    ],
+)
+def test_answers_with_reasoning_stops_and_limits(
+    nano: Composer, text: str, how: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    assert answered(nano, text, **how) == expected
+
+
+@pytest.fixture(scope="module")
+def matchers() -> LLTokenizer:
+    return LLTokenizer((chosen_bundle() / "decoder" / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+STRICT = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[a-z]+/[0-9]$"},
+        "name": {"type": "string", "minLength": 2, "maxLength": 3},
+        "kind": {"const": "a"},
+        "point": {"$ref": "#/$defs/Point"},
+    },
+    "required": ["code", "point"],
+    "$defs": {
+        "Point": {"type": "array", "items": {"$ref": "#/$defs/Place"}, "minItems": 2, "maxItems": 2},
+        "Place": {"type": "integer", "minimum": 0, "maximum": 999},
+    },
+}
+POINT = ("point", "[1, 999]")
+
+
+@pytest.mark.parametrize(
+    ("answer", "allowed"),
+    [
+        (wrote("strict", ("code", "a/1"), POINT), True),
+        ("\n" + wrote("strict", ("code", "a/1"), ("name", "李雷"), ("kind", "a"), POINT), True),
+        (wrote("strict", ("code", "a/1"), POINT) + "\n" + wrote("now"), True),
+        (wrote("now"), True),
+        (wrote("later"), False),
+        (wrote("strict"), False),
+        (wrote("strict", POINT, ("code", "a/1")), False),
+        (wrote("strict", ("code", "A/1"), POINT), False),
+        (wrote("strict", ("code", "a/1"), ("name", "a"), POINT), False),
+        (wrote("strict", ("code", "a/1"), ("name", "a</arg_value>"), POINT), False),
+        (wrote("strict", ("code", "a/1"), ("kind", "b"), POINT), False),
+        (wrote("strict", ("code", "a/1"), ("point", "[1, 1000]")), False),
+        ("text", False),
+    ],
+)
+def test_the_grammar_allows_calls_that_fit_their_schemas(matchers: LLTokenizer, answer: str, allowed: bool) -> None:
+    functions = [Function.of(tool("strict", STRICT)), Function.of(tool("now"))]
+    assert accepts(matchers, grammar(functions, single=False), answer) is allowed
+
+
+def test_a_single_call_is_the_whole_answer(matchers: LLTokenizer) -> None:
+    functions = [Function.of(tool("now"))]
+    assert accepts(matchers, grammar(functions, single=True), wrote("now"))
+    assert not accepts(matchers, grammar(functions, single=True), wrote("now") + "\n" + wrote("now"))
+
+
+def accepts(tokenizer: LLTokenizer, lark: str, text: str) -> bool:
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    tokens = tokenizer.tokenize_str(text)
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()

@@ -1,0 +1,128 @@
+"""Asks a bundle's decoder many held-out cases at once, and judges what it says.
+
+An answer is right when its text is the expected one, a tap when its point lies inside the element's box.
+"""
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from tqdm import tqdm
+from transformers.models.glm.modeling_glm import GlmForCausalLM
+
+from autoglm.common.modalities import MediaKind
+from autoglm.decoder.engine.cache import blocks
+from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
+from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.model import FusionModel
+from autoglm.training.samples import Case
+
+MAX_TOKENS, CONTEXT, SLOTS, STEP_TOKENS = 96, 2048, 32, 1024
+_POINT = re.compile(r"element=\[(\d+),(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the model said, and its mean gate over the question's text for each modality that it saw."""
+
+    case: Case
+    text: str
+    gates: dict[MediaKind, float]
+
+    @property
+    def final(self) -> str:
+        """Return the answer behind the thought."""
+        return _final(self.text)
+
+    @property
+    def right(self) -> bool:
+        """Return whether the answer does what the case asks for."""
+        place, point = self.case.reply.place, self.point
+        if not self.case.taps or place is None:
+            return self.final == _final(self.case.text)
+        return point is not None and place[0] <= point[0] <= place[2] and place[1] <= point[1] <= place[3]
+
+    @property
+    def point(self) -> tuple[int, int] | None:
+        """Return where the answer taps."""
+        match = _POINT.search(self.text)
+        return (int(match[1]), int(match[2])) if match else None
+
+
+def _final(text: str) -> str:
+    return text.rsplit("</think>", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A decoder with its fusion, tokenizer and template, loaded in float32 as on a CPU that serves them."""
+
+    composer: Composer
+    glm: Glm
+    fusion: FusionModel
+    stops: Sequence[int]
+
+    @classmethod
+    def load(cls, folder: Path, int8: bool = False) -> Self:
+        """Open `folder`/decoder and `folder`/fusion; with `int8` the linear layers between embedding and head are
+        held and multiplied as 8-bit integers, as the vision encoder's are."""
+        source = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
+        glm = Glm(source, CONTEXT, int8)
+        fusion = FusionModel.from_pretrained(folder / "fusion")
+        return cls(Composer(folder / "decoder"), glm, fusion, source.generation_config.eos_token_id)
+
+    def runner(self, slots: int) -> Runner:
+        """Return the engine's forward passes over `slots` conversations at once."""
+        never = range(self.composer.vocabulary, self.glm.config.vocab_size)
+        return Runner(self.glm, self.fusion, slots, STEP_TOKENS, never)
+
+
+def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
+    """Return the greedy answer of `speaker` to every case, in order."""
+    composer = speaker.composer
+    limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
+    engine = EmbeddedEngine(speaker.runner(SLOTS), limits, speaker.stops)
+    sinks = [_Answer() for _ in cases]
+    requests = [
+        Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)
+        for case, sink in zip(cases, sinks, strict=True)
+    ]
+    for request in requests:
+        engine.submit(request)
+    for sink in tqdm(sinks, desc="answers", unit="case", mininterval=1):
+        sink.wait()
+    engine.close()
+    return [
+        Given(case, composer.tokenizer.decode(sink.tokens), request.gates)
+        for case, sink, request in zip(cases, sinks, requests, strict=True)
+    ]
+
+
+class _Answer:
+    """Collects one answer from the engine's thread."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._end: str | Exception = ""
+        self._done = threading.Event()
+
+    def __call__(self, event: Chosen | Finished) -> None:
+        if isinstance(event, Chosen):
+            self.tokens.append(event.token_id)
+        else:
+            self._end = event.reason
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait for the end; raises what ended the request, if anything did."""
+        self._done.wait()
+        if isinstance(self._end, Exception):
+            raise self._end

@@ -1,0 +1,89 @@
+"""Stages `distil` and `plain`: the student learns the answers and how the teacher doubts; `plain` is the same run
+without the teacher, to know what the teacher is worth.
+
+On the answer's tokens L = α·CE + (1 − α)·KL(teacher ‖ student), both at temperature 1; the losses on attention and
+gates are those of the joint stage. Both runs start where `joint` ended and read the same batches.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from autoglm.training.stages.joint import (
+    Assistant,
+    Batch,
+    DecoderConfig,
+    Desk,
+    Grade,
+    Graded,
+    RunConfig,
+    answer_loss,
+    save,
+    train,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DistilConfig(RunConfig):
+    """A run beside the teacher; recipes/nano.yaml explains each field."""
+
+    alpha: Annotated[float, Field(ge=0, le=1)]
+
+
+def run(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> None:
+    """Go on from joint.pt beside the teacher, and write `workdir`/fusion and `workdir`/decoder."""
+    desk = Desk.open(workdir)
+    student = desk.left("joint.pt", decoder)
+    train("distil", student, config, desk, lesson(config.alpha, workdir))
+    save(student, workdir)
+
+
+def run_plain(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> None:
+    """Do the same without the teacher, and write `workdir`/plain/fusion and `workdir`/plain/decoder."""
+    desk = Desk.open(workdir)
+    student = desk.left("joint.pt", decoder)
+    alone = replace(config, alpha=1.0)
+    train("plain", student, alone, desk, lesson(alone.alpha, workdir))
+    save(student, workdir / "plain")
+
+
+def lesson(alpha: float, workdir: Path) -> Grade:
+    """Return the loss on answers with the teacher in `workdir`, which α = 1 does not need.
+
+    Raises SystemExit where the teacher is missing.
+    """
+    if alpha == 1:
+        return answer_loss
+    if not (workdir / "teacher" / "decoder" / "model.safetensors").exists():
+        raise SystemExit(f"{workdir / 'teacher'} is missing; run --stage teacher first")
+    return beside(Assistant.saved(workdir / "teacher"), alpha)
+
+
+def beside(teacher: Assistant, alpha: float) -> Grade:
+    """Return the loss on answers that listens to `teacher` as well."""
+    teacher.eval().requires_grad_(False)
+
+    def grade(batch: Batch, logits: Tensor) -> Graded:
+        with torch.no_grad():
+            wanted, _ = teacher.to(logits.device)(batch)
+        answer, kl = cross_entropy(logits.float(), batch.targets), divergence(wanted, logits)
+        return mix(answer, kl, alpha), {"answer": answer.item(), "kl": kl.item()}
+
+    return grade
+
+
+def mix(answer: Tensor, kl: Tensor, alpha: float) -> Tensor:
+    """Return α·CE + (1 − α)·KL."""
+    return alpha * answer + (1 - alpha) * kl
+
+
+def divergence(wanted: Tensor, logits: Tensor) -> Tensor:
+    """Return the mean over N tokens of KL(teacher ‖ student), in nats, from the logits [N, vocabulary] of both."""
+    return kl_div(
+        logits.float().log_softmax(-1), wanted.float().log_softmax(-1), log_target=True, reduction="batchmean"
+    )
