@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassif
 
 from autoglm.bundles.preset import Sources
 from autoglm.common.bundle import Bundle
-from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.core import EmbeddedEngine
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sampling, Sequence
 from autoglm.decoder.model import DecoderModel

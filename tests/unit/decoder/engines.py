@@ -7,11 +7,11 @@ from queue import SimpleQueue
 import torch
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EmbeddedEngine, Limits
 from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.engine.slots import blocks
 from autoglm.fusion.compose import Composer, Media, Message, Prompt
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.training.stages.joint import Assistant

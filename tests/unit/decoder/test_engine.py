@@ -11,13 +11,13 @@ from torch import Tensor
 
 from autoglm.bench.engine.checks import resident
 from autoglm.common.errors import RateLimited, UpstreamUnavailable
-from autoglm.decoder.engine.cache import Cache, Slots, blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.core import EmbeddedEngine
 from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.prefix_keys import BLOCK, block_keys
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.engine.slots import Cache, Slots, blocks
 from autoglm.fusion.compose import Composer, Media, Message
 from autoglm.training.stages.joint import Assistant
 

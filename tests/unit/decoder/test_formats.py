@@ -9,9 +9,9 @@ from queue import SimpleQueue
 import pytest
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.grammar import Grammars, Kind
 from autoglm.decoder.engine.sequence import Sampling, Sequence, Thinking
+from autoglm.decoder.engine.slots import blocks
 from autoglm.fusion.compose import Composer, Message
 
 from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Events, collect, prompts, submit

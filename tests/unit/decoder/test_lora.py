@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EmbeddedEngine, Limits
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
+from autoglm.decoder.engine.slots import blocks
 from autoglm.fusion.compose import Prompt, Run
 from autoglm.fusion.gcma.model import FusionConfig, FusionModel
 from autoglm.training.stages.joint import DecoderConfig, glm_config

@@ -8,9 +8,9 @@ import torch
 
 from autoglm.bench.engine.model_under_test import CONTEXT, IN, OUT, WIDE, Subject
 from autoglm.bench.engine.peers import Ours, plain
-from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.sequence import Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.decoder.engine.slots import blocks
 from autoglm.fusion.compose import Media, Message, Prompt
 from autoglm.fusion.gcma.fuse import fuse
 

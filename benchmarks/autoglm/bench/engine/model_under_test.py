@@ -11,9 +11,9 @@ from transformers.models.glm import GlmConfig
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import Limits
+from autoglm.decoder.engine.core import Limits
 from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.slots import blocks
 from autoglm.decoder.model import STEP_TOKENS
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.model import FusionConfig, FusionModel

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EmbeddedEngine, Limits
 from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling

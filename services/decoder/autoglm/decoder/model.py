@@ -17,8 +17,7 @@ from autoglm.common.memory import available_memory
 from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EmbeddedEngine, Limits
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.models.glm import Glm
@@ -26,6 +25,7 @@ from autoglm.decoder.engine.prefix_keys import BLOCK
 from autoglm.decoder.engine.protocol import Engine
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Thinking
+from autoglm.decoder.engine.slots import blocks
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer, Media, Prompt

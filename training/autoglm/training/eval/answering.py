@@ -15,12 +15,12 @@ from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.modalities import MediaKind
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EmbeddedEngine, Limits
 from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.decoder.engine.slots import blocks
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.model import FusionModel
 from autoglm.training.samples import Case

@@ -5,11 +5,11 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from autoglm.decoder.engine.cache import Slots
 from autoglm.decoder.engine.graphs import Graphs, Room
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.slots import Slots
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.gcma.model import FusionModel
 

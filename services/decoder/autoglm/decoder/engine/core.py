@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autoglm.common.errors import UpstreamUnavailable
-from autoglm.decoder.engine.cache import Cache, blocks
 from autoglm.decoder.engine.prefix_keys import BLOCK, block_keys
 from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose, note
 from autoglm.decoder.engine.sequence import Chosen, Sequence
+from autoglm.decoder.engine.slots import Cache, blocks
 from autoglm.decoder.engine.throughput import Pace
 
 logger = logging.getLogger("autoglm.decoder")
