@@ -12,9 +12,10 @@ from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassif
 
 from autoglm.bundles.preset import Sources
 from autoglm.common.bundle import Bundle
-from autoglm.decoder.engine.core import EmbeddedEngine
+from autoglm.decoder.engine.engine import EmbeddedEngine
+from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Sampling, Sequence
+from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
@@ -42,7 +43,7 @@ def decoder(bundle: Bundle) -> Iterator[DecoderModel]:
 
 def runner_of(decoder: DecoderModel) -> Runner:
     assert isinstance(decoder.engine, EmbeddedEngine)
-    return decoder.engine.runner
+    return decoder.engine.core.runner
 
 
 def test_what_serves_images_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
@@ -97,10 +98,10 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
     )
     prompt = decoder.composer.compose(TALK)
     assert prompt.token_ids == ids
-    sequence = Sequence.start(prompt, Sampling(), 8, lambda event: None)
+    sequence = Sequence(Request(prompt, SamplingConfig(), decoder.context))
     runner = runner_of(decoder)
     runner.prepare(sequence)
-    ours = runner.read(sequence, 0, sequence.known)[0]
+    ours = runner.prefill(sequence, 0, sequence.num_tokens)[0]
     said = torch.isfinite(ours)  # special tokens and padding are never said
     theirs = plain(torch.tensor([ids])).logits[0, -1].detach()
     assert said.sum() >= 256
@@ -155,7 +156,7 @@ async def test_a_template_without_a_place_for_tools_is_given_none(decoder: Decod
         refused = Answered()
         request = decoder_pb2.DecoderServiceGenerateRequest(**fields)
         assert [message async for message in DecoderServicer(decoder).generate(request, refused)] == []
-        assert f"the chat template of {NAME} knows no tools" in refused.details
+        assert f"the chat template of {NAME} does not support tools" in refused.details
 
 
 async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bundle: Bundle) -> None:

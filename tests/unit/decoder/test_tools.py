@@ -9,9 +9,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import chosen_bundle
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
-from autoglm.decoder.stream import Answer, Inbox
-from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
+from autoglm.decoder.engine.request import ChosenToken, PrefillStats, RequestOutput
+from autoglm.decoder.stream import ResponseBuilder, TokenQueue
+from autoglm.decoder.tools import ToolCalls, ToolFunction, description, grammar, written
 from autoglm.fusion.compose import Call, Composer, Message
 from autoglm.training.stages.tokenizer import CHAT_TEMPLATE
 from autoglm.v1 import generation_pb2
@@ -128,7 +128,7 @@ def test_a_template_may_use_json_as_transformers_has_it(tmp_path: Path, nano: Co
     assert prompt(Composer(tmp_path), [Message("user", ("hi",))], None, "{}") == '{}{"现": "<"}{\n "现": 1\n}'
 
 
-FUNCTIONS = [Function.of(tool("weather", WEATHER)), Function.of(tool("now"))]
+FUNCTIONS = [ToolFunction.of(tool("weather", WEATHER)), ToolFunction.of(tool("now"))]
 
 
 def wrote(name: str, *arguments: tuple[str, str]) -> str:
@@ -204,16 +204,16 @@ def answered(composer: Composer, text: str, split: bool = False, single: bool = 
     stop, reason = ends.get("stop", ()), ends.get("reason", "stop")
 
     async def answer() -> tuple[Any, ...]:
-        inbox = Inbox(lambda: None)
-        made = Answer(composer.tokenizer, asked, stop, split, ToolCalls(FUNCTIONS, single))
+        queue, prefill = TokenQueue(lambda read: None), PrefillStats(0.0, 0.0, 0.0, 0, {})
+        builder = ResponseBuilder(composer.tokenizer, asked, stop, split, ToolCalls(FUNCTIONS, single))
         for token in composer.tokenizer.encode(text, add_special_tokens=False).ids:
-            inbox.put(Chosen(token))
-        inbox.put(Finished(reason))
-        steps = [step async for step in made.messages(inbox)]
-        sequence = Sequence.start(asked, Sampling(), 1, inbox.put)
-        names = [call.function.name for message, _ in steps for call in message.tool_calls]
-        said, thought = ("".join(getattr(message, name) for message, _ in steps) for name in ("text", "reasoning"))
-        return said, thought, names, made.finish(sequence, steps[-1][1]).finish_reason
+            queue.put(RequestOutput(0, ChosenToken(token), prefill=prefill))
+        queue.put(RequestOutput(0, finish=reason, prefill=prefill))
+        messages = [message async for message in builder.messages(queue)]
+        names = [call.function.name for message in messages for call in message.tool_calls]
+        said, thought = ("".join(getattr(message, name) for message in messages) for name in ("text", "reasoning"))
+        assert not any(message.HasField("finish") for message in messages[:-1])
+        return said, thought, names, messages[-1].finish.finish_reason
 
     return asyncio.run(answer())
 
@@ -290,12 +290,12 @@ POINT = ("point", "[1, 999]")
     ],
 )
 def test_the_grammar_allows_calls_that_fit_their_schemas(matchers: LLTokenizer, answer: str, allowed: bool) -> None:
-    functions = [Function.of(tool("strict", STRICT)), Function.of(tool("now"))]
+    functions = [ToolFunction.of(tool("strict", STRICT)), ToolFunction.of(tool("now"))]
     assert accepts(matchers, grammar(functions, single=False), answer) is allowed
 
 
 def test_a_single_call_is_the_whole_answer(matchers: LLTokenizer) -> None:
-    functions = [Function.of(tool("now"))]
+    functions = [ToolFunction.of(tool("now"))]
     assert accepts(matchers, grammar(functions, single=True), wrote("now"))
     assert not accepts(matchers, grammar(functions, single=True), wrote("now") + "\n" + wrote("now"))
 

@@ -1,6 +1,5 @@
 """The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,23 +16,24 @@ from autoglm.common.memory import available_memory
 from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
-from autoglm.decoder.engine.core import EmbeddedEngine, Limits
+from autoglm.decoder.engine.cache import BLOCK_SIZE, num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.models.glm import Glm
-from autoglm.decoder.engine.prefix_keys import BLOCK
 from autoglm.decoder.engine.protocol import Engine
+from autoglm.decoder.engine.request import Thinking
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Thinking
-from autoglm.decoder.engine.slots import blocks
-from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, max_lora_rank_of
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer, Media, Prompt
 from autoglm.fusion.gcma.model import FusionModel
 from autoglm.v1 import embedding_pb2
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
+MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
 GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
 CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
 
@@ -65,14 +65,15 @@ class DecoderModel:
         dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         folder = bundle.part("decoder")
         config = AutoConfig.from_pretrained(folder)
-        words = Words.of(folder, config.vocab_size)
+        token_ids = TokenIds.of(folder, config.vocab_size)
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
         fusion = FusionModel.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
-        engine, embed, load_adapter = start(bundle, settings, fusion, Place(device, dtype, context), words)
-        adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
-        grammars = Grammars(folder / "tokenizer.json", words.stops)
-        return cls(bundle, engine, fusion, embed, context, device, words.composer, grammars, adapters, settings.int8)
+        grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
+        compute = ComputeConfig(device, dtype, context)
+        engine, embed, adapters = start(bundle, settings, fusion, compute, token_ids, grammars)
+        composer = token_ids.composer
+        return cls(bundle, engine, fusion, embed, context, device, composer, grammars, adapters, settings.int8)
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
@@ -108,7 +109,7 @@ def _check(settings: DecoderSettings, device: torch.device) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class TokenIds:
     """A decoder's tokens: the ids that end an answer, and those that none may hold, the vocabulary's padding too."""
 
     composer: Composer
@@ -116,7 +117,7 @@ class Words:
     never: Rows[int]
 
     @classmethod
-    def of(cls, folder: Path, size: int) -> "Words":
+    def of(cls, folder: Path, size: int) -> "TokenIds":
         """Read them from a decoder's folder; its vocabulary has `size` ids."""
         composer, stops = Composer(folder), GenerationConfig.from_pretrained(folder).eos_token_id
         ends = [stops] if isinstance(stops, int) else list(stops or ())
@@ -126,7 +127,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ComputeConfig:
     """Where a decoder computes, in what, and for how many tokens."""
 
     device: torch.device
@@ -134,42 +135,58 @@ class Place:
     context: int
 
 
-Started = tuple[Engine, nn.Embedding, Callable[[str], Adapter]]  # with its embeddings, and what reads an adapter for it
+Started = tuple[Engine, nn.Embedding, Adapters]  # with the decoder's embeddings
 
 
 def _start_embedded(
-    bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words
+    bundle: Bundle,
+    settings: DecoderSettings,
+    fusion: FusionModel,
+    compute: ComputeConfig,
+    token_ids: TokenIds,
+    grammars: Grammars,
 ) -> Started:
-    dtype = _DTYPES[place.dtype]
-    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval().to(place.device)
-    glm = Glm(source, place.context, settings.int8)
+    dtype = _DTYPES[compute.dtype]
+    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval().to(compute.device)
+    glm = Glm(source, compute.context, settings.int8)
     del source  # what the joined matrices were made of
-    limits = _limits(settings, glm, place.device)
-    engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, limits.step_tokens, words.never), limits, words.stops)
+    limits = _limits(settings, glm, compute.device)
+    runner = Runner(glm, fusion, limits.max_num_seqs, limits.max_num_batched_tokens, token_ids.never)
 
-    def adapter(name: str) -> Adapter:
-        return load(bundle.adapter(name), name, bundle.adapters[name].revision, glm.shapes(), dtype, place.device)
+    def load_adapter(name: str) -> Adapter:
+        revision = bundle.adapters[name].revision
+        return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, compute.device)
 
-    return engine, glm.embed, adapter
+    adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
+    core = EngineCore(runner, limits, token_ids.stops, grammars.make, adapters.get)
+    return EmbeddedEngine(core), glm.embed, adapters
 
 
-def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words) -> Started:
-    def adapter(name: str) -> Adapter:
+def _start_vllm(
+    bundle: Bundle,
+    settings: DecoderSettings,
+    fusion: FusionModel,
+    compute: ComputeConfig,
+    token_ids: TokenIds,
+    grammars: Grammars,
+) -> Started:
+    def load_adapter(name: str) -> Adapter:
         return Adapter(name, bundle.adapters[name].revision, bundle.adapter(name))
 
     options = VllmOptions(
-        dtype=place.dtype,
-        max_model_len=place.context,
+        dtype=compute.dtype,
+        max_model_len=compute.context,
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens or STEP_TOKENS[place.device.type],
-        kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(place.device),
+        max_num_batched_tokens=settings.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS[compute.device.type],
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(compute.device),
         enable_prefix_caching=settings.enable_prefix_caching,
         max_loras=settings.max_loras,
-        max_lora_rank=rank_room([bundle.adapter(name) for name in bundle.adapters]),
+        max_lora_rank=max_lora_rank_of([bundle.adapter(name) for name in bundle.adapters]),
         threads=settings.threads,
     )
-    engine = VllmEngine(bundle.part("decoder"), fusion, options, words.stops, words.never)
-    return engine, engine.embed, adapter
+    adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
+    engine = VllmEngine(bundle.part("decoder"), fusion, options, token_ids.stops, token_ids.never, adapters)
+    return engine, engine.embed, adapters
 
 
 def _cpu_memory(device: torch.device) -> int | None:
@@ -177,27 +194,27 @@ def _cpu_memory(device: torch.device) -> int | None:
     return int(CPU_SHARE * available_memory()) if device.type == "cpu" else None
 
 
-def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits:
+def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> EngineLimits:
     """Return what fits. On a GPU, where a slot takes its memory at once, half is for slots and half for prefixes."""
-    cpu, each = device.type == "cpu", blocks(glm.context)
+    cpu, each = device.type == "cpu", num_blocks(glm.context)
     torch.cuda.empty_cache()  # what loading has left over is free too
     free = available_memory() if cpu else torch.cuda.mem_get_info(device)[0]
     memory = settings.kv_cache_memory_bytes or int((CPU_SHARE if cpu else GPU_SHARE) * free)
     fitting = memory // glm.block_bytes // (1 if cpu else 2)
     if fitting < each:
         raise ValueError(
-            f"{memory / 2**20:.0f} MiB hold {fitting * BLOCK} tokens of keys and values, and one conversation has up "
-            f"to {glm.context}: raise kv_cache_memory_bytes or lower max_model_len"
+            f"{memory / 2**20:.0f} MiB hold {fitting * BLOCK_SIZE} tokens of keys and values, and one conversation has "
+            f"up to {glm.context}: raise kv_cache_memory_bytes or lower max_model_len"
         )
     sequences = settings.max_num_seqs if cpu else min(settings.max_num_seqs, fitting // each)
     total = min(fitting, sequences * each)
-    tokens = settings.max_num_batched_tokens or (STEP_TOKENS["cpu"] if cpu else _piece_on_gpu(glm))
-    return Limits(sequences, tokens, total, settings.enable_prefix_caching)
+    tokens = settings.max_num_batched_tokens or (MAX_NUM_BATCHED_TOKENS["cpu"] if cpu else _chunk_on_gpu(glm))
+    return EngineLimits(sequences, tokens, total, settings.enable_prefix_caching)
 
 
-def _piece_on_gpu(glm: Glm) -> int:
+def _chunk_on_gpu(glm: Glm) -> int:
     """Return how many tokens a piece of prompt has there: every query of a token has its own row in the mask."""
     config = glm.config
     group = int(config.num_attention_heads // config.num_key_value_heads)
     fitting = int(GPU_MASK // (group * glm.context * glm.head.weight.itemsize))
-    return max(32, min(STEP_TOKENS["cuda"], fitting))
+    return max(32, min(MAX_NUM_BATCHED_TOKENS["cuda"], fitting))

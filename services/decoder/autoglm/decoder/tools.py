@@ -5,7 +5,7 @@
     <arg_value>value</arg_value>
     </tool_call>
 
-A value stands as it is where its schema says that it is a string, and as JSON otherwise.
+A value is written as it is where its schema says that it is a string, and as JSON otherwise.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Any
 from autoglm.decoder.detokenizer import overlap
 from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.fusion.compose import Call
+from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import FunctionCall, Tool, ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -29,7 +30,7 @@ _ENDLESS = r"~/(?s:.*)<\/arg_value>(?s:.*)/"  # any bytes without the mark that 
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class ToolFunction:
     """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to."""
 
     name: str
@@ -38,7 +39,7 @@ class Function:
     definitions: Mapping[str, Any]
 
     @classmethod
-    def of(cls, tool: Tool) -> "Function":
+    def of(cls, tool: Tool) -> "ToolFunction":
         """Read it from a request."""
         schema = json.loads(tool.function.parameters or "{}")
         definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
@@ -73,14 +74,26 @@ def written(call: ToolCall) -> Call:
     return Call(call.function.name, {key: _written(value) for key, value in arguments.items()})
 
 
+def is_single(message: DecoderServiceGenerateRequest) -> bool:
+    """Return whether an answer may have at most one call: the request says so, or names the one function."""
+    forbids = message.HasField("parallel_tool_calls") and not message.parallel_tool_calls
+    return forbids or bool(message.tool_choice.function)
+
+
 class ToolCalls:
-    """Takes the calls out of an answer as it comes; with `single` the answer is `over` behind the first.
+    """Takes the calls out of an answer as it comes; with `single` the answer is `over` after the first.
 
     White space around calls goes with them. What only looks like a call, or calls a function that was not offered,
     is text.
     """
 
-    def __init__(self, functions: Sequence[Function], single: bool) -> None:
+    @classmethod
+    def of(cls, message: DecoderServiceGenerateRequest) -> "ToolCalls | None":
+        """Return what looks for calls in the answer to a request; None for one that offers no tools."""
+        functions = [ToolFunction.of(tool) for tool in message.tools]
+        return cls(functions, is_single(message)) if functions else None
+
+    def __init__(self, functions: Sequence[ToolFunction], single: bool) -> None:
         self._functions = {function.name: function for function in functions}
         self._single = single
         self._held = ""
@@ -135,7 +148,7 @@ class ToolCalls:
         return taken
 
 
-def grammar(functions: Sequence[Function], single: bool) -> str:
+def grammar(functions: Sequence[ToolFunction], single: bool) -> str:
     """Return what an answer is, in llguidance's dialect of Lark, that calls one of `functions`, or more unless
     `single`. Arguments come in the order of their schema; those that are not required may be left out."""
     rules = [rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function)]
@@ -144,7 +157,7 @@ def grammar(functions: Sequence[Function], single: bool) -> str:
     return "\n".join([rf'start: "\n"? call{more}', f"call: {names}", *rules])
 
 
-def _function_rules(rule: str, function: Function) -> list[str]:
+def _function_rules(rule: str, function: ToolFunction) -> list[str]:
     uses, rules = "", []
     for number, (key, schema) in enumerate(function.arguments.items()):
         name = f"{rule}_{number}"

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from autoglm.bench.measured import Figure
 from autoglm.common.bundle import default_bundle
+from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.decoder.engine.sequence import Sequence as Generation
 from autoglm.fusion.compose import Message
 from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import Speaker
@@ -144,21 +144,22 @@ def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
 def _generation(speaker: Speaker, streams: int) -> Work:
     """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
     runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
-    running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
-    for slot, request in enumerate(running):
-        runner.prepare(request)
-        runner.read(request, slot, request.known)
-        request.output.append(0)
+    request = Request(prompt, SamplingConfig(temperature=0), runner.context)
+    running = [Generation(request) for _ in range(streams)]
+    for slot, sequence in enumerate(running):
+        runner.prepare(sequence)
+        runner.prefill(sequence, slot, sequence.num_tokens)
+        sequence.output.append(0)
     return partial(_decode, runner, running)
 
 
-def _decode(runner: Runner, running: Sequence[Request]) -> None:
-    for request in running:
-        request.length = len(request.prompt.token_ids)
+def _decode(runner: Runner, running: Sequence[Generation]) -> None:
+    for sequence in running:
+        sequence.num_computed_tokens = len(sequence.request.prompt.token_ids)
     for _ in range(TOKENS):
         runner.decode(running)
-        for request in running:
-            request.length += 1
+        for sequence in running:
+            sequence.num_computed_tokens += 1
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from autoglm.decoder.engine.cache import BLOCK_SIZE
 from autoglm.fusion.compose import Media, Prompt
-
-BLOCK = 64  # tokens
 
 
 def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes]:
@@ -26,12 +25,12 @@ def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes
     flags = np.zeros(len(tokens), np.uint8)  # generated text takes nothing, as an assistant's text in a prompt
     flags[: len(kinds)] = kinds
     keys, before = list[bytes](), hashlib.sha256(salt).digest()
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+    for start in range(0, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
         digest = hashlib.sha256(before)
-        digest.update(tokens[start : start + BLOCK].tobytes())
-        digest.update(flags[start : start + BLOCK].tobytes())
+        digest.update(tokens[start : start + BLOCK_SIZE].tobytes())
+        digest.update(flags[start : start + BLOCK_SIZE].tobytes())
         for first, content in contents:
-            if start <= first < start + BLOCK:
+            if start <= first < start + BLOCK_SIZE:
                 digest.update(content)
         before = digest.digest()
         keys.append(before)

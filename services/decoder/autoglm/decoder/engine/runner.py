@@ -32,32 +32,35 @@ class Runner:
 
     @torch.inference_mode()
     def prepare(self, sequence: Sequence) -> None:
-        """Set the inputs of all that has to be read behind `sequence.length`, and the gates of the prompt."""
-        fused = fuse(self.fusion, self.glm.embed, sequence.prompt, sequence.length)
+        """Set the inputs of all tokens that are not computed yet, and the gates of the prompt."""
+        prompt, computed = sequence.request.prompt, sequence.num_computed_tokens
+        fused = fuse(self.fusion, self.glm.embed, prompt, computed)
         sequence.gates = fused.gates
         generated = torch.tensor(sequence.output[:-1], dtype=torch.long, device=self.device)
-        behind = max(0, sequence.length - len(sequence.prompt.token_ids))
-        sequence.inputs = torch.cat([fused.embeddings, self.glm.embed(generated)[behind:]])
+        after = max(0, computed - len(prompt.token_ids))
+        sequence.inputs = torch.cat([fused.embeddings, self.glm.embed(generated)[after:]])
 
     @torch.inference_mode()
-    def read(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
-        """Read the next `tokens` of what `prepare` set into `slot`; returns logits [1, vocabulary] behind them."""
+    def prefill(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
+        """Compute the next `tokens` of what `prepare` set in `slot`; returns logits [1, vocabulary] after them."""
         assert sequence.inputs is not None
         chunk, sequence.inputs = sequence.inputs[:tokens], sequence.inputs[tokens:]
-        start, sequence.length = sequence.length, sequence.length + tokens
+        start = sequence.num_computed_tokens
+        sequence.num_computed_tokens = end = start + tokens
         if self._graphs is not None and sequence.adapter is None:
             return self._graphs.piece(chunk, start, slot)
-        positions = torch.arange(start, sequence.length, device=self.device)
-        return self.piece(chunk, positions, slice(slot, slot + 1), sequence.length, [sequence.adapter])
+        positions = torch.arange(start, end, device=self.device)
+        return self.piece(chunk, positions, slice(slot, slot + 1), end, [sequence.adapter])
 
     @torch.inference_mode()
     def decode(self, running: Rows[Sequence], first: int = 0) -> Tensor:
-        """Read each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary], which
+        """Compute each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary], which
         are good until the next call.
 
-        The sequences' lengths stay as they are, so that a failed pass can be tried again.
+        The sequences' counts of computed tokens stay as they are, so that a failed pass can be tried again.
         """
-        tokens, positions = [sequence.output[-1] for sequence in running], [sequence.length for sequence in running]
+        tokens = [sequence.output[-1] for sequence in running]
+        positions = [sequence.num_computed_tokens for sequence in running]
         adapters = [sequence.adapter for sequence in running]
         if self._graphs is not None and first == 0 and not any(adapters):
             return self._graphs.step(tokens, positions)

@@ -1,4 +1,4 @@
-"""Keys and values: of running sequences in slots, of prefixes that may come again in blocks, both within one budget.
+"""Keys and values of the sequences that run, each in a slot of its own.
 
 Running sequences always fill slots 0 … n−1, so that a batch is a slice and never a copy; when one leaves, the last
 takes its slot. Why a sequence is not scattered over pages: docs/adr/0008.
@@ -6,18 +6,12 @@ takes its slot. Why a sequence is not scattered over pages: docs/adr/0008.
 
 import math
 import mmap
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from autoglm.decoder.engine.prefix_keys import BLOCK
-
-
-def blocks(tokens: int) -> int:
-    """Return how many blocks hold `tokens` tokens."""
-    return -(-tokens // BLOCK)
+from autoglm.decoder.engine.cache import BLOCK_SIZE
 
 
 class Slots:
@@ -31,7 +25,7 @@ class Slots:
         self.stores = [self._zeros(shape, dtype, device) for _ in range(layers)]
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return zeros: what stands behind a short sequence is masked, and a masked NaN would be a NaN all the same."""
+        """Return zeros: what comes after a short sequence is masked, and a masked NaN would still be a NaN."""
         if device.type != "cpu":
             return torch.zeros(shape, dtype=dtype, device=device)
         size = math.prod(shape) * dtype.itemsize
@@ -57,56 +51,11 @@ class Slots:
                     memory.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
     def block(self, slot: int, number: int) -> Tensor:
-        """Return a copy of one block of a slot: [layers, 2 · kv_heads, BLOCK, head_dim]."""
-        return torch.stack([store[slot, :, number * BLOCK : (number + 1) * BLOCK] for store in self.stores])
+        """Return a copy of one block of a slot: [layers, 2 · kv_heads, BLOCK_SIZE, head_dim]."""
+        return torch.stack([store[slot, :, number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] for store in self.stores])
 
     def put(self, slot: int, found: Sequence[Tensor]) -> None:
         """Let a slot begin with the blocks `found`."""
         if found:
             for store, parts in zip(self.stores, zip(*(block.unbind() for block in found), strict=True), strict=True):
-                store[slot, :, : len(found) * BLOCK] = torch.cat(parts, dim=1)
-
-
-class Cache:
-    """The slots and the prefixes, `capacity` blocks of both together.
-
-    Sequences come first: a prefix is kept only in room that no sequence holds, and the one that nobody asked for
-    longest goes first. Questions (`fits`, `match`) change nothing that a sequence sees, commands never refuse.
-    """
-
-    def __init__(self, slots: Slots, capacity: int, keep_prefixes: bool) -> None:
-        self.slots, self.capacity, self._keep_prefixes = slots, capacity, keep_prefixes
-        self.held = 0
-        self._prefixes: OrderedDict[bytes, Tensor] = OrderedDict()
-
-    @property
-    def usage(self) -> float:
-        """Return the share of the blocks that running sequences hold."""
-        return self.held / self.capacity
-
-    def fits(self, more: int) -> bool:
-        """Return whether sequences may hold `more` blocks."""
-        return self.held + more <= self.capacity
-
-    def hold(self, more: int) -> None:
-        """Give sequences `more` blocks (or take them back), at the cost of prefixes."""
-        self.held += more
-        while self._prefixes and self.held + len(self._prefixes) > self.capacity:
-            self._prefixes.popitem(last=False)
-
-    def match(self, keys: Sequence[bytes]) -> list[Tensor]:
-        """Return the blocks of the longest known prefix of `keys`."""
-        found = list[Tensor]()
-        for key in keys:
-            if (block := self._prefixes.get(key)) is None:
-                break
-            self._prefixes.move_to_end(key)
-            found.append(block)
-        return found
-
-    def keep(self, key: bytes, slot: int, number: int) -> None:
-        """Remember block `number` of `slot` under `key`, where there is room or an older prefix to give way."""
-        if not self._keep_prefixes or key in self._prefixes or self.held >= self.capacity:
-            return
-        self._prefixes[key] = self.slots.block(slot, number)
-        self.hold(0)
+                store[slot, :, : len(found) * BLOCK_SIZE] = torch.cat(parts, dim=1)

@@ -13,8 +13,8 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
 from autoglm.common.int8 import quantize_int8
+from autoglm.decoder.engine.cache import BLOCK_SIZE
 from autoglm.decoder.engine.lora import Adapter, Shapes
-from autoglm.decoder.engine.prefix_keys import BLOCK
 
 PACKED_FOR = 32  # rows that matrices are packed for; the order is the same for any number from 8 on
 
@@ -125,7 +125,7 @@ class Glm(nn.Module):
         """Return how many bytes the keys and values of a block have."""
         config = self.config
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
-        return int(heads * config.head_dim * BLOCK * self.head.weight.itemsize)
+        return int(heads * config.head_dim * BLOCK_SIZE * self.head.weight.itemsize)
 
     def shapes(self) -> Shapes:
         """Return outputs and inputs of a layer's matrices, by transformers' names, in the order of the joined one."""
