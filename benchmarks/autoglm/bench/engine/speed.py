@@ -124,7 +124,7 @@ def read_bandwidth(device: str) -> float:
 def second_step(subject: Subject, setting: Setting) -> Row:
     """Return the time to the first token of a phone agent's second step, beside its first step's."""
     assert subject.composer is not None
-    ours = Ours(subject.glm, subject.fusion, replace(setting.limits, keep_prefixes=True))
+    ours = Ours(subject.glm, subject.fusion, replace(setting.limits, enable_prefix_caching=True))
     first, second = agent_steps(subject.composer, SYSTEM_CHARACTERS)
     times: list[list[float]] = [[], []]
     for number in range(setting.rounds + 1):
