@@ -12,7 +12,8 @@ from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.engine.cache import blocks
 from autoglm.decoder.engine.grammar import Grammars, Kind
 from autoglm.decoder.engine.sequence import Sampling, Sequence, Thinking
-from autoglm.fusion.compose import Composer, Message
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import PromptMessage
 
 from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Events, collect, prompts, submit
 
@@ -88,7 +89,7 @@ def test_reasoning_ends_with_its_budget_and_the_grammar_begins_behind_it(
 ) -> None:
     """Whether the template or the model itself opened it."""
     opens, closes, ends = (mark(composer, text) for text in ("<think>", "</think>", "<|user|>"))
-    engine, prompt = engines(stops=[ends]), composer.compose([Message("user", ("Hi",))], True if echoed else None)
+    engine, prompt = engines(stops=[ends]), composer.compose([PromptMessage("user", ("Hi",))], True if echoed else None)
     bias = {closes: -100.0} if echoed else {closes: -100.0, opens: 100.0}
     thinking = Thinking(opens, closes, inside=prompt.echo == "<think>", budget=7)
     events: Events = SimpleQueue()

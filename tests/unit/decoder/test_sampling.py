@@ -14,7 +14,7 @@ from transformers import (
 
 from autoglm.decoder.engine.sampling import BrokenLogits, choose, note
 from autoglm.decoder.engine.sequence import Chosen, Sampling, Sequence
-from autoglm.fusion.compose import Prompt
+from autoglm.fusion.prompt import Prompt
 
 
 def asking(sampling: Sampling, output: tuple[int, ...] = ()) -> Sequence:

@@ -18,8 +18,8 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.prompt import Prompt, Run
 
 GREEDY = 0.0
 PAGE, MOST_TOKENS = 64, 512  # of transformers' continuous batching
@@ -60,7 +60,7 @@ def plain(token_ids: Sequence[int]) -> Prompt:
 class Ours:
     """The embedded engine; every answer runs to its full length."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, limits: Limits) -> None:
+    def __init__(self, glm: Glm, fusion: GcmaFusion, limits: Limits) -> None:
         self.limits = limits
         runner = Runner(glm, fusion, limits.sequences, limits.step_tokens)
         self.engine = EmbeddedEngine(runner, limits, stops=())

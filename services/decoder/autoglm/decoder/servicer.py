@@ -22,7 +22,7 @@ from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.stream import Answer, Inbox
 from autoglm.decoder.tools import Function, ToolCalls, description, grammar, written
-from autoglm.fusion.compose import Media, Message, Prompt, Role
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
@@ -51,8 +51,8 @@ class DecoderServicer:
 
     def warm_up(self) -> None:
         """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
-        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.config.media_widths.items()]
-        prompt = self._model.composer.compose([Message("user", (*media, "你好" * 20))])
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.media_widths.items()]
+        prompt = self._model.composer.compose([PromptMessage("user", (*media, "你好" * 20))])
         events: SimpleQueue[Chosen | Finished] = SimpleQueue()
         for _ in range(2):
             sampling = Sampling(temperature=0, max_tokens=4)
@@ -89,7 +89,7 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats, fusion = self.engine.stats(), self._model.fusion.config
+        stats, fusion = self.engine.stats(), self._model.fusion
         return decoder_pb2.DecoderServiceDescribeResponse(
             bundle=self._model.bundle.name,
             modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in fusion.media_widths)],
@@ -147,12 +147,12 @@ class DecoderServicer:
         thinking = request.enable_thinking if request.HasField("enable_thinking") else None
         return composer.compose(messages, thinking, [description(tool) for tool in request.tools])
 
-    def _message(self, message: decoder_pb2.DecoderMessage) -> Message:
+    def _message(self, message: decoder_pb2.DecoderMessage) -> PromptMessage:
         if message.role not in ROLES:
             raise InvalidRequest(f"unknown role {message.role}", param="messages.role")
         media = partial(self._model.media, param="messages")
         parts = (p.text if p.WhichOneof("part") == "text" else media(p.media) for p in message.parts)
-        return Message(ROLES[message.role], tuple(parts), tuple(written(call) for call in message.tool_calls))
+        return PromptMessage(ROLES[message.role], tuple(parts), tuple(written(call) for call in message.tool_calls))
 
     def _room(self, prompt: Prompt) -> int:
         context, used = self._model.context, len(prompt.token_ids)

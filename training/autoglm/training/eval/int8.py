@@ -22,7 +22,7 @@ from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
-from autoglm.fusion.compose import Message
+from autoglm.fusion.prompt import PromptMessage
 from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import Speaker
 from autoglm.training.eval.speed import clocked, threads
@@ -143,7 +143,7 @@ def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
 
 def _generation(speaker: Speaker, streams: int) -> Work:
     """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
-    runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
+    runner, prompt = speaker.runner(streams), speaker.composer.compose([PromptMessage("user", ("你好" * 50,))], None)
     running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
     for slot, request in enumerate(running):
         runner.prepare(request)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from autoglm.fusion.compose import Media, Prompt
+from autoglm.fusion.prompt import Media, Prompt
 
 BLOCK = 64  # tokens
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from autoglm.common.modalities import MediaKind
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
-from autoglm.fusion.compose import Prompt
+from autoglm.fusion.prompt import Prompt
 
 logger = logging.getLogger("autoglm.decoder")
 

@@ -29,7 +29,7 @@ from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.sequence import Chosen, Sequence
 from autoglm.decoder.engine.throughput import Pace
 from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -73,7 +73,7 @@ class VllmEngine:
     """
 
     def __init__(
-        self, folder: Path, fusion: FusionModel, options: VllmOptions, stops: Rows[int], never: Rows[int]
+        self, folder: Path, fusion: GcmaFusion, options: VllmOptions, stops: Rows[int], never: Rows[int]
     ) -> None:
         self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
         self._never = dict.fromkeys(never, NEVER)
