@@ -11,7 +11,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor
 from autoglm.bundles import text, weights
 from autoglm.common.bundle import Bundle, BundleError, sha256_file
 from autoglm.common.modalities import PARTS, PartName
-from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_TOKEN, STACK, Vocabulary
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
 
@@ -121,7 +121,7 @@ def _misfits(configs: Mapping[PartName, Any], root: Path) -> Iterator[tuple[Part
                 yield name, f"a file beside its weights cannot be read ({error}); restore the file"
 
 
-def _decoder_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _decoder_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     if (width := fusion.text_width) != config.hidden_size:
         yield f"it reads tokens of {config.hidden_size}, and the fusion writes tokens of {width}"
     yield from text.misfits(folder, config.vocab_size)
@@ -135,14 +135,14 @@ def _stops(folder: Path, fallback: object) -> object:
     return fallback
 
 
-def _vision_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _vision_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     yield from _width_misfit(config.neck_hidden_sizes[-1], fusion.media_widths.get("image"), "an image")
     side, grid = Preprocessing.load(folder).side // STRIDE, fusion.image_grid
     if grid != (side, side):
         yield f"it gives {side} × {side} tokens of an image, and the fusion knows places in {grid[0]} × {grid[1]}"
 
 
-def _speech_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _speech_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     yield from _width_misfit(STACK * config.d_model, fusion.media_widths.get("audio"), "a recording")
     if fusion.max_audio_tokens < ALL_TOKENS:
         yield f"{MAX_SECONDS} s are {ALL_TOKENS} tokens, and the fusion knows {fusion.max_audio_tokens} moments"

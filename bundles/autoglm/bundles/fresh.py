@@ -10,7 +10,7 @@ from torch import nn
 from autoglm.bundles.sources import weight_files
 from autoglm.common.bundle import BundleError
 from autoglm.fusion.gcma.init import initialise, initialise_places
-from autoglm.fusion.gcma.model import GCMA, FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
 
 # σ(−8) = .0003: what a word takes from media is below half a step of bfloat16, and the gate has a slope to learn by.
 GATE_BIAS = -8.0
@@ -34,21 +34,21 @@ def loudness(decoder: Path) -> float:
     raise BundleError(f"{decoder} has no tensor {EMBEDDING}; give a GLM as transformers saves it")
 
 
-def fresh_fusion(config: FusionConfig) -> FusionModel:
+def fresh_fusion(config: GcmaConfig) -> GcmaFusion:
     """Return an untrained fusion whose gates are closed and whose media tokens have the size `config.max_added`.
 
     Where that is the decoder's `loudness`, media are as loud as words, and nothing drowns a word.
     """
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)
-        model = FusionModel(config)
+        model = GcmaFusion(config)
         initialise(model)
         with torch.no_grad():
             _set(model)
     return model
 
 
-def _set(model: FusionModel) -> None:
+def _set(model: GcmaFusion) -> None:
     initialise_places(model)
     # Media tokens come to `out` from a norm: `width` elements with a root mean square of 1.
     nn.init.normal_(model.out.weight, std=model.config.max_added / math.sqrt(model.config.width))

@@ -14,7 +14,7 @@ from autoglm.bundles.text import add_media_tokens, chat_template
 from autoglm.bundles.weights import compare, parameters, skeleton, stored
 from autoglm.common.bundle import Bundle, BundleError, write_manifest
 from autoglm.common.modalities import PartName
-from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import STACK
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
 
@@ -103,9 +103,9 @@ def _decoder(source: _Found, target: Path) -> str:
     return take_weights(source.folder, target) + (f"; new tokens: {tokens}" if added else "")
 
 
-def _fusion_config(vision: _Found, speech: _Found, decoder: _Found, side: int) -> FusionConfig:
+def _fusion_config(vision: _Found, speech: _Found, decoder: _Found, side: int) -> GcmaConfig:
     """Return the sizes of a fusion between three parts, for pictures of `side` pixels."""
-    return FusionConfig(
+    return GcmaConfig(
         text_width=decoder.config.hidden_size,
         media_widths={"image": vision.config.neck_hidden_sizes[-1], "audio": STACK * speech.config.d_model},
         image_grid=(side // STRIDE, side // STRIDE),
@@ -113,7 +113,7 @@ def _fusion_config(vision: _Found, speech: _Found, decoder: _Found, side: int) -
     )
 
 
-def _fusion(config: FusionConfig, target: Path) -> str:
+def _fusion(config: GcmaConfig, target: Path) -> str:
     model = fresh_fusion(config)
     model.save_pretrained(target)
     size = parameters(model) / 1e6

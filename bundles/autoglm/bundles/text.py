@@ -10,7 +10,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from autoglm.bundles.sources import read_json
 from autoglm.common.bundle import BundleError
-from autoglm.fusion.compose import MEDIA_TOKENS, Composer, Media, Message, Prompt
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
 _MARKS = ("alpha", "beta", "gamma", "delta")
 
@@ -75,20 +77,20 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _missing(tokenizer: Tokenizer) -> list[str]:
-    return [text for text in MEDIA_TOKENS if len(tokenizer.encode(text, add_special_tokens=False).ids) != 1]
+    return [text for text in GCMA_LAYOUT.media_tokens if len(tokenizer.encode(text, add_special_tokens=False).ids) != 1]
 
 
 def _template_faults(folder: Path) -> list[str]:
     system, user, assistant, last = _MARKS
     media = [Media("image", torch.zeros(2, 1)), Media("audio", torch.zeros(3, 1))]
     turns = [
-        Message("system", (system,)),
-        Message("user", (*media, user)),
-        Message("assistant", (assistant,)),
-        Message("user", (media[0], last)),
+        PromptMessage("system", (system,)),
+        PromptMessage("user", (*media, user)),
+        PromptMessage("assistant", (assistant,)),
+        PromptMessage("user", (media[0], last)),
     ]
     try:
-        composer = Composer(folder)
+        composer = Composer(folder, GCMA_LAYOUT)
         prompt = composer.compose(turns)
     except (OSError, TemplateError) as error:
         return [f"the chat template cannot be used ({error}); put one that can be into chat_template.jinja"]

@@ -18,7 +18,7 @@ from transformers.models.glm import GlmConfig, GlmForCausalLM
 from autoglm.bundles.sources import read_json, weight_files
 from autoglm.common.bundle import BundleError
 from autoglm.common.modalities import PartName
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.speech.model import SpeechEncoder, load_config
 
 # What a part is served by: transformers' name of the architecture, and the prefix that published files, which
@@ -75,7 +75,7 @@ def _build(name: PartName, folder: Path) -> nn.Module:
     elif name == "decoder":
         model = GlmForCausalLM(GlmConfig.from_pretrained(folder))
     else:
-        model = FusionModel(FusionConfig.load(folder))
+        model = GcmaFusion(GcmaConfig.load(folder))
     return model
 
 

@@ -13,8 +13,8 @@ from autoglm.bundles.check import check
 from autoglm.bundles.preset import Sources
 from autoglm.cli.main import app
 from autoglm.common.bundle import Bundle, default_bundle, write_manifest
-from autoglm.fusion.compose import MEDIA_TOKENS
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 from .samples import NAME, NEW_TOKENS
 
@@ -88,7 +88,7 @@ def test_a_missing_media_token(copied: Path, sources: Sources) -> None:
     write_manifest(copied, NAME, "gcma")
     assert faults(copied) == [
         f"decoder: the tokenizer has no token {text}; assemble the bundle with autoglm bundle init"
-        for text in MEDIA_TOKENS
+        for text in GCMA_LAYOUT.media_tokens
         if text in NEW_TOKENS
     ]
 
@@ -109,8 +109,8 @@ def test_parts_that_do_not_fit(copied: Path, file: str, values: dict[str, object
 
 
 def test_widths_must_meet(copied: Path) -> None:
-    grids = FusionConfig(text_width=32, media_widths={"image": 25}, image_grid=(7, 7))
-    FusionModel(grids).save_pretrained(copied / "fusion")
+    grids = GcmaConfig(text_width=32, media_widths={"image": 25}, image_grid=(7, 7))
+    GcmaFusion(grids).save_pretrained(copied / "fusion")
     write_manifest(copied, NAME, "gcma")
     assert faults(copied) == [
         "vision: it makes tokens of 24 of an image, and the fusion reads 25",

@@ -19,8 +19,8 @@ from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Media, Message
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
 from autoglm.speech.settings import SpeechSettings
@@ -31,7 +31,7 @@ from autoglm.vision.settings import VisionSettings
 
 from .samples import AUDIO, IMAGE, NAME
 
-TALK = [Message("system", ("你是手机助手。",)), Message("user", ("Open the camera, please.",))]
+TALK = [PromptMessage("system", ("你是手机助手。",)), PromptMessage("user", ("Open the camera, please.",))]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
 def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(decoder: DecoderModel) -> None:
     torch.manual_seed(3)
     media = (Media("image", torch.randn(49, IMAGE)), Media("audio", 3 * torch.randn(20, AUDIO)))
-    prompt = decoder.composer.compose([TALK[0], Message("user", (*media, "Open the camera, please."))])
+    prompt = decoder.composer.compose([TALK[0], PromptMessage("user", (*media, "Open the camera, please."))])
     runner = runner_of(decoder)
     embed = runner.glm.embed
     plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(runner.fusion, embed, prompt)

@@ -23,7 +23,7 @@ from autoglm.bundles import placement
 from autoglm.bundles.check import Report, inspect
 from autoglm.cli import mesh
 from autoglm.common.bundle import Bundle
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 from .samples import NAME
 
@@ -58,8 +58,8 @@ def true(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
         for part, (kind, config) in made.items():
             hollow(root / part / "model.safetensors", kind(config))
             config.save_pretrained(root / part)
-        fusion = FusionConfig(text_width=4096, media_widths={"image": 640, "audio": 1536})
-        hollow(root / "fusion" / "model.safetensors", FusionModel(fusion))
+        fusion = GcmaConfig(text_width=4096, media_widths={"image": 640, "audio": 1536})
+        hollow(root / "fusion" / "model.safetensors", GcmaFusion(fusion))
     shape = {"text_width": 4096, "media_widths": {"image": 640, "audio": 1536}, "image_grid": [7, 7]}
     (root / "fusion" / "config.json").write_text(json.dumps(shape))
     yield Bundle(root, NAME, "gcma", {name: replace(part, files={}) for name, part in bundle.parts.items()})

@@ -15,8 +15,9 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.request import PrefillStats, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
-from autoglm.fusion.compose import Composer, Media, Message, Prompt
+from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 from autoglm.training.stages.joint import Assistant
 
 SLOTS, CONTEXT = 3, 512
@@ -50,7 +51,7 @@ def prompts(composer: Composer) -> list[Prompt]:
         ("你好" * 60,),
         (image, audio, "Which app is it?" * 9),
     ]
-    return [composer.compose([Message("user", part)]) for part in parts]
+    return [composer.compose([PromptMessage("user", part)]) for part in parts]
 
 
 def submit(

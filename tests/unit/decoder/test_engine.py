@@ -21,7 +21,8 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
-from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.stages.joint import Assistant
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
@@ -98,7 +99,7 @@ def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(engines: Eng
     engine, screens = engines(), [Media("image", torch.randn(49, 320)) for _ in range(2)]
 
     def cached(text: str, screen: Media, salt: bytes = b"a") -> int:
-        system, user = Message("system", ("Be kind. " * 30,)), Message("user", (screen, text))
+        system, user = PromptMessage("system", ("Be kind. " * 30,)), PromptMessage("user", (screen, text))
         return say(engine, composer.compose([system, user]), 3, salt)[1].num_cached_tokens
 
     assert cached("Where is Camera?", screens[0]) == 0
@@ -110,11 +111,11 @@ def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(engines: Eng
 
 
 def test_a_conversation_goes_on_from_its_own_answer(engines: Engines, composer: Composer) -> None:
-    engine, history = engines(), [Message("user", ("你好" * 40,))]
+    engine, history = engines(), [PromptMessage("user", ("你好" * 40,))]
     prompt = composer.compose(history)
     answer, _ = say(engine, prompt, 100)
     said = composer.tokenizer.decode(answer)
-    again = composer.compose([*history, Message("assistant", (said,)), Message("user", ("And now?",))])
+    again = composer.compose([*history, PromptMessage("assistant", (said,)), PromptMessage("user", ("And now?",))])
     shared = next(
         (i for i, pair in enumerate(zip(prompt.token_ids + answer, again.token_ids, strict=False)) if len({*pair}) > 1),
         0,
@@ -130,14 +131,14 @@ def test_keys_tell_tokens_media_and_roles_apart(composer: Composer) -> None:
     changed[48, 319] += 1
 
     def keys(tokens: Tensor, text: str = "Where is Camera? " * 20, salt: bytes = b"") -> list[bytes]:
-        return block_keys(composer.compose([Message("user", (Media("image", tokens), text))]), (), salt)
+        return block_keys(composer.compose([PromptMessage("user", (Media("image", tokens), text))]), (), salt)
 
     first = keys(screen)
     assert first == keys(screen.clone())
     assert not {*first} & {*keys(changed)}
     assert not {*first} & {*keys(screen, salt=b"x")}
     assert first[0] == keys(screen, "Where is Camera? " * 10 + "no")[0]
-    spoken, written = (composer.compose([Message(role, ("你好" * 70,))]) for role in ("assistant", "user"))
+    spoken, written = (composer.compose([PromptMessage(role, ("你好" * 70,))]) for role in ("assistant", "user"))
     assert not {*block_keys(spoken, (), b"")} & {*block_keys(written, (), b"")}
 
 
@@ -167,7 +168,7 @@ def test_an_abort_frees_everything_and_disturbs_nobody(
 
 def test_one_failing_prompt_fails_alone(engines: Engines, assistant: Assistant, composer: Composer) -> None:
     engine, good = engines(), prompts(composer)[0]
-    bad = composer.compose([Message("user", (Media("image", torch.zeros(49, 3)),))])
+    bad = composer.compose([PromptMessage("user", (Media("image", torch.zeros(49, 3)),))])
     _, broken = submit(engine, bad, SamplingConfig(max_tokens=4))
     _, events = submit(engine, good, replace(GREEDY, max_tokens=12))
     assert isinstance(collect(broken)[1], RuntimeError)

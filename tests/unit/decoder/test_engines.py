@@ -41,9 +41,9 @@ from autoglm.decoder.model import DecoderModel, TokenIds
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.tools import ToolCalls, ToolFunction
 from autoglm.decoder.tools import grammar as calls_of
-from autoglm.fusion.compose import Media, Message, Prompt
 from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
 ENGINE = os.environ.get("AUTOGLM_TEST_ENGINE", "embedded")
 DEVICE = os.environ.get("AUTOGLM_TEST_DEVICE", "cpu")
@@ -82,7 +82,7 @@ class Plain:
     def __init__(self, bundle: Bundle) -> None:
         folder = bundle.part("decoder")
         self.glm = GlmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.fusion = FusionModel.from_pretrained(bundle.part("fusion"), torch.float32)
+        self.fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), torch.float32)
         self.token_ids = TokenIds.of(folder, self.glm.config.vocab_size)
 
     def say(self, prompt: Prompt, n: int, penalty: float = 1.0, adapter: Path | None = None) -> list[int]:
@@ -113,7 +113,7 @@ def prompts(model: DecoderModel) -> list[Prompt]:
         ("Who are you?",), (image, "Where is Camera?"), (audio,), ("你好" * 60,),
         (image, audio, "Which app is it?" * 30),
     ]  # fmt: skip
-    return [model.composer.compose([Message("user", part)]) for part in parts]
+    return [model.composer.compose([PromptMessage("user", part)]) for part in parts]
 
 
 def submit(model: DecoderModel, prompt: Prompt, sampling: SamplingConfig, **more: Any) -> tuple[Request, Outputs]:
@@ -179,7 +179,9 @@ def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(model: Decod
     screens = [Media("image", torch.randn(49, 320)) for _ in range(2)]
 
     def cached(text: str, screen: Media, salt: bytes = b"a") -> int:
-        prompt = model.composer.compose([Message("system", ("Be kind. " * 90,)), Message("user", (screen, text * 30))])
+        prompt = model.composer.compose(
+            [PromptMessage("system", ("Be kind. " * 90,)), PromptMessage("user", (screen, text * 30))]
+        )
         _, outputs = submit(model, prompt, replace(GREEDY, max_tokens=3), salt=salt)
         return prefill_of(all_of(outputs)).num_cached_tokens
 
@@ -251,7 +253,7 @@ def test_an_answer_has_the_format_that_was_asked_for(
     model: DecoderModel, kind: GrammarKind, given: str | tuple[str, ...], fits: Callable[[str], object], thinks: bool
 ) -> None:
     """With reasoning, the format begins behind it."""
-    prompt = model.composer.compose([Message("user", ("Which app is open?",))], thinks)
+    prompt = model.composer.compose([PromptMessage("user", ("Which app is open?",))], thinks)
     thinking = model.thinking(prompt, budget=9)
     said = answer(model, prompt, replace(GREEDY, max_tokens=80), grammar=GrammarSpec(kind, given), thinking=thinking)
     if thinks:
@@ -262,7 +264,7 @@ def test_an_answer_has_the_format_that_was_asked_for(
 
 @pytest.mark.parametrize("budget", [0, 7])
 def test_reasoning_ends_within_its_budget(model: DecoderModel, budget: int) -> None:
-    prompt = model.composer.compose([Message("user", ("Hi",))], True)
+    prompt = model.composer.compose([PromptMessage("user", ("Hi",))], True)
     thinking = model.thinking(prompt, budget)
     assert thinking is not None
     said = answer(model, prompt, replace(GREEDY, max_tokens=40, logit_bias={thinking.closes: -90.0}), thinking=thinking)
@@ -299,7 +301,7 @@ def test_a_consumer_that_does_not_keep_up_holds_nobody_up_and_loses_nothing(mode
 
 
 def test_one_failing_prompt_fails_alone(model: DecoderModel, plain: Plain) -> None:
-    bad = model.composer.compose([Message("user", (Media("image", torch.zeros(49, 3)),))])
+    bad = model.composer.compose([PromptMessage("user", (Media("image", torch.zeros(49, 3)),))])
     _, broken = submit(model, bad, SamplingConfig(max_tokens=4))
     good = prompts(model)[1]
     assert answer(model, good, replace(GREEDY, max_tokens=12)) == plain.say(good, 12)

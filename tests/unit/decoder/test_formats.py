@@ -12,7 +12,8 @@ from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.engine.cache import num_blocks
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.request import GrammarKind, GrammarSpec, Request, SamplingConfig, Thinking
-from autoglm.fusion.compose import Composer, Message
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import PromptMessage
 
 from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, prompts, submit
 
@@ -89,7 +90,7 @@ def test_reasoning_ends_with_its_budget_and_the_grammar_begins_behind_it(
     opens, closes, ends = (mark(composer, text) for text in ("<think>", "</think>", "<|user|>"))
     engine, prompt = (
         engines(stops=[ends], grammars=grammars),
-        composer.compose([Message("user", ("Hi",))], True if echoed else None),
+        composer.compose([PromptMessage("user", ("Hi",))], True if echoed else None),
     )
     bias = {closes: -100.0} if echoed else {closes: -100.0, opens: 100.0}
     thinking = Thinking(opens, closes, inside=prompt.echo == "<think>", budget=7)

@@ -22,8 +22,8 @@ from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.request import AdapterRef, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
+from autoglm.fusion.prompt import Prompt, Run
 from autoglm.training.stages.joint import DecoderConfig, glm_config
 
 CONTEXT, VOCABULARY, LENGTH = 256, 320, 40
@@ -72,7 +72,7 @@ def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
 
 @pytest.fixture
 def engine(glm: Glm, adapters: dict[str, Adapter]) -> Iterator[EmbeddedEngine]:
-    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4, 64)
+    runner = Runner(glm, GcmaFusion(GcmaConfig(text_width=256)), 4, 64)
     limits = EngineLimits(4, 64, 4 * num_blocks(CONTEXT))
     engine = EmbeddedEngine(EngineCore(runner, limits, stops=(), get_adapter=adapters.__getitem__))
     yield engine
@@ -176,7 +176,7 @@ def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
     x = torch.randn(1, 6, 256)
     logits = []
     for model in (plain, rounded):
-        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1, 64)
+        runner = Runner(model, GcmaFusion(GcmaConfig(text_width=256)), 1, 64)
         with torch.inference_mode():
             for adapter in (adapters["all"], None):
                 view = View(model.turns, slice(0, 1), torch.arange(6)[None], 6, [adapter])

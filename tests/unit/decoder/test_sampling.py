@@ -15,7 +15,7 @@ from transformers import (
 from autoglm.decoder.engine.request import ChosenToken, Request, SamplingConfig
 from autoglm.decoder.engine.sampling import BrokenLogits, advance, choose
 from autoglm.decoder.engine.sequence import Sequence
-from autoglm.fusion.compose import Prompt
+from autoglm.fusion.prompt import Prompt
 
 
 def asking(sampling: SamplingConfig, output: tuple[int, ...] = ()) -> Sequence:

@@ -87,9 +87,9 @@ class CoreStandIn:
 
     def state(self, sequence: Sequence) -> str:
         scheduler = self.scheduler
-        states = {
+        states: dict[str, list[Sequence | None]] = {
             "waiting": list(scheduler.waiting), "prefilling": [scheduler.prefilling],
-            "running": scheduler.running, "paused": scheduler.paused,
+            "running": [*scheduler.running], "paused": [*scheduler.paused],
         }  # fmt: skip
         return next((name for name, members in states.items() if sequence in members), "gone")
 
@@ -139,8 +139,9 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_tokens_of_others() -> None
 def test_preemption_takes_from_the_last_to_arrive_who_keeps_what_it_said() -> None:
     core = CoreStandIn(blocks=4)
     first, second = core.add(2 * BLOCK_SIZE - 3, 30), core.add(BLOCK_SIZE + 10, 30)
+    said = 0
     core.step()
-    said = len(second.output)
+    core.step()
     while core.state(second) == "running":
         said = len(second.output)
         core.step()
@@ -153,13 +154,13 @@ def test_preemption_takes_from_the_last_to_arrive_who_keeps_what_it_said() -> No
 
 
 def test_preemption_reaches_the_sequence_that_is_prefilled() -> None:
-    core = CoreStandIn(blocks=5)
-    first, last = core.add(2 * BLOCK_SIZE - 3), core.add(3 * BLOCK_SIZE - 1)
+    core = CoreStandIn(blocks=6)
+    first, last = core.add(BLOCK_SIZE - 2), core.add(5 * BLOCK_SIZE - 1)
+    core.step()
     core.step()
     assert core.state(last) == "prefilling"
-    for _ in range(4):
-        core.step()
-    assert (core.state(first), core.state(last)) == ("running", "waiting")
+    core.step()  # the first needs a second block
+    assert (core.state(first), core.state(last), last.num_computed_tokens) == ("running", "waiting", 0)
 
 
 def test_a_slow_consumer_holds_no_slot_and_goes_on_where_it_was() -> None:

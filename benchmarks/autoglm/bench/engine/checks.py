@@ -10,8 +10,8 @@ from autoglm.bench.engine.model_under_test import CONTEXT, IN, OUT, WIDE, Subjec
 from autoglm.bench.engine.peers import Ours, plain
 from autoglm.decoder.engine.cache import num_blocks
 from autoglm.decoder.engine.request import Request, SamplingConfig
-from autoglm.fusion.compose import Media, Message, Prompt
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def _mixed(subject: Subject) -> tuple[list[Prompt], list[int]]:
             ("What is 3 + 4?",), (screen, "Where is Camera?"), (voice,), (screen, voice, "打开相机"), ("你好" * 70,),
             (screen, "What colour is Camera? " * 12),
         ]  # fmt: skip
-        prompts = [subject.composer.compose([Message("user", p)], think) for p in parts for think in (True, None)]
+        prompts = [subject.composer.compose([PromptMessage("user", p)], think) for p in parts for think in (True, None)]
     return prompts, [24 + 7 * i for i in range(len(prompts))]
 
 

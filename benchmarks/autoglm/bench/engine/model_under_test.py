@@ -16,7 +16,8 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.decoder.model import MAX_NUM_BATCHED_TOKENS
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 IN, OUT = 128, 64  # tokens of a prompt and of an answer
 CONTEXT, SLOTS = 2048, 32
@@ -64,7 +65,7 @@ class Subject:
     name: str
     source: GlmForCausalLM
     glm: Glm
-    fusion: FusionModel
+    fusion: GcmaFusion
     composer: Composer | None
 
     @classmethod
@@ -72,8 +73,8 @@ class Subject:
         """Return a bundle's decoder and fusion."""
         folder = bundle.part("decoder")
         source = GlmForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-        fusion = FusionModel.from_pretrained(bundle.part("fusion"), dtype).to(device)
-        return cls(bundle.name, source, _glm(source), fusion, Composer(folder))
+        fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), dtype).to(device)
+        return cls(bundle.name, source, _glm(source), fusion, Composer(folder, GCMA_LAYOUT))
 
     @classmethod
     def random(cls, sizes: Mapping[str, int], dtype: torch.dtype, device: str) -> "Subject":
@@ -82,7 +83,7 @@ class Subject:
         config = GlmConfig(**sizes, max_position_embeddings=CONTEXT, attention_bias=True)
         with torch.device(device):
             source = GlmForCausalLM._from_config(config, dtype=dtype).eval()
-            fusion = FusionModel(FusionConfig(text_width=config.hidden_size)).to(dtype).eval()
+            fusion = GcmaFusion(GcmaConfig(text_width=config.hidden_size)).to(dtype).eval()
         size = sum(weight.numel() for weight in source.parameters())
         return cls(f"GLM of {size / 1e6:.0f} M, random", source, _glm(source), fusion, None)
 

@@ -19,8 +19,8 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.prompt import Prompt, Run
 
 GREEDY = 0.0
 PAGE, MOST_TOKENS = 64, 512  # of transformers' continuous batching
@@ -61,7 +61,7 @@ def plain(token_ids: Sequence[int]) -> Prompt:
 class Ours:
     """The embedded engine; every answer runs to its full length."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, limits: EngineLimits) -> None:
+    def __init__(self, glm: Glm, fusion: GcmaFusion, limits: EngineLimits) -> None:
         self.limits = limits
         runner = Runner(glm, fusion, limits.max_num_seqs, limits.max_num_batched_tokens)
         self.engine = EmbeddedEngine(EngineCore(runner, limits, stops=()))

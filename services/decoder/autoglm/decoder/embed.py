@@ -11,7 +11,6 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.torch_tensors import from_torch
 from autoglm.decoder.model import DecoderModel
-from autoglm.fusion.gcma.pool import pool_media, pool_text
 from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
 
 MAX_TOKENS = 300_000  # of all parts together, as OpenAI's
@@ -56,7 +55,7 @@ class Embedder:
         model = self._model
         if part.WhichOneof("part") == "media":
             media = model.media(part.media, param)
-            return pool_media(model.fusion, media), len(media.tokens)
+            return model.fusion.pool_media(media), len(media.tokens)
         return self._text(part.text, param)
 
     def _text(self, text: str, param: str) -> tuple[Tensor, int]:
@@ -70,4 +69,4 @@ class Embedder:
             )
         if not ids:
             raise InvalidRequest("a text must not be empty", param=param)
-        return pool_text(model.fusion, model.embed, ids), len(ids)
+        return model.fusion.pool_text(model.embed, ids), len(ids)

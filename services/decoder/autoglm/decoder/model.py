@@ -1,5 +1,6 @@
 """The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
 
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,8 +29,10 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, max_lora_rank_of
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Composer, Media, Prompt
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.prompt import Media, Prompt
 from autoglm.v1 import embedding_pb2
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,7 +47,7 @@ class DecoderModel:
 
     bundle: Bundle
     engine: Engine
-    fusion: FusionModel
+    fusion: GcmaFusion
     embed: nn.Embedding
     context: int
     device: torch.device
@@ -67,7 +70,7 @@ class DecoderModel:
         config = AutoConfig.from_pretrained(folder)
         token_ids = TokenIds.of(folder, config.vocab_size)
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
-        fusion = FusionModel.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
+        fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
         grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
         compute = ComputeConfig(device, dtype, context)
@@ -77,7 +80,7 @@ class DecoderModel:
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
-        modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.config.media_widths
+        modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.media_widths
         if modality is None or modality.kind not in widths:
             raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
         kind = modality.kind
@@ -89,7 +92,10 @@ class DecoderModel:
             raise InvalidRequest(
                 f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param=param
             )
-        return Media(kind, tokens, embedding.transcript)
+        grid = tuple(embedding.grid)
+        if grid and (len(grid) != 2 or math.prod(grid) != len(tokens)):
+            raise InvalidRequest(f"the {kind} embedding has grid {list(grid)} and {len(tokens)} tokens", param=param)
+        return Media(kind, tokens, embedding.transcript, grid)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
         """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
@@ -119,7 +125,7 @@ class TokenIds:
     @classmethod
     def of(cls, folder: Path, size: int) -> "TokenIds":
         """Read them from a decoder's folder; its vocabulary has `size` ids."""
-        composer, stops = Composer(folder), GenerationConfig.from_pretrained(folder).eos_token_id
+        composer, stops = Composer(folder, GCMA_LAYOUT), GenerationConfig.from_pretrained(folder).eos_token_id
         ends = [stops] if isinstance(stops, int) else list(stops or ())
         added = composer.tokenizer.get_added_tokens_decoder()
         special = [token_id for token_id, token in added.items() if token.special and token_id not in ends]
@@ -141,7 +147,7 @@ Started = tuple[Engine, nn.Embedding, Adapters]  # with the decoder's embeddings
 def _start_embedded(
     bundle: Bundle,
     settings: DecoderSettings,
-    fusion: FusionModel,
+    fusion: GcmaFusion,
     compute: ComputeConfig,
     token_ids: TokenIds,
     grammars: Grammars,
@@ -165,7 +171,7 @@ def _start_embedded(
 def _start_vllm(
     bundle: Bundle,
     settings: DecoderSettings,
-    fusion: FusionModel,
+    fusion: GcmaFusion,
     compute: ComputeConfig,
     token_ids: TokenIds,
     grammars: Grammars,

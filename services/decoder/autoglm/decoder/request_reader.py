@@ -5,7 +5,7 @@ from autoglm.decoder.engine.request import AdapterRef, GrammarSpec, Request, Sam
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
 from autoglm.decoder.tools import ToolFunction, description, grammar, is_single, written
-from autoglm.fusion.compose import Message, Prompt, Role
+from autoglm.fusion.prompt import Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
 ROLES: dict[generation_pb2.Role.ValueType, Role] = {
@@ -53,13 +53,13 @@ def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderMo
     return prompt
 
 
-def _turn(turn: decoder_pb2.DecoderMessage, model: DecoderModel) -> Message:
+def _turn(turn: decoder_pb2.DecoderMessage, model: DecoderModel) -> PromptMessage:
     if turn.role not in ROLES:
         raise InvalidRequest(f"unknown role {turn.role}", param="messages.role")
     parts = (
         part.text if part.WhichOneof("part") == "text" else model.media(part.media, "messages") for part in turn.parts
     )
-    return Message(ROLES[turn.role], tuple(parts), tuple(written(call) for call in turn.tool_calls))
+    return PromptMessage(ROLES[turn.role], tuple(parts), tuple(written(call) for call in turn.tool_calls))
 
 
 def _sampling(params: generation_pb2.SamplingParams, model: DecoderModel) -> SamplingConfig:

@@ -19,7 +19,7 @@ from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.request_reader import read
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.stream import ResponseBuilder, TokenQueue
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.v1 import decoder_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
@@ -41,8 +41,8 @@ class DecoderServicer:
 
     def warm_up(self) -> None:
         """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
-        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.config.media_widths.items()]
-        prompt = self._model.composer.compose([Message("user", (*media, "你好" * 20))])
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.media_widths.items()]
+        prompt = self._model.composer.compose([PromptMessage("user", (*media, "你好" * 20))])
         outputs: SimpleQueue[RequestOutput] = SimpleQueue()
         for _ in range(2):
             sampling = SamplingConfig(temperature=0, max_tokens=4)
@@ -79,7 +79,7 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats, fusion = self.engine.stats(), self._model.fusion.config
+        stats, fusion = self.engine.stats(), self._model.fusion
         return decoder_pb2.DecoderServiceDescribeResponse(
             bundle=self._model.bundle.name,
             modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in fusion.media_widths)],

@@ -11,7 +11,7 @@ from autoglm.common.modalities import BY_KIND
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput
 from autoglm.decoder.tools import ToolCalls
-from autoglm.fusion.compose import Prompt
+from autoglm.fusion.prompt import Prompt
 from autoglm.v1 import decoder_pb2, generation_pb2
 
 _REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}

@@ -17,9 +17,10 @@ from typing import Any
 
 from autoglm.decoder.detokenizer import overlap
 from autoglm.decoder.engine.grammar import JSON_STYLE
-from autoglm.fusion.compose import Call
+from autoglm.fusion.prompt import ToolCall
+from autoglm.v1 import generation_pb2
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
-from autoglm.v1.generation_pb2 import FunctionCall, Tool, ToolCall
+from autoglm.v1.generation_pb2 import FunctionCall, Tool
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _NAME = re.compile(r"<tool_call>\s*([\w-]*)\s*")
@@ -68,10 +69,10 @@ def description(tool: Tool) -> str:
     return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
 
 
-def written(call: ToolCall) -> Call:
+def written(call: generation_pb2.ToolCall) -> ToolCall:
     """Return an earlier call as the model wrote it."""
     arguments = json.loads(call.function.arguments)
-    return Call(call.function.name, {key: _written(value) for key, value in arguments.items()})
+    return ToolCall(call.function.name, {key: _written(value) for key, value in arguments.items()})
 
 
 def is_single(message: DecoderServiceGenerateRequest) -> bool:
@@ -104,7 +105,7 @@ class ToolCalls:
         """Whether nothing may follow."""
         return self._single and self.made > 0
 
-    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+    def feed(self, text: str) -> tuple[str, list[generation_pb2.ToolCall]]:
         """Return the text and the calls that `text` completes."""
         self._held += text
         said, calls = "", []
@@ -128,7 +129,7 @@ class ToolCalls:
         rest = self._take(len(self._held))
         return "" if self.made and rest.isspace() else rest
 
-    def _read(self, start: int) -> tuple[ToolCall | None, int]:
+    def _read(self, start: int) -> tuple[generation_pb2.ToolCall | None, int]:
         """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
         while more of it may come."""
         head = _NAME.match(self._held, start)
@@ -215,9 +216,9 @@ def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema if isinstance(schema, dict) else {}
 
 
-def _call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
+def _call(name: str, arguments: Mapping[str, Any]) -> generation_pb2.ToolCall:
     function = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
-    return ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
+    return generation_pb2.ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
 
 
 def _no_number(name: str) -> Any:

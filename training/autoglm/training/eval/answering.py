@@ -23,7 +23,8 @@ from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfi
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.samples import Case
 
 MAX_TOKENS, CONTEXT, SLOTS, STEP_TOKENS = 96, 2048, 32, 1024
@@ -68,7 +69,7 @@ class Speaker:
 
     composer: Composer
     glm: Glm
-    fusion: FusionModel
+    fusion: GcmaFusion
     stops: Sequence[int]
 
     @classmethod
@@ -77,8 +78,8 @@ class Speaker:
         held and multiplied as 8-bit integers, as the vision encoder's are."""
         source = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
         glm = Glm(source, CONTEXT, int8)
-        fusion = FusionModel.from_pretrained(folder / "fusion")
-        return cls(Composer(folder / "decoder"), glm, fusion, source.generation_config.eos_token_id)
+        fusion = GcmaFusion.from_pretrained(folder / "fusion")
+        return cls(Composer(folder / "decoder", GCMA_LAYOUT), glm, fusion, source.generation_config.eos_token_id)
 
     def runner(self, slots: int) -> Runner:
         """Return the engine's forward passes over `slots` conversations at once."""

@@ -16,7 +16,7 @@ import numpy as np
 from jiwer import cer, wer
 from scipy.stats import mannwhitneyu
 
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.eval.answering import Given, Speaker, ask
@@ -137,7 +137,7 @@ def _noises(shelf: Shelf) -> list[Media]:
 def _beside(case: Case, media: Media) -> Case:
     """Return a case of text alone with a picture or noise that has nothing to do with it."""
     first = case.turns[0]
-    message = Message("user", (media, *first.message.parts))
+    message = PromptMessage("user", (media, *first.message.parts))
     return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
 
 

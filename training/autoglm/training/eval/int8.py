@@ -22,7 +22,7 @@ from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sequence as Generation
-from autoglm.fusion.compose import Message
+from autoglm.fusion.prompt import PromptMessage
 from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import Speaker
 from autoglm.training.eval.speed import clocked, threads
@@ -143,7 +143,7 @@ def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
 
 def _generation(speaker: Speaker, streams: int) -> Work:
     """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
-    runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
+    runner, prompt = speaker.runner(streams), speaker.composer.compose([PromptMessage("user", ("你好" * 50,))], None)
     request = Request(prompt, SamplingConfig(temperature=0), runner.context)
     running = [Generation(request) for _ in range(streams)]
     for slot, sequence in enumerate(running):

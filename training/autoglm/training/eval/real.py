@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import APPS, Language
 from autoglm.training.data.screens import Screen, draw_screen
@@ -159,7 +159,7 @@ def _title(screen: Screen) -> str:
 
 
 def _case(picture: Tensor, question: str) -> Case:
-    turn = Turn(Message("user", (Media("image", picture), question)), Reply("", ""))
+    turn = Turn(PromptMessage("user", (Media("image", picture), question)), Reply("", ""))
     return Case(task="which_app", source="screen", language="en", turns=(turn,))
 
 

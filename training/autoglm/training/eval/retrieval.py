@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.common.modalities import MediaKind
-from autoglm.fusion.compose import Media
-from autoglm.fusion.gcma.pool import pool_media, pool_text
+from autoglm.fusion.prompt import Media
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language
 from autoglm.training.data.screens import Screen, draw_screen
@@ -59,7 +58,7 @@ class Vectors:
         """Return the vectors of `texts`."""
         speaker = self._speaker
         return torch.stack(
-            [pool_text(speaker.fusion, speaker.glm.embed, speaker.composer.encode(text)) for text in texts]
+            [speaker.fusion.pool_text(speaker.glm.embed, speaker.composer.encode(text)) for text in texts]
         )
 
     def screens(self, images: Sequence[Image.Image]) -> Tensor:
@@ -80,7 +79,7 @@ class Vectors:
         return self._media("audio", [each.tokens for each in heard]), [each.transcript for each in heard]
 
     def _media(self, kind: MediaKind, items: Sequence[Tensor] | Tensor) -> Tensor:
-        return torch.stack([pool_media(self._speaker.fusion, Media(kind, tokens)) for tokens in items])
+        return torch.stack([self._speaker.fusion.pool_media(Media(kind, tokens)) for tokens in items])
 
 
 def measure(vectors: Vectors) -> list[Row]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autoglm.decoder.engine.cache import BLOCK_SIZE
-from autoglm.fusion.compose import Media, Prompt
+from autoglm.fusion.prompt import Media, Prompt
 
 
 def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes]:

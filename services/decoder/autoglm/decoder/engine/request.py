@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from autoglm.common.modalities import MediaKind
 
 if TYPE_CHECKING:  # the scheduler works without torch
-    from autoglm.fusion.compose import Prompt
+    from autoglm.fusion.prompt import Prompt
 
 GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 

@@ -11,14 +11,14 @@ from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
 from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 
 
 class Runner:
     """Owns the weights and the slots; knows nothing of scheduling. It reads up to `tokens` of a prompt at a time; the
     ids in `never` are never chosen."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, tokens: int, never: Rows[int] = ()) -> None:
+    def __init__(self, glm: Glm, fusion: GcmaFusion, slots: int, tokens: int, never: Rows[int] = ()) -> None:
         self.glm, self.fusion, self.context = glm, fusion, glm.context
         config, weight = glm.config, glm.head.weight
         self.device = weight.device

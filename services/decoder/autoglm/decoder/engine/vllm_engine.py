@@ -30,7 +30,7 @@ from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.throughput import ThroughputEstimate
 from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -76,7 +76,7 @@ class VllmEngine:
     def __init__(
         self,
         folder: Path,
-        fusion: FusionModel,
+        fusion: GcmaFusion,
         options: VllmOptions,
         stops: Rows[int],
         never: Rows[int],

@@ -7,7 +7,7 @@ falls on the scales of the batch norms too); these rules make the same tasks lea
 import torch
 from torch import nn
 
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 
 EMBEDDING_STD = 0.1
 POSITION_STD = 0.7
@@ -33,7 +33,7 @@ def initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialise_places(model: FusionModel) -> None:
+def initialise_places(model: GcmaFusion) -> None:
     """Start what `initialise` leaves of a fusion: positions, modality vectors and the taps of the context."""
     model.context.weight.fill_(CONTEXT_TAP)
     for table in (model.image_row, model.image_column, model.audio_time):

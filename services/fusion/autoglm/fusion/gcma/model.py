@@ -6,7 +6,7 @@ audio tokens 12.5 a second × 1536, decoder width 256.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -16,10 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoglm.common.modalities import MediaKind
+from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.pool import unit_sum, windows
+from autoglm.fusion.prompt import Media, Prompt
+from autoglm.fusion.protocol import Inputs
 
 
 @dataclass(frozen=True, slots=True)
-class FusionConfig:
+class GcmaConfig:
     """Sizes of the fusion. `media_widths` names the modalities that it understands."""
 
     text_width: int
@@ -91,7 +95,7 @@ class Enriched:
     attention: dict[MediaKind, Tensor]
 
 
-class FusionModel(nn.Module):
+class GcmaFusion(nn.Module):
     """Projects text and media into one space, enriches them across modalities, hands them on.
 
     A query also reads what was written or said in the `context` tokens that end with it (a causal
@@ -100,7 +104,7 @@ class FusionModel(nn.Module):
     order from the decoder. Everything looks back only.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: GcmaConfig) -> None:
         super().__init__()
         self.config = config
         d = config.width
@@ -119,6 +123,41 @@ class FusionModel(nn.Module):
         self.attend = nn.ModuleDict({kind: GCMA(d, config.heads) for kind in config.media_widths})
         self.media_norm = nn.LayerNorm(d)
         self.out = nn.Linear(d, config.text_width, bias=False)
+
+    @property
+    def media_widths(self) -> Mapping[MediaKind, int]:
+        """The modalities that it takes, with the width of their encoder's tokens."""
+        return self.config.media_widths
+
+    @property
+    def text_width(self) -> int:
+        """The width of the decoder's embeddings."""
+        return self.config.text_width
+
+    @property
+    def width(self) -> int:
+        """The width of the common space, and so of pooled vectors."""
+        return self.config.width
+
+    def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
+        """Return embeddings [T − after, text_width] and positions [1, T − after] of `prompt`, prefix-stable."""
+        return fuse(self, embed, prompt, after)
+
+    @torch.inference_mode()
+    def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
+        """Return the mean of a text's tokens in the common space, of length 1: float32 [d] on the CPU.
+
+        Tokens are taken before they look at each other: a text counts its words and not their order, and the rest of a
+        conversation changes nothing. docs/embeddings.md says what the vectors are good for.
+        """
+        blocks = (embed(torch.tensor(ids, device=embed.weight.device)) for ids in windows(token_ids))
+        return unit_sum(self.project_text(block.to(self.text_kind)) for block in blocks)
+
+    @torch.inference_mode()
+    def pool_media(self, media: Media) -> Tensor:
+        """Return the mean of a medium's tokens in the common space, of length 1: float32 [d] on the CPU."""
+        tokens = media.tokens.to(self.text_kind)
+        return unit_sum([self.project_media(media.kind, tokens, torch.arange(len(tokens), device=tokens.device))])
 
     def project_text(self, embeddings: Tensor) -> Tensor:
         """Bring decoder embeddings [..., text_width] into the common space [..., d]."""
@@ -171,8 +210,8 @@ class FusionModel(nn.Module):
         save_file({k: v.to(torch.bfloat16) for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "FusionModel":
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Self:
         """Read what `save_pretrained` wrote, ready for inference in `dtype`."""
-        model = cls(FusionConfig.load(folder))
+        model = cls(GcmaConfig.load(folder))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(dtype).eval()
