@@ -19,7 +19,6 @@ from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
@@ -86,7 +85,7 @@ def test_a_decoder_on_a_gpu_has_no_8_bit_form(bundle: Bundle) -> None:
 def test_vllm_is_asked_for_where_it_cannot_be_had(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="not installed here"):
         DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm"}))
-    with pytest.raises(ValueError, match="embedded engine alone"):
+    with pytest.raises(ValueError, match="only the embedded engine"):
         DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm", "int8": True}))
 
 
@@ -114,7 +113,7 @@ def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(deco
     prompt = decoder.composer.compose([TALK[0], PromptMessage("user", (*media, "Open the camera, please."))])
     runner = runner_of(decoder)
     embed = runner.glm.embed
-    plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(runner.fusion, embed, prompt)
+    plain, fused = embed(torch.tensor(prompt.token_ids)), runner.fusion.inputs(embed, prompt)
     words = torch.ones(len(prompt.token_ids), dtype=torch.bool)
     for run in prompt.runs:
         words[run.start : run.stop] = run.media is None

@@ -47,7 +47,8 @@ def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
     wanted = assistant.decoder(ids).logits[:, -1].detach()
     runner = Runner(glm, assistant.fusion, 2, CONTEXT)
     with torch.inference_mode():
-        view = View(glm.turns, slice(0, 2), torch.arange(40).expand(2, -1), 40)
+        indices = torch.arange(40).expand(2, -1)
+        view = View(glm.rope(indices[None]), slice(0, 2), indices, 40)
         got = glm(glm.embed(ids), view, runner.slots.stores)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
@@ -60,22 +61,24 @@ def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
     running = [Sequence(Request(prompt, GREEDY, CONTEXT)) for prompt in prompts(composer)[:2]]
     for slot, sequence in enumerate(running):
         runner.prepare(sequence)
-        inputs = torch.cat([torch.ones(9, 256), sequence.inputs])  # type: ignore[list-item]
+        assert sequence.inputs is not None
+        inputs = torch.cat([torch.ones(9, 256), sequence.inputs.embeddings])
+        positions = torch.cat([torch.zeros(1, 9, dtype=torch.long), sequence.inputs.positions], dim=1)
         said = runner.prefill(sequence, slot, sequence.num_tokens)
         before = [store[slot, :, :CONTEXT].clone() for store in runner.slots.stores]
         places = torch.tensor([*[CONTEXT] * 9, *range(sequence.num_computed_tokens)])
         with torch.inference_mode():
-            torch.testing.assert_close(runner.piece(inputs, places, torch.tensor([slot]), CONTEXT), said)
+            got = runner.prefill_chunk(inputs, positions, places, torch.tensor([slot]), CONTEXT)
+            torch.testing.assert_close(got, said)
         for store, kept in zip(runner.slots.stores, before, strict=True):
             torch.testing.assert_close(store[slot, :, :CONTEXT], kept)
         sequence.output.append(7)
     for store in runner.slots.stores:
         store[2] = 9  # of somebody who is being read
     wanted = runner.decode(running)
+    computed = [sequence.num_computed_tokens for sequence in running]
     with torch.inference_mode():
-        got = runner.step(
-            torch.tensor([[7, 7, 0], [*(sequence.num_computed_tokens for sequence in running), CONTEXT]]), CONTEXT
-        )
+        got = runner.decode_step(torch.tensor([[7, 7, 0], [*computed, CONTEXT], [*computed, 0]]), CONTEXT)
     torch.testing.assert_close(got[:2], wanted, rtol=1e-4, atol=1e-4)
     assert all((store[2, :, :CONTEXT] == 9).all() for store in runner.slots.stores)
 
@@ -140,6 +143,17 @@ def test_keys_tell_tokens_media_and_roles_apart(composer: Composer) -> None:
     assert first[0] == keys(screen, "Where is Camera? " * 10 + "no")[0]
     spoken, written = (composer.compose([PromptMessage(role, ("你好" * 70,))]) for role in ("assistant", "user"))
     assert not {*block_keys(spoken, (), b"")} & {*block_keys(written, (), b"")}
+
+
+def test_keys_tell_grids_of_equal_bytes_apart(composer: Composer) -> None:
+    tokens = torch.randn(12, 320, generator=torch.Generator().manual_seed(5))
+
+    def keys(grid: tuple[int, ...]) -> list[bytes]:
+        user = PromptMessage("user", (Media("image", tokens, grid=grid), "Where is Camera? " * 20))
+        return block_keys(composer.compose([user]), (), b"")
+
+    assert keys((2, 6)) == keys((2, 6))
+    assert not {*keys((2, 6))} & {*keys((3, 4)), *keys((6, 2)), *keys(())}
 
 
 def test_a_seed_gives_one_answer_whatever_runs_beside(engines: Engines, composer: Composer) -> None:

@@ -42,6 +42,7 @@ from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.tools import ToolCalls, ToolFunction
 from autoglm.decoder.tools import grammar as calls_of
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
@@ -83,7 +84,7 @@ class Plain:
         folder = bundle.part("decoder")
         self.glm = GlmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), torch.float32)
-        self.token_ids = TokenIds.of(folder, self.glm.config.vocab_size)
+        self.token_ids = TokenIds.of(folder, self.glm.config.vocab_size, GCMA_LAYOUT)
 
     def say(self, prompt: Prompt, n: int, penalty: float = 1.0, adapter: Path | None = None) -> list[int]:
         """Return the likeliest tokens behind the fused prompt."""
@@ -235,6 +236,7 @@ def test_an_abort_frees_everything_and_disturbs_nobody(model: DecoderModel, plai
 
 SCHEMA = {"type": "object", "properties": {"app": {"enum": ["Camera", "Maps"]}, "n": {"enum": [1, 22]}},
           "required": ["app", "n"], "additionalProperties": False}  # fmt: skip
+MARKS = GCMA_LAYOUT.tool_call
 OPEN_APP = ToolFunction("open_app", {"app": {"enum": ["Camera", "Maps"]}}, frozenset({"app"}), {})
 
 
@@ -245,7 +247,11 @@ OPEN_APP = ToolFunction("open_app", {"app": {"enum": ["Camera", "Maps"]}}, froze
         ("regex", r"\[\d{1,3}, \d{1,3}\]", lambda text: re.fullmatch(r"\[\d{1,3}, \d{1,3}\]", text)),
         ("choice", ("Camera", "打开相机"), lambda text: text in ("Camera", "打开相机")),
         ("grammar", 'start: "a" "a"? "b"', lambda text: re.fullmatch("aa?b", text)),
-        ("grammar", calls_of([OPEN_APP], single=True), lambda text: ToolCalls([OPEN_APP], single=True).feed(text)[1]),
+        (
+            "grammar",
+            calls_of([OPEN_APP], True, GCMA_LAYOUT.tool_call),
+            lambda text: ToolCalls([OPEN_APP], True, GCMA_LAYOUT.tool_call).feed(text)[1],
+        ),
     ],
 )
 @pytest.mark.parametrize("thinks", [False, True])

@@ -179,7 +179,7 @@ def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
         runner = Runner(model, GcmaFusion(GcmaConfig(text_width=256)), 1, 64)
         with torch.inference_mode():
             for adapter in (adapters["all"], None):
-                view = View(model.turns, slice(0, 1), torch.arange(6)[None], 6, [adapter])
+                view = View(model.rope(torch.arange(6)[None, None]), slice(0, 1), torch.arange(6)[None], 6, [adapter])
                 logits.append(model(x, view, runner.slots.stores))
     change, rounding = (logits[0] - logits[1]).norm(), (logits[0] - logits[2]).norm()
     assert rounding < 0.2 * change

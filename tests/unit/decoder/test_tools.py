@@ -18,6 +18,7 @@ from autoglm.fusion.prompt import PromptMessage, ToolCall
 from autoglm.training.stages.tokenizer import CHAT_TEMPLATE
 from autoglm.v1 import generation_pb2
 
+MARKS = GCMA_LAYOUT.tool_call
 WEATHER = {
     "type": "object",
     "properties": {
@@ -142,7 +143,7 @@ def wrote(name: str, *arguments: tuple[str, str]) -> str:
 
 
 def read(pieces: list[str], single: bool = False) -> tuple[str, list[tuple[str, Any]]]:
-    splitter, text, calls = ToolCalls(FUNCTIONS, single), "", []
+    splitter, text, calls = ToolCalls(FUNCTIONS, single, MARKS), "", []
     for piece in pieces:
         said, made = splitter.feed(piece)
         text += said
@@ -194,11 +195,11 @@ def test_calls_are_the_same_wherever_the_stream_is_cut(answer: str, text: str, c
 def test_nothing_follows_a_single_call() -> None:
     for pieces in ([BOTH], list(BOTH)):
         assert read(pieces, single=True) == ("", CALLED[:1])
-    assert ToolCalls(FUNCTIONS, single=True).over is False
+    assert ToolCalls(FUNCTIONS, True, MARKS).over is False
 
 
 def test_a_call_is_written_as_it_was_read() -> None:
-    (call,) = ToolCalls(FUNCTIONS, single=False).feed(wrote("weather", ("city", "Paris"), ("days", "3")))[1]
+    (call,) = ToolCalls(FUNCTIONS, False, MARKS).feed(wrote("weather", ("city", "Paris"), ("days", "3")))[1]
     assert written(call) == ToolCall("weather", {"city": "Paris", "days": "3"})
     assert call.id.startswith("call_")
 
@@ -210,7 +211,7 @@ def answered(composer: Composer, text: str, split: bool = False, single: bool = 
 
     async def answer() -> tuple[Any, ...]:
         queue, prefill = TokenQueue(lambda read: None), PrefillStats(0.0, 0.0, 0.0, 0, {})
-        builder = ResponseBuilder(composer.tokenizer, asked, stop, split, ToolCalls(FUNCTIONS, single))
+        builder = ResponseBuilder(composer, asked, stop, split, ToolCalls(FUNCTIONS, single, MARKS))
         for token in composer.tokenizer.encode(text, add_special_tokens=False).ids:
             queue.put(RequestOutput(0, ChosenToken(token), prefill=prefill))
         queue.put(RequestOutput(0, finish=reason, prefill=prefill))
@@ -296,13 +297,13 @@ POINT = ("point", "[1, 999]")
 )
 def test_the_grammar_allows_calls_that_fit_their_schemas(matchers: LLTokenizer, answer: str, allowed: bool) -> None:
     functions = [ToolFunction.of(tool("strict", STRICT)), ToolFunction.of(tool("now"))]
-    assert accepts(matchers, grammar(functions, single=False), answer) is allowed
+    assert accepts(matchers, grammar(functions, False, MARKS), answer) is allowed
 
 
 def test_a_single_call_is_the_whole_answer(matchers: LLTokenizer) -> None:
     functions = [ToolFunction.of(tool("now"))]
-    assert accepts(matchers, grammar(functions, single=True), wrote("now"))
-    assert not accepts(matchers, grammar(functions, single=True), wrote("now") + "\n" + wrote("now"))
+    assert accepts(matchers, grammar(functions, True, MARKS), wrote("now"))
+    assert not accepts(matchers, grammar(functions, True, MARKS), wrote("now") + "\n" + wrote("now"))
 
 
 def accepts(tokenizer: LLTokenizer, lark: str, text: str) -> bool:

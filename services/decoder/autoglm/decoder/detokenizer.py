@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 _BROKEN = "\ufffd"
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Detokenizer:
@@ -64,10 +63,11 @@ class StopStrings:
 
 @dataclass(slots=True)
 class Reasoning:
-    """Splits `<think>…</think>` at the start of an answer from what follows; the reasoning is without its `marks`,
-    unless they are to stay."""
+    """Splits the reasoning at the start of an answer from what follows. `marks` open and close it; they are not part of
+    the reasoning unless it `keeps_marks`."""
 
-    marks: bool = False
+    marks: tuple[str, str]
+    keeps_marks: bool = False
     _held: str = ""
     _state: str = "start"
 
@@ -75,11 +75,12 @@ class Reasoning:
         """Return (text, reasoning) that `text` adds."""
         self._held += text
         if self._state == "start":
-            if _OPEN.startswith(self._held) and self._held != _OPEN:
+            opens = self.marks[0]
+            if opens.startswith(self._held) and self._held != opens:
                 return "", ""
-            self._state = "inside" if self._held.startswith(_OPEN) else "after"
-            if not self.marks:
-                self._held = self._held.removeprefix(_OPEN)
+            self._state = "inside" if self._held.startswith(opens) else "after"
+            if not self.keeps_marks:
+                self._held = self._held.removeprefix(opens)
         if self._state == "after":
             return self._take(len(self._held)), ""
         return self._inside()
@@ -90,12 +91,13 @@ class Reasoning:
         return ("", rest) if self._state == "inside" else (rest, "")
 
     def _inside(self) -> tuple[str, str]:
-        at = self._held.find(_CLOSE)
+        closes = self.marks[1]
+        at = self._held.find(closes)
         if at < 0:
-            return "", self._take(len(self._held) - overlap(self._held, _CLOSE))
-        reasoning, close = self._take(at), self._take(len(_CLOSE))
+            return "", self._take(len(self._held) - overlap(self._held, closes))
+        reasoning, close = self._take(at), self._take(len(closes))
         self._state = "after"
-        return self._take(len(self._held)), reasoning + close if self.marks else reasoning
+        return self._take(len(self._held)), reasoning + close if self.keeps_marks else reasoning
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]

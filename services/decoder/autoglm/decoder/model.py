@@ -1,4 +1,4 @@
-"""The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
+"""The decoder's parts of a bundle, loaded: decoder, fusion, tokenizer and template."""
 
 import math
 from collections.abc import Sequence as Rows
@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig
-from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
 from autoglm.common.errors import InvalidRequest
@@ -17,6 +16,7 @@ from autoglm.common.memory import available_memory
 from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
+from autoglm.decoder.architectures import Architecture, architecture_of
 from autoglm.decoder.engine.cache import BLOCK_SIZE, num_blocks
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.engine import EmbeddedEngine
@@ -30,24 +30,24 @@ from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, max_lora_rank_of
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.layout import GCMA_LAYOUT
-from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.layout import Layout
 from autoglm.fusion.prompt import Media, Prompt
+from autoglm.fusion.protocol import Fusion
 from autoglm.v1 import embedding_pb2
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
-GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
-CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
+MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 1024}  # prompt tokens prefilled in a step, by default
+GPU_MASK = 2**26  # bytes that the mask of such a chunk of prompt may take there
+CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the free memory, for the cache, by default
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """What the servicer needs: an engine that runs, and what makes a request's words into what it takes."""
+    """What the servicer needs: a running engine, and what turns a request into the engine's terms."""
 
     bundle: Bundle
     engine: Engine
-    fusion: GcmaFusion
+    fusion: Fusion
     embed: nn.Embedding
     context: int
     device: torch.device
@@ -60,26 +60,31 @@ class DecoderModel:
     def load(cls, bundle: Bundle, settings: DecoderSettings) -> "DecoderModel":
         """Open the decoder and fusion parts of `bundle` and start the engine.
 
-        Raises BundleError when one is not whole, ValueError for settings that cannot be met: `int8` on a GPU or with
-        vLLM, a cache in which not even one conversation fits, vLLM where it is not installed.
+        Raises BundleError when a part is incomplete or the architecture unknown, ValueError for settings that cannot be
+        met: `int8` on a GPU or with vLLM, a cache in which not even one conversation fits, vLLM where it is not
+        installed.
         """
+        architecture = architecture_of(bundle)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _check(settings, device)
         dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         folder = bundle.part("decoder")
         config = AutoConfig.from_pretrained(folder)
-        token_ids = TokenIds.of(folder, config.vocab_size)
+        token_ids = TokenIds.of(folder, config.vocab_size, architecture.layout)
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
-        fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
+        compute = ComputeConfig(architecture, device, dtype, context)
+        fusion = architecture.load_fusion(bundle.part("fusion"), compute.torch_dtype, device)
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
         grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
-        compute = ComputeConfig(device, dtype, context)
         engine, embed, adapters = start(bundle, settings, fusion, compute, token_ids, grammars)
         composer = token_ids.composer
         return cls(bundle, engine, fusion, embed, context, device, composer, grammars, adapters, settings.int8)
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
-        """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
+        """Return an encoder's embedding in the form that the fusion takes.
+
+        Raises InvalidRequest, which names `param`, if it has another shape or the fusion does not take its modality.
+        """
         modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.media_widths
         if modality is None or modality.kind not in widths:
             raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
@@ -98,20 +103,21 @@ class DecoderModel:
         return Media(kind, tokens, embedding.transcript, grid)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
-        """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
-        opens, closes = (self.composer.tokenizer.token_to_id(mark) for mark in ("<think>", "</think>"))
+        """Return how the answer to `prompt` reasons; None for a tokenizer without the marks of reasoning."""
+        marks = self.composer.layout.thinking
+        opens, closes = (self.composer.tokenizer.token_to_id(mark) for mark in marks)
         if opens is None or closes is None:
             return None
-        return Thinking(opens, closes, inside=prompt.echo == "<think>", budget=budget)
+        return Thinking(opens, closes, inside=prompt.echo == marks[0], budget=budget)
 
 
 def _check(settings: DecoderSettings, device: torch.device) -> None:
     if settings.int8 and settings.engine == "vllm":
-        raise ValueError("int8 is of the embedded engine alone: remove it, or set engine to embedded")
+        raise ValueError("only the embedded engine computes in 8 bits: remove int8, or set engine to embedded")
     if settings.int8 and device.type != "cpu":
-        raise ValueError(f"the decoder computes in 8 bits on a CPU alone, not on {device}: remove int8")
+        raise ValueError(f"the decoder computes in 8 bits only on a CPU, not on {device}: remove int8")
     if settings.engine == "vllm" and find_spec("vllm") is None:
-        raise ValueError("engine is vllm, which is not installed here: docs/operate.md says how")
+        raise ValueError("engine is vllm, which is not installed here: docs/operate.md says how to install it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +129,9 @@ class TokenIds:
     never: Rows[int]
 
     @classmethod
-    def of(cls, folder: Path, size: int) -> "TokenIds":
+    def of(cls, folder: Path, size: int, layout: Layout) -> "TokenIds":
         """Read them from a decoder's folder; its vocabulary has `size` ids."""
-        composer, stops = Composer(folder, GCMA_LAYOUT), GenerationConfig.from_pretrained(folder).eos_token_id
+        composer, stops = Composer(folder, layout), GenerationConfig.from_pretrained(folder).eos_token_id
         ends = [stops] if isinstance(stops, int) else list(stops or ())
         added = composer.tokenizer.get_added_tokens_decoder()
         special = [token_id for token_id, token in added.items() if token.special and token_id not in ends]
@@ -134,11 +140,17 @@ class TokenIds:
 
 @dataclass(frozen=True, slots=True)
 class ComputeConfig:
-    """Where a decoder computes, in what, and for how many tokens."""
+    """What a decoder computes with: architecture, device, dtype, and tokens of context."""
 
+    architecture: Architecture
     device: torch.device
     dtype: str
     context: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Return the dtype as torch's."""
+        return _DTYPES[self.dtype]
 
 
 Started = tuple[Engine, nn.Embedding, Adapters]  # with the decoder's embeddings
@@ -147,21 +159,19 @@ Started = tuple[Engine, nn.Embedding, Adapters]  # with the decoder's embeddings
 def _start_embedded(
     bundle: Bundle,
     settings: DecoderSettings,
-    fusion: GcmaFusion,
+    fusion: Fusion,
     compute: ComputeConfig,
     token_ids: TokenIds,
     grammars: Grammars,
 ) -> Started:
-    dtype = _DTYPES[compute.dtype]
-    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval().to(compute.device)
-    glm = Glm(source, compute.context, settings.int8)
-    del source  # what the joined matrices were made of
-    limits = _limits(settings, glm, compute.device)
+    dtype, device = compute.torch_dtype, compute.device
+    glm = compute.architecture.load_decoder(bundle.part("decoder"), dtype, device, compute.context, settings.int8)
+    limits = _limits(settings, glm, device)
     runner = Runner(glm, fusion, limits.max_num_seqs, limits.max_num_batched_tokens, token_ids.never)
 
     def load_adapter(name: str) -> Adapter:
         revision = bundle.adapters[name].revision
-        return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, compute.device)
+        return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, device)
 
     adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
     core = EngineCore(runner, limits, token_ids.stops, grammars.make, adapters.get)
@@ -171,7 +181,7 @@ def _start_embedded(
 def _start_vllm(
     bundle: Bundle,
     settings: DecoderSettings,
-    fusion: GcmaFusion,
+    fusion: Fusion,
     compute: ComputeConfig,
     token_ids: TokenIds,
     grammars: Grammars,
@@ -191,12 +201,14 @@ def _start_vllm(
         threads=settings.threads,
     )
     adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
-    engine = VllmEngine(bundle.part("decoder"), fusion, options, token_ids.stops, token_ids.never, adapters)
+    engine = VllmEngine(
+        bundle.part("decoder"), fusion, options, token_ids.stops, token_ids.never, adapters, compute.device
+    )
     return engine, engine.embed, adapters
 
 
 def _cpu_memory(device: torch.device) -> int | None:
-    """Return what the cache may take on a CPU when nothing else is said; on a GPU vLLM finds out by itself."""
+    """Return what the cache may take on a CPU by default; on a GPU vLLM finds out by itself."""
     return int(CPU_SHARE * available_memory()) if device.type == "cpu" else None
 
 
@@ -219,7 +231,7 @@ def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Engine
 
 
 def _chunk_on_gpu(glm: Glm) -> int:
-    """Return how many tokens a piece of prompt has there: every query of a token has its own row in the mask."""
+    """Return how many tokens a chunk of prompt has there: every query of a token has its own row in the mask."""
     config = glm.config
     group = int(config.num_attention_heads // config.num_key_value_heads)
     fitting = int(GPU_MASK // (group * glm.context * glm.head.weight.itemsize))

@@ -5,6 +5,7 @@ from autoglm.decoder.engine.request import AdapterRef, GrammarSpec, Request, Sam
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
 from autoglm.decoder.tools import ToolFunction, description, grammar, is_single, written
+from autoglm.fusion.layout import Layout
 from autoglm.fusion.prompt import Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
@@ -20,7 +21,7 @@ def read(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel
     """Return what `message` asks of the engine; raises InvalidRequest, which names the field, for what `model` cannot
     do, NotFound for an adapter that its bundle does not have."""
     prompt = _prompt(message, model)
-    spec = _grammar(message)
+    spec = _grammar(message, model.composer.layout)
     if spec is not None:
         _check_grammar(spec, message, model)
     return Request(
@@ -75,12 +76,12 @@ def _thinking_budget(params: generation_pb2.SamplingParams) -> int | None:
     return params.max_thinking_tokens if params.HasField("max_thinking_tokens") else None
 
 
-def _grammar(message: decoder_pb2.DecoderServiceGenerateRequest) -> GrammarSpec | None:
+def _grammar(message: decoder_pb2.DecoderServiceGenerateRequest, layout: Layout) -> GrammarSpec | None:
     """Return what the answer has to match: function calls, if some are required, else the format that is asked for."""
     if _requires_call(message):
         name = message.tool_choice.function
         offered = [ToolFunction.of(tool) for tool in message.tools if name in ("", tool.function.name)]
-        return GrammarSpec("grammar", grammar(offered, is_single(message)))
+        return GrammarSpec("grammar", grammar(offered, is_single(message), layout.tool_call))
     params = message.sampling
     kind = params.WhichOneof("structured_output")
     if kind is None:

@@ -100,7 +100,7 @@ class DecoderServicer:
         request = read(message, self._model)
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self._model.adapters.get, request.adapter.name)
-        responses = ResponseBuilder.of(message, request, self._model.composer.tokenizer)
+        responses = ResponseBuilder.of(message, request, self._model.composer)
         queue = TokenQueue(partial(self.engine.acknowledge, request.id))
         self.engine.submit(request, queue.put, deadline.remaining())
         try:

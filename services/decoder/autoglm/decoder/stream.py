@@ -4,13 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from tokenizers import Tokenizer
-
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.modalities import BY_KIND
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput
 from autoglm.decoder.tools import ToolCalls
+from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Prompt
 from autoglm.v1 import decoder_pb2, generation_pb2
 
@@ -50,23 +49,23 @@ class ResponseBuilder:
     function calls do, which are looked for after the reasoning alone."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
+        self, composer: Composer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
     ) -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
-        self._text = Detokenizer(tokenizer)
+        self._tokenizer, self._prompt = composer.tokenizer, prompt
+        self._text = Detokenizer(composer.tokenizer)
         self._stops = StopStrings(stop)
         self._split, self._calls = split, calls
-        self._reasoning = Reasoning(marks=not split) if split or calls else None
+        self._reasoning = Reasoning(composer.layout.thinking, keeps_marks=not split) if split or calls else None
         self._count = self._thoughts = 0
         self._prefill: PrefillStats | None = None
 
     @classmethod
     def of(
-        cls, message: decoder_pb2.DecoderServiceGenerateRequest, request: Request, tokenizer: Tokenizer
+        cls, message: decoder_pb2.DecoderServiceGenerateRequest, request: Request, composer: Composer
     ) -> "ResponseBuilder":
         """Return what builds the responses to `message`, which was read as `request`."""
-        stop, calls = request.sampling.stop, ToolCalls.of(message)
-        return cls(tokenizer, request.prompt, stop, message.return_reasoning, calls)
+        stop, calls = request.sampling.stop, ToolCalls.of(message, composer.layout.tool_call)
+        return cls(composer, request.prompt, stop, message.return_reasoning, calls)
 
     async def messages(self, queue: TokenQueue) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
         """Yield each message as soon as it has something, and last the one with `finish`; raises what ended the

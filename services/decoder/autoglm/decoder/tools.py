@@ -22,8 +22,9 @@ from autoglm.v1 import generation_pb2
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import FunctionCall, Tool
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_NAME = re.compile(r"<tool_call>\s*([\w-]*)\s*")
+Marks = tuple[str, str]  # that open and close a call
+
+_NAME = re.compile(r"\s*([\w-]*)\s*")
 _ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 _UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
 _DEFINITIONS = ("$defs", "definitions")
@@ -89,13 +90,14 @@ class ToolCalls:
     """
 
     @classmethod
-    def of(cls, message: DecoderServiceGenerateRequest) -> "ToolCalls | None":
+    def of(cls, message: DecoderServiceGenerateRequest, marks: Marks) -> "ToolCalls | None":
         """Return what looks for calls in the answer to a request; None for one that offers no tools."""
         functions = [ToolFunction.of(tool) for tool in message.tools]
-        return cls(functions, is_single(message)) if functions else None
+        return cls(functions, is_single(message), marks) if functions else None
 
-    def __init__(self, functions: Sequence[ToolFunction], single: bool) -> None:
+    def __init__(self, functions: Sequence[ToolFunction], single: bool, marks: Marks) -> None:
         self._functions = {function.name: function for function in functions}
+        self._open, self._close = marks
         self._single = single
         self._held = ""
         self.made = 0
@@ -109,7 +111,7 @@ class ToolCalls:
         """Return the text and the calls that `text` completes."""
         self._held += text
         said, calls = "", []
-        while (at := self._held.find(_OPEN)) >= 0 and self._held.find(_CLOSE, at) >= 0:
+        while (at := self._held.find(self._open)) >= 0 and self._held.find(self._close, at) >= 0:
             call, end = self._read(at)
             if end < 0:
                 break
@@ -121,7 +123,7 @@ class ToolCalls:
             self.made += 1
             if self.over:
                 self._held = ""
-        free = at if at >= 0 else len(self._held) - overlap(self._held, _OPEN)
+        free = at if at >= 0 else len(self._held) - overlap(self._held, self._open)
         return said + self._take(len(self._held[:free].rstrip())), calls
 
     def flush(self) -> str:
@@ -132,40 +134,42 @@ class ToolCalls:
     def _read(self, start: int) -> tuple[generation_pb2.ToolCall | None, int]:
         """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
         while more of it may come."""
-        head = _NAME.match(self._held, start)
-        assert head is not None  # a marker stands there
+        head = _NAME.match(self._held, start + len(self._open))
+        assert head is not None  # it matches nothing at all, too
         function, at, arguments = self._functions.get(head[1]), head.end(), {}
         while argument := _ARGUMENT.match(self._held, at):
             at = argument.end()
             key = argument[1].strip()
             arguments[key] = function.value(key, argument[2]) if function else argument[2]
-        if function and self._held.startswith(_CLOSE, at):
-            return _call(function.name, arguments), at + len(_CLOSE)
-        waits = _UNENDED.match(self._held, at) or self._held.find(_CLOSE, at) < 0
-        return None, -1 if waits else start + len(_OPEN)
+        if function and self._held.startswith(self._close, at):
+            return _call(function.name, arguments), at + len(self._close)
+        waits = _UNENDED.match(self._held, at) or self._held.find(self._close, at) < 0
+        return None, -1 if waits else start + len(self._open)
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
 
 
-def grammar(functions: Sequence[ToolFunction], single: bool) -> str:
+def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> str:
     """Return what an answer is, in llguidance's dialect of Lark, that calls one of `functions`, or more unless
     `single`. Arguments come in the order of their schema; those that are not required may be left out."""
-    rules = [rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function)]
+    rules = [
+        rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function, marks)
+    ]
     names = " | ".join(f"f{number}" for number in range(len(functions)))
     more = "" if single else r' ("\n" call)*'
     return "\n".join([rf'start: "\n"? call{more}', f"call: {names}", *rules])
 
 
-def _function_rules(rule: str, function: ToolFunction) -> list[str]:
+def _function_rules(rule: str, function: ToolFunction, marks: Marks) -> list[str]:
     uses, rules = "", []
     for number, (key, schema) in enumerate(function.arguments.items()):
         name = f"{rule}_{number}"
         uses += f" {name}" if key in function.required else f" {name}?"
         rules += _argument_rules(name, key, schema, function.definitions)
-    begin = json.dumps(f"{_OPEN}{function.name}\n")
-    return [f'{rule}: {begin}{uses} "{_CLOSE}"', *rules]
+    begin = json.dumps(f"{marks[0]}{function.name}\n")
+    return [f"{rule}: {begin}{uses} {json.dumps(marks[1])}", *rules]
 
 
 def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the scheduler works without torch
 
     from autoglm.decoder.engine.grammar import Grammar
     from autoglm.decoder.engine.lora import Adapter
+    from autoglm.fusion.protocol import Inputs
 
 
 @dataclass(slots=True)
@@ -43,9 +44,11 @@ class Sequence:
     """A request from its submission to its end, owned by one engine.
 
     `output` holds the generated token ids and `keys` the prefix cache's key of each whole block. `num_computed_tokens`
-    counts the positions whose keys and values are in the sequence's slot, `num_blocks` what it has reserved in the
-    cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache. `num_outputs` have gone to the
-    consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0 before they are known.
+    counts the indices whose keys and values are in the sequence's slot, `num_blocks` what it has reserved in the
+    cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache. The rope position of a
+    generated token is its index plus `rope_delta`, which is not 0 where media have rows and columns of positions.
+    `num_outputs` have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0
+    before they are known.
 
     What follows them belongs to the core and the sampler, which make it when the sequence is prefilled.
     """
@@ -56,6 +59,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_blocks: int = 0
     num_cached_tokens: int = 0
+    rope_delta: int = 0
     num_outputs: int = 0
     num_acknowledged: int = 0
     started: float = 0.0
@@ -63,7 +67,7 @@ class Sequence:
     max_new_tokens: int = field(init=False)
     thinking: ThinkingState | None = field(init=False)
     gates: dict[MediaKind, float] = field(default_factory=dict)
-    inputs: "Tensor | None" = None
+    inputs: "Inputs | None" = None
     grammar: "Grammar | None" = None
     adapter: "Adapter | None" = None
     generator: "torch.Generator | None" = None

@@ -29,8 +29,7 @@ from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.throughput import ThroughputEstimate
-from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.protocol import Fusion
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -76,15 +75,16 @@ class VllmEngine:
     def __init__(
         self,
         folder: Path,
-        fusion: GcmaFusion,
+        fusion: Fusion,
         options: VllmOptions,
         stops: Rows[int],
         never: Rows[int],
         adapters: Adapters,
+        device: torch.device,
     ) -> None:
         self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
         self._never, self._adapters = dict.fromkeys(never, NEVER), adapters
-        table = embeddings(folder).to(fusion.out.weight)
+        table = embeddings(folder).to(device, getattr(torch, options.dtype))
         self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
         self._meter, self._estimate = _Meter(), ThroughputEstimate()
         self._running: dict[int, _Running] = {}  # by their requests' ids
@@ -196,9 +196,11 @@ class VllmEngine:
 
     @torch.inference_mode()
     def _fuse(self, sequence: Sequence) -> Tensor:
-        fused = fuse(self._fusion, self.embed, sequence.request.prompt)
-        sequence.gates = fused.gates
-        return fused.embeddings
+        inputs = self._fusion.inputs(self.embed, sequence.request.prompt)
+        if len(inputs.positions) > 1:
+            raise InternalError("vLLM takes one row of rope positions, and the bundle's fusion gives three")
+        sequence.gates = inputs.gates
+        return inputs.embeddings
 
     @staticmethod
     def _starts_second_part(sequence: Sequence, token: int) -> bool:
