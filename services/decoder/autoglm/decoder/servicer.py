@@ -29,7 +29,7 @@ class DecoderServicer:
     """Generates answers with one engine, and makes vectors in a thread of its own."""
 
     def __init__(self, model: DecoderModel) -> None:
-        self._model, self.engine, self._embedder = model, model.engine, Embedder(model)
+        self.model, self.engine, self._embedder = model, model.engine, Embedder(model)
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
@@ -41,12 +41,12 @@ class DecoderServicer:
 
     def warm_up(self) -> None:
         """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
-        media = [Media(kind, torch.zeros(49, width)) for kind, width in self._model.fusion.media_widths.items()]
-        prompt = self._model.composer.compose([PromptMessage("user", (*media, "你好" * 20))])
+        media = [Media(kind, torch.zeros(49, width)) for kind, width in self.model.fusion.media_widths.items()]
+        prompt = self.model.composer.compose([PromptMessage("user", (*media, "你好" * 20))])
         outputs: SimpleQueue[RequestOutput] = SimpleQueue()
         for _ in range(2):
             sampling = SamplingConfig(temperature=0, max_tokens=4)
-            self.engine.submit(Request(prompt, sampling, self._model.context), outputs.put)
+            self.engine.submit(Request(prompt, sampling, self.model.context), outputs.put)
         finished = 0
         while finished < 2:
             finished += outputs.get().finish is not None
@@ -79,17 +79,17 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats, fusion = self.engine.stats(), self._model.fusion
+        stats, fusion = self.engine.stats(), self.model.fusion
         return decoder_pb2.DecoderServiceDescribeResponse(
-            bundle=self._model.bundle.name,
+            bundle=self.model.bundle.name,
             modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in fusion.media_widths)],
-            context_length=self._model.context,
-            device=str(self._model.device),
+            context_length=self.model.context,
+            device=str(self.model.device),
             num_requests_running=stats.running,
             num_requests_waiting=stats.waiting,
             kv_cache_usage_perc=stats.cache_usage,
-            adapters=self._model.adapters.names,
-            int8=self._model.int8,
+            adapters=self.model.adapters.names,
+            int8=self.model.int8,
             embedding_width=fusion.width,
         )
 
@@ -97,10 +97,10 @@ class DecoderServicer:
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        request = read(message, self._model)
+        request = read(message, self.model)
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
-            await asyncio.to_thread(self._model.adapters.get, request.adapter.name)
-        responses = ResponseBuilder.of(message, request, self._model.composer)
+            await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
+        responses = ResponseBuilder.of(message, request, self.model.composer)
         queue = TokenQueue(partial(self.engine.acknowledge, request.id))
         self.engine.submit(request, queue.put, deadline.remaining())
         try:
