@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from autoglm.common.files import write_atomically
 from autoglm.common.modalities import PARTS, PartName
 
 ADAPTERS = "adapters"
@@ -104,10 +105,7 @@ def write_manifest(root: Path, name: str, architecture: str) -> Bundle:
     if (root / ADAPTERS).is_dir():
         folders = sorted(path for path in (root / ADAPTERS).iterdir() if path.is_dir())
         manifest["adapters"] = {folder.name: asdict(describe(folder)) for folder in folders}
-    text = json.dumps(manifest, indent=2)
-    temporary = root / (MANIFEST + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, root / MANIFEST)
+    write_atomically(root / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return Bundle.open(root)
 
 

@@ -25,7 +25,7 @@ from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.eval.evaluate import Exam, ExamConfig, Row, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
 from autoglm.training.samples import SHARES
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 REPORT = "comparison.json"
 TEACHER, STEPS, ALL = "teacher", "agent's steps", "all"
@@ -129,9 +129,9 @@ def _open(entry: Entry, workdir: Path) -> Speaker:
 
 def _sight(workdir: Path, seed: int) -> Callable[[], Tensor]:
     """Return the vision encoder's work for one screen: from a PNG file to tokens."""
-    vision, png = VisionModel.from_pretrained(workdir / "vision"), io.BytesIO()
+    vision, png = MobileVit.from_pretrained(workdir / "vision"), io.BytesIO()
     draw_screen("heldout", np.random.default_rng(seed), "home").image.save(png, "PNG")
-    return lambda: vision.encode(vision.preprocess(png.getvalue())[None])
+    return lambda: vision.features(vision.preprocess(png.getvalue())[None])
 
 
 def _kept(entry: Entry, exam: Exam, workdir: Path, speaker: Speaker) -> Marks:

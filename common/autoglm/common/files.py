@@ -1,0 +1,30 @@
+"""Files that are written whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, whose file replaces `path` when the block ends.
+
+    The file is synced to disk first, so that after a crash `path` has its old or its new content. When the block
+    raises, `path` stays as it was. The temporary file is removed in either case; it keeps the suffix of `path`.
+    """
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`; a reader sees the old file or the new one, never part of it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
