@@ -35,7 +35,8 @@ def test_a_block_that_writes_nothing_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
+def test_a_temporary_file_is_not_found_by_the_suffix(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.npy") as temporary:
-        assert (temporary.parent, temporary.suffix) == (tmp_path, ".npy")
         temporary.write_bytes(b"")
+        assert list(tmp_path.glob("*.npy")) == []
+    assert list(tmp_path.glob("*.npy")) == [tmp_path / "a.npy"]

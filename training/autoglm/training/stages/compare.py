@@ -8,7 +8,6 @@ behind the last model that had answered. Cases are drawn again (it takes seconds
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autoglm.bench.measured import Figure, conditions
+from autoglm.common.files import write_atomically
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.eval.evaluate import Exam, ExamConfig, Row, rows, share_right
@@ -115,10 +115,7 @@ def run(config: CompareConfig, workdir: Path) -> None:
 
 
 def _write(what: Mapping[str, Any], path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(what, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(what, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _open(entry: Entry, workdir: Path) -> Speaker:

@@ -5,7 +5,6 @@ a folder: tensors as safetensors, descriptions as JSON lines; a shard that is th
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from autoglm.common.files import replacing
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
@@ -114,9 +114,8 @@ def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.
 def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:
     path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lengths = torch.tensor([len(tensor) for tensor in tensors])
-    temporary = path.with_suffix(".tmp")
-    save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
 
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
