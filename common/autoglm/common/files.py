@@ -12,8 +12,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, whose file replaces `path` when the block ends.
 
     The file is synced to disk first, so that after a crash `path` has its old or its new content. When the block
-    raises, `path` stays as it was. The temporary file is removed in either case. Its name ends in .tmp: what a killed process
-    leaves is not found by the suffix of `path`.
+    raises, `path` stays as it was. The temporary file is removed in either case. Its name ends in .tmp, so that one
+    left by a killed process is not found by the suffix of `path`.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
