@@ -9,7 +9,7 @@ from torch import nn
 
 from autoglm.bundles.sources import weight_files
 from autoglm.common.bundle import BundleError
-from autoglm.fusion.gcma.init import initialise, initialise_places
+from autoglm.fusion.gcma.init import initialise, initialise_positions
 from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
 
 # σ(−8) = .0003: what text takes from media is below half a step of bfloat16, and the gate still has a gradient.
@@ -49,7 +49,7 @@ def fresh_fusion(config: GcmaConfig) -> GcmaFusion:
 
 
 def _set(model: GcmaFusion) -> None:
-    initialise_places(model)
+    initialise_positions(model)
     # The input of `out` for media tokens comes from a norm: `width` elements with a root mean square of 1.
     nn.init.normal_(model.out.weight, std=model.config.max_added / math.sqrt(model.config.width))
     for gcma in model.attend.values():
