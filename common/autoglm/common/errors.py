@@ -151,14 +151,13 @@ def to_status(error: MeshError) -> status_pb2.Status:
     return status
 
 
-def from_rpc_error(error: grpc.RpcError) -> MeshError:
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     """Return the error that another process of the mesh sent, by its ErrorInfo, else by its code."""
-    call = cast(grpc.Call, error)  # which every error that a stub raises is
-    status = rpc_status.from_call(call)
+    status = rpc_status.from_call(cast(grpc.Call, error))
     if status is not None:
         return from_status(status)
-    kind = _BY_GRPC_CODE.get(call.code(), InternalError)
-    return kind(call.details() or f"a service failed with {call.code().name}")
+    kind = _BY_GRPC_CODE.get(error.code(), InternalError)
+    return kind(error.details() or f"a service failed with {error.code().name}")
 
 
 def from_status(status: status_pb2.Status) -> MeshError:
