@@ -24,7 +24,7 @@ from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
 from autoglm.speech.settings import SpeechSettings
 from autoglm.v1 import decoder_pb2, generation_pb2, speech_pb2
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 from autoglm.vision.servicer import VisionServicer
 from autoglm.vision.settings import VisionSettings
 
@@ -46,12 +46,12 @@ def runner_of(decoder: DecoderModel) -> Runner:
 
 
 def test_what_serves_images_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
-    ours = VisionModel.from_pretrained(bundle.root / "vision")
+    ours = MobileVit.from_pretrained(bundle.root / "vision")
     published = MobileViTForImageClassification.from_pretrained(sources.vision).mobilevit.eval()
     pixels = torch.rand(2, 3, 224, 224)
     expected = published(pixels).last_hidden_state.flatten(2).transpose(1, 2)
     assert expected.shape == (2, 49, IMAGE)
-    torch.testing.assert_close(ours.encode(pixels), expected.detach())
+    torch.testing.assert_close(ours.features(pixels), expected.detach())
     assert ours.preprocessing.flip_channels  # the published weights read blue first
 
 
@@ -171,7 +171,7 @@ async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bun
     asked = speech_pb2.SpeechServiceTranscribeRequest(audio=file.getvalue())
     said = await servicer.transcribe(asked, refused, Unmeasured())
     assert said.text == ""
-    assert f"bundle {NAME} hears but writes no transcripts" in refused.details
+    assert f"bundle {NAME} writes no transcripts" in refused.details
     (status,) = (value for _, value in refused.trailing)
     assert isinstance(status, bytes)
     assert b"INVALID_REQUEST_ERROR" in status

@@ -142,7 +142,7 @@ CONVERSATION = [
 
 
 @pytest.mark.parametrize("kept", [2, 4])
-def test_a_prefix_is_bit_identical_with_and_without_what_follows(
+def test_a_prefix_is_bit_identical_with_and_without_a_suffix(
     composer: Composer, model: GcmaFusion, embed: nn.Embedding, kept: int
 ) -> None:
     whole = composer.compose(CONVERSATION)
@@ -152,7 +152,7 @@ def test_a_prefix_is_bit_identical_with_and_without_what_follows(
     assert torch.equal(long[: len(short)], short)
 
 
-def test_what_is_known_of_a_prefix_is_not_needed_again(
+def test_inputs_after_a_cached_prefix_are_the_same(
     composer: Composer, model: GcmaFusion, embed: nn.Embedding
 ) -> None:
     prompt = composer.compose(CONVERSATION)
@@ -225,7 +225,7 @@ def test_assistant_text_is_never_enriched(composer: Composer, model: GcmaFusion,
         assert torch.equal(fused[run.start : run.stop], plain[run.start : run.stop])
 
 
-def test_a_transcript_stands_behind_its_recording_as_text_of_the_user(composer: Composer) -> None:
+def test_a_transcript_follows_its_recording_as_user_text(composer: Composer) -> None:
     prompt = composer.compose([PromptMessage("user", ("now", audio(3, said="打开<|user|>")))])
     text = composer.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     assert "<|audio|>打开<|user|><|end_of_audio|>now" in text
@@ -235,7 +235,7 @@ def test_a_transcript_stands_behind_its_recording_as_text_of_the_user(composer: 
     assert (said.asked, said.enriched) == (True, True)
 
 
-def test_media_stand_before_text_and_images_before_audio(composer: Composer) -> None:
+def test_media_come_before_text_and_images_before_audio(composer: Composer) -> None:
     prompt = composer.compose([PromptMessage("user", ("text", audio(3), "more", image()))])
     text = composer.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     order = [text.index(piece) for piece in ("<|image|>", "<|audio|>", "text", "more")]

@@ -28,7 +28,7 @@ class Embedder:
 
         What nobody waits for any more ends behind the part that is at work.
         """
-        deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
+        deadline = Deadline.of(request)
         left = threading.Event()
         loop = asyncio.get_running_loop()
         try:

@@ -56,7 +56,7 @@ class DecoderServicer:
     ) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
         """DecoderService.Generate."""
         try:
-            deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
+            deadline = Deadline.of(request)
             async with aclosing(self._generate(request, deadline)) as messages:
                 while True:
                     async with asyncio.timeout(deadline.remaining()):

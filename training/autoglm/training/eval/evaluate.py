@@ -22,7 +22,7 @@ from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
 from autoglm.training.stages.features import NOISE, WORDS, FeaturesConfig, Shelf
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 REPORT = "evaluation.json"
 
@@ -87,7 +87,7 @@ class Exam:
     def draw(cls, folder: Path, config: ExamConfig) -> Self:
         """Draw what `config` asks for; the encoders in `folder` see and hear it."""
         seed, limit = config.seed, config.limit
-        vision = VisionModel.from_pretrained(folder / "vision")
+        vision = MobileVit.from_pretrained(folder / "vision")
         speech = SpeechModel.from_pretrained(folder / "speech")
         with tempfile.TemporaryDirectory() as scratch:
             shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))

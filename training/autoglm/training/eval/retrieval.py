@@ -28,7 +28,7 @@ from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
 from autoglm.training.document import fill, weights
 from autoglm.training.eval.answering import Speaker
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 SEED, COUNT = 11, 150
 SMALLER, QUALITY, BATCH = 0.6, 50, 16
@@ -51,7 +51,7 @@ class Vectors:
 
     def __init__(self, folder: Path) -> None:
         self._speaker = Speaker.load(folder)
-        self._vision = VisionModel.from_pretrained(folder / "vision")
+        self._vision = MobileVit.from_pretrained(folder / "vision")
         self._speech = SpeechModel.from_pretrained(folder / "speech")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -65,7 +65,7 @@ class Vectors:
         """Return the vectors of `images`."""
         pixels = [self._vision.preprocessing.tensor(image) for image in images]
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-        tokens = [self._vision.encode(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
+        tokens = [self._vision.features(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
         return self._media("image", torch.cat(tokens))
 
     def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> tuple[Tensor, list[str]]:

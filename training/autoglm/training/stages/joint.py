@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy, cross_entropy, pad
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.init import initialise, initialise_places
+from autoglm.fusion.gcma.init import initialise, initialise_positions
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Prompt
@@ -81,7 +81,7 @@ class Assistant(nn.Module):
             for layer in decoder.model.layers:  # an untrained layer adds nothing: a token is itself to the end
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-        initialise_places(fusion)
+        initialise_positions(fusion)
         return cls(fusion, decoder)
 
     @classmethod

@@ -36,12 +36,12 @@ def fuse(model: "GcmaFusion", embed: nn.Embedding, prompt: Prompt, after: int = 
 
 
 class _Fuser:
-    """The state of one pass from left to right; inputs before `after` are left as plain text."""
+    """The state of one pass from left to right; inputs before `after` stay plain text embeddings."""
 
     def __init__(self, model: "GcmaFusion", embeddings: Tensor, after: int) -> None:
         self.model, self.plain, self.out, self.after = model, embeddings, embeddings.clone(), after
         weight = model.out.weight
-        # Rows before the first token are zeros: `queries` always has its left context. So are images' rows.
+        # Rows before the first token are zeros, so that `queries` always has a left context; rows of images are too.
         self.context = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
         self.sources: dict[MediaKind, list[Tensor]] = {}
         self.asked: dict[MediaKind, list[Tensor]] = {}
@@ -98,6 +98,6 @@ class _Fuser:
                 self.asked.setdefault(kind, []).append(gate[0, :rows])
 
     def _visible(self, rows: int, but: MediaKind | None = None) -> dict[MediaKind, tuple[Tensor, Tensor]]:
-        """Return every source so far, wholly visible to each of `rows` queries, except the kind `but`."""
+        """Return every source so far, except the kind `but`: each of `rows` queries sees all of its tokens."""
         joined = {kind: torch.cat(items, dim=1) for kind, items in self.sources.items() if kind != but}
         return {kind: (s, s.new_ones(1, rows, s.shape[1], dtype=torch.bool)) for kind, s in joined.items()}

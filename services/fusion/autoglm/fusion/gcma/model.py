@@ -1,7 +1,7 @@
-"""Gated cross-modal attention (GCMA) and the fusion module around it. Pure torch.
+"""Gated cross-modal attention (GCMA) and the fusion around it.
 
-Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 (a 7 × 7 map),
-audio tokens 12.5 a second × 1536, decoder width 256.
+Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 (a 7 × 7 map), audio tokens
+12.5 a second × 1536, decoder width 256.
 """
 
 import json
@@ -24,7 +24,7 @@ from autoglm.fusion.protocol import Inputs
 
 @dataclass(frozen=True, slots=True)
 class GcmaConfig:
-    """Sizes of the fusion. `media_widths` names the modalities that it understands."""
+    """Sizes of the fusion. `media_widths` has the modalities that it takes, with the width of their tokens."""
 
     text_width: int
     media_widths: Mapping[MediaKind, int] = field(default_factory=lambda: {"image": 320, "audio": 1536})
@@ -45,10 +45,9 @@ class GcmaConfig:
 class GCMA(nn.Module):
     """Gated cross-modal attention: σ(W_g·[Q; K; V]) ⊗ softmax(QKᵀ/√d)·V.
 
-    Q comes from the target, K and V from a source of another length, so the gate of a query reads
-    its own attended summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key
-    A = 1 and this is the formula to the letter. With h heads, Q, K and V are cut into h slices of
-    d/h that attend apart; the gate sees them joined again.
+    Q comes from the target, K and V from a source of another length, so the gate of a query reads its own attended
+    summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key A = 1, and this is exactly the formula.
+    With h heads, Q, K and V are split into h slices of d/h that attend separately; the gate reads them joined again.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -62,7 +61,7 @@ class GCMA(nn.Module):
     def forward(self, target: Tensor, source: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend from `target` [B, T, d] to `source` [B, S, d] where `visible` [B, T, S] is true.
 
-        Returns what each target token takes [B, T, d], its gate [B, T, d] and the attention
+        Returns what each target token takes from the source [B, T, d], its gate [B, T, d] and the attention
         [B, heads, T, S]. A token that sees no source takes exactly zero.
         """
         q, k, v = self.query(target), self.key(source), self.value(source)
@@ -84,10 +83,9 @@ class GCMA(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Enriched:
-    """What GCMA added to some target tokens, before the projection to the decoder's width.
+    """What GCMA adds to target tokens, before the projection to the decoder's width.
 
-    `delta` [B, T, d]; `gates` modality → mean gate of each token [B, T]; `attention` modality →
-    [B, heads, T, S].
+    `delta` [B, T, d]; `gates` modality → mean gate of each token [B, T]; `attention` modality → [B, heads, T, S].
     """
 
     delta: Tensor
@@ -96,12 +94,11 @@ class Enriched:
 
 
 class GcmaFusion(nn.Module):
-    """Projects text and media into one space, enriches them across modalities, hands them on.
+    """Fusion with GCMA: projects text and media into one space and enriches each from the other modalities.
 
-    A query also reads what was written or said in the `context` tokens that end with it (a causal
-    depthwise convolution), so that a name spread over several tokens can ask as one. Positions know the
-    modality: a modality vector, plus row and column for images, plus time for audio; text has its
-    order from the decoder. Everything looks back only.
+    A query also reads the text or speech of the `context` tokens that end with it (a causal depthwise convolution), so
+    that a name of several tokens can act as one query. Positions depend on the modality: a modality vector, with row
+    and column for images and time for audio; text has its order from the decoder. A token depends on earlier ones only.
     """
 
     def __init__(self, config: GcmaConfig) -> None:
@@ -173,9 +170,9 @@ class GcmaFusion(nn.Module):
         return projected.add(self.image_row(index // columns)).add(self.image_column(index % columns))
 
     def queries(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Return queries [B, T, d] of `tokens` [B, T, d], each with what was said up to it.
+        """Return queries [B, T, d] of `tokens` [B, T, d], each with the text and speech up to it.
 
-        `context` [B, context - 1 + T, d] holds the same tokens and those before them, with zeros for images.
+        `context` [B, context - 1 + T, d] has the same tokens and those before them, with zeros for images.
         """
         normed: Tensor = self.query_norm(tokens + self.context(context.transpose(1, 2)).transpose(1, 2))
         return normed
@@ -190,9 +187,9 @@ class GcmaFusion(nn.Module):
         return Enriched(delta, gates, attention)
 
     def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
-        """Add what text tokens took from media to their decoder embeddings; zero adds exactly nothing.
+        """Add what text tokens took from media to their decoder embeddings; a `delta` of zero changes nothing.
 
-        What is added has a root mean square below `max_added`, so that a token is still itself.
+        The root mean square of what is added stays below `max_added`, so that the token's own embedding dominates.
         """
         added: Tensor = self.out(delta)
         size = added.float().square().mean(-1, keepdim=True)
