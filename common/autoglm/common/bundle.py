@@ -18,7 +18,6 @@ from autoglm.common.modalities import PARTS, PartName
 ADAPTERS = "adapters"
 MANIFEST = "bundle.json"
 FORMAT = 1
-KNOWN_ARCHITECTURES = ("gcma",)  # the rows of autoglm.decoder.architectures, for those that must not import torch
 DEFAULT_BUNDLE = "autoglm-phone-nano"
 ALIAS = "autoglm-phone-9b"
 

@@ -115,6 +115,7 @@ class Literal:
     def __init__(self, folder: Path) -> None:
         self.glm = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32).eval()
         self.composer = Composer(folder / "decoder", LAYOUT)
+        self._image = self.composer.tokenizer.token_to_id("<|image|>") or 0
         self._projector = SpliceFusion.from_pretrained(folder / "fusion").projectors["image"]
         token_ids = TokenIds.of(folder / "decoder", self.glm.config.vocab_size, LAYOUT)
         self._never, (self._end,) = token_ids.never, token_ids.stops
@@ -123,7 +124,7 @@ class Literal:
     def say(self, prompt: Prompt, media: list[Media]) -> list[int]:
         """Return the likeliest tokens after `prompt`."""
         ids = torch.tensor(prompt.token_ids)
-        embeddings, image = self.glm.model.embed_tokens(ids), ids == self.composer.tokenizer.token_to_id("<|image|>")
+        embeddings, image = self.glm.model.embed_tokens(ids), ids.eq(self._image)
         if media:
             embeddings[image] = self._projector(torch.cat([one.tokens for one in media]).float())
         runs, at = list[tuple[int, tuple[int, int] | None]](), 0
