@@ -9,8 +9,9 @@ from torch import nn
 from transformers import GenerationConfig, WhisperFeatureExtractor
 
 from autoglm.bundles import text, weights
-from autoglm.common.bundle import KNOWN_ARCHITECTURES, Bundle, BundleError, sha256_file
+from autoglm.common.bundle import Bundle, BundleError, sha256_file
 from autoglm.common.modalities import PARTS, PartName
+from autoglm.decoder.architectures import ARCHITECTURES
 from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_TOKEN, STACK, Vocabulary
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
@@ -56,8 +57,8 @@ def check(root: Path) -> BundleReport:
 def inspect(bundle: Bundle) -> BundleReport:
     """Check everything but the hashes. Nothing else can be said of a bundle of an unknown architecture."""
     report = BundleReport(bundle.name, bundle.architecture)
-    if bundle.architecture not in KNOWN_ARCHITECTURES:
-        known = ", ".join(KNOWN_ARCHITECTURES)
+    if bundle.architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         report.faults.append(f"architecture {bundle.architecture!r} is unknown; this release serves {known}")
         return report
     configs: dict[PartName, Any] = {}

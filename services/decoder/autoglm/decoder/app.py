@@ -19,12 +19,12 @@ class Decoder:
         from autoglm.decoder.servicer import DecoderServicer
 
         self._servicer = load_servicer(DecoderServicer.load, DecoderSettings.model_validate(settings))
-        self._running = metrics.Gauge("autoglm_num_requests_running", "Requests being generated now.")
-        self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests waiting for a place.")
-        self._usage = metrics.Gauge("autoglm_kv_cache_usage_perc", "Share of the cache that running requests hold.")
+        self._running = metrics.Gauge("autoglm_num_requests_running", "Requests that are being generated.")
+        self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests that wait for a slot.")
+        self._usage = metrics.Gauge("autoglm_kv_cache_usage_perc", "Share of the cache that running requests use.")
         self._counters = {
-            "prefix_queries": metrics.Counter("autoglm_prefix_cache_queries", "Prompt tokens looked for in the cache."),
-            "prefix_hits": metrics.Counter("autoglm_prefix_cache_hits", "Prompt tokens found in the prefix cache."),
+            "prefix_queries": metrics.Counter("autoglm_prefix_cache_queries", "Prompt tokens looked up."),
+            "prefix_hits": metrics.Counter("autoglm_prefix_cache_hits", "Prompt tokens found in the cache."),
             "preemptions": metrics.Counter("autoglm_num_preemptions", "Requests put back: the cache was full."),
         }
         self._counted = dict.fromkeys(self._counters, 0)
@@ -49,11 +49,11 @@ class Decoder:
     async def Describe(
         self, request: decoder_pb2.DecoderServiceDescribeRequest, grpc_context: Caller
     ) -> decoder_pb2.DecoderServiceDescribeResponse:
-        """Tell what the decoder is and how busy it is."""
+        """Describe the decoder and how busy it is."""
         return self._servicer.describe() if authenticate(grpc_context) else decoder_pb2.DecoderServiceDescribeResponse()
 
     async def check_health(self) -> None:
-        """Raise when the engine's thread has ended, so that Serve restarts the replica."""
+        """Update the metrics; raises RuntimeError when the engine has stopped, so that Serve restarts the replica."""
         stats = self._servicer.engine.stats()
         self._running.set(stats.running)
         self._waiting.set(stats.waiting)

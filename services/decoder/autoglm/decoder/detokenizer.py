@@ -1,4 +1,4 @@
-"""Text from tokens, as they come: whole characters only, nothing past a stop string, reasoning apart."""
+"""Text from tokens as they come: whole characters only, nothing after a stop string, reasoning apart."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Detokenizer:
         return self._advance(text)
 
     def flush(self) -> str:
-        """Return what still waits, broken characters replaced."""
+        """Return what is still kept back, with broken characters replaced."""
         return self._advance(self._decode(self._start, len(self._ids)))
 
     def _advance(self, text: str) -> str:
@@ -56,7 +56,7 @@ class StopStrings:
         return ready, False
 
     def flush(self) -> str:
-        """Return the text that waited in vain."""
+        """Return the text that was kept back for a stop string that did not come."""
         held, self._held = self._held, ""
         return held
 
@@ -86,7 +86,7 @@ class Reasoning:
         return self._inside()
 
     def flush(self) -> tuple[str, str]:
-        """Return what still waits."""
+        """Return what is still kept back."""
         rest = self._take(len(self._held))
         return ("", rest) if self._state == "inside" else (rest, "")
 
@@ -118,7 +118,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    """Return GPT-2's table: printable bytes are written as themselves, the others as characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""DecoderService.Embed: parts become vectors in a thread of its own, one request at a time, beside the engine's."""
+"""DecoderService.Embed: parts become vectors, one request at a time, in a thread of its own."""
 
 import asyncio
 import threading
@@ -24,9 +24,9 @@ class Embedder:
         self._thread = ThreadPoolExecutor(1, "embed")
 
     async def embed(self, request: DecoderServiceEmbedRequest) -> DecoderServiceEmbedResponse:
-        """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its time is up.
+        """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its deadline has passed.
 
-        What nobody waits for any more ends behind the part that is at work.
+        When its caller has given up, the work stops after the current part.
         """
         deadline = Deadline.of(request)
         left = threading.Event()
@@ -39,7 +39,7 @@ class Embedder:
 
     def _vectors(self, request: DecoderServiceEmbedRequest, left: threading.Event) -> DecoderServiceEmbedResponse:
         if not request.input:
-            raise InvalidRequest("there is nothing to make vectors of", param="input")
+            raise InvalidRequest("the input is empty", param="input")
         vectors, tokens = list[Tensor](), 0
         for number, part in enumerate(request.input):
             vector, count = self._pool(part, f"input[{number}]")
@@ -60,7 +60,7 @@ class Embedder:
 
     def _text(self, text: str, param: str) -> tuple[Tensor, int]:
         model, most = self._model, self._model.context
-        # What cannot fit is not even cut into tokens.
+        # A text that is too long for certain is not tokenized.
         ids = model.composer.encode(text) if len(text) <= most * model.composer.longest else None
         if ids is None or len(ids) > most:
             has = "more" if ids is None else len(ids)

@@ -40,7 +40,7 @@ class DecoderServicer:
         return servicer
 
     def warm_up(self) -> None:
-        """Answer two prompts at once with media of each kind, so that the first request finds all warm."""
+        """Answer two prompts at once with media of each kind, so that the first request is as fast as later ones."""
         media = [Media(kind, torch.zeros(49, width)) for kind, width in self.model.fusion.media_widths.items()]
         prompt = self.model.composer.compose([PromptMessage("user", (*media, "你好" * 20))])
         outputs: SimpleQueue[RequestOutput] = SimpleQueue()

@@ -61,7 +61,7 @@ class ToolFunction:
 
 
 def description(tool: Tool) -> str:
-    """Return what the prompt says of a tool: JSON as json.dumps writes it, its keys in OpenAI's order."""
+    """Return how the prompt describes a tool: JSON as json.dumps writes it, with the keys in OpenAI's order."""
     function = {"name": tool.function.name}
     if tool.function.description:
         function["description"] = tool.function.description
@@ -104,7 +104,7 @@ class ToolCalls:
 
     @property
     def over(self) -> bool:
-        """Whether nothing may follow."""
+        """Return whether nothing may follow."""
         return self._single and self.made > 0
 
     def feed(self, text: str) -> tuple[str, list[generation_pb2.ToolCall]]:
@@ -127,13 +127,13 @@ class ToolCalls:
         return said + self._take(len(self._held[:free].rstrip())), calls
 
     def flush(self) -> str:
-        """Return what waited in vain."""
+        """Return the text that was kept back for a call that did not come."""
         rest = self._take(len(self._held))
         return "" if self.made and rest.isspace() else rest
 
     def _read(self, start: int) -> tuple[generation_pb2.ToolCall | None, int]:
-        """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
-        while more of it may come."""
+        """Return the call at `start` and its end: (None, end of the mark) if it is not a call, (None, -1) while more of
+        it may come."""
         head = _NAME.match(self._held, start + len(self._open))
         assert head is not None  # it matches nothing at all, too
         function, at, arguments = self._functions.get(head[1]), head.end(), {}
@@ -152,8 +152,8 @@ class ToolCalls:
 
 
 def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> str:
-    """Return what an answer is, in llguidance's dialect of Lark, that calls one of `functions`, or more unless
-    `single`. Arguments come in the order of their schema; those that are not required may be left out."""
+    """Return the grammar, in llguidance's dialect of Lark, of an answer that calls one of `functions`, or several
+    unless `single`. Arguments come in the order of their schema; those that are not required may be left out."""
     rules = [
         rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function, marks)
     ]
@@ -182,7 +182,7 @@ def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions:
 
 
 def _text(schema: Mapping[str, Any]) -> str:
-    """Return the terminal of a text that its schema allows and that can stand as a value."""
+    """Return the terminal of a text that its schema allows and that can be written as a value."""
     if texts := _choices(schema):
         return " | ".join(json.dumps(text) for text in texts)
     most = schema.get("maxLength", "")

@@ -1,4 +1,4 @@
-"""Forward passes recorded as CUDA graphs: a GPU gets its hundreds of kernels at once, not one by one from Python.
+"""Forward passes recorded as CUDA graphs: hundreds of kernels are launched at once, not one by one from Python.
 
 A graph has fixed shapes, so there is one for each of some numbers of rows, of tokens and of visible indices. A pass
 runs in the smallest that holds it; rows and tokens that are left over are computed at an index that no sequence has.

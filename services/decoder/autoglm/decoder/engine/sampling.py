@@ -23,8 +23,8 @@ class BrokenLogits(InternalError):
 def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[ChosenToken | Exception]:
     """Return the next token of each sequence from `logits` [n, vocabulary], float32.
 
-    What fails alone: a row that holds a NaN, or no finite logit at all, gets a BrokenLogits instead of a token, and one
-    whose grammar cannot go on its InternalError.
+    A row fails alone: one that has a NaN or no finite logit gets a BrokenLogits instead of a token, and one whose
+    grammar allows nothing more its InternalError.
     """
     rows = [_allowed(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
     broken = {number: row for number, row in enumerate(rows) if isinstance(row, Exception)}
@@ -65,7 +65,7 @@ def _chosen(logits: Tensor, token: int, rivals: int | None) -> ChosenToken:
 
 
 def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
-    """Return one row with its bias and penalties, and −∞ where reasoning or grammar allow nothing."""
+    """Return one row [vocabulary] with its bias and penalties, and −∞ where reasoning or grammar allow nothing."""
     adjusted, thinking = _adjusted(logits, sequence), sequence.thinking
     if thinking is not None and thinking.must_close:
         only = torch.full_like(adjusted, float("-inf"))
@@ -81,7 +81,7 @@ def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
 
 
 def _adjusted(logits: Tensor, sequence: Sequence) -> Tensor:
-    """Return one row with its bias and penalties."""
+    """Return one row [vocabulary] with its bias and penalties."""
     sampling = sequence.request.sampling
     if sampling.logit_bias:
         ids = torch.tensor(list(sampling.logit_bias), device=logits.device)

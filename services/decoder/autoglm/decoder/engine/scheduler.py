@@ -2,7 +2,7 @@
 
 A sequence waits, is prefilled, runs and finishes. It goes back to waiting, with what it has generated, when the cache
 is full and it came last (preemption), or when its consumer does not keep up (backpressure). Nothing here computes,
-measures time or knows a thread: it works on plain data, and is tested so.
+measures time or knows a thread: it works on plain data, and is tested with plain data.
 """
 
 from collections import deque

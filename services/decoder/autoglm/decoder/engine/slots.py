@@ -17,7 +17,7 @@ from autoglm.decoder.engine.cache import BLOCK_SIZE
 class Slots:
     """A tensor a layer: `stores`, each [slots, 2 · kv_heads, context, head_dim], keys before values.
 
-    On a CPU the system gives a slot's pages as they are written and takes them back when it is cleared.
+    On a CPU the system allocates the pages of a slot when they are written, and gets them back when it is cleared.
     """
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class Slots:
             store[target, :, :length] = store[source, :, :length]
 
     def clear(self, slot: int, length: int) -> None:
-        """Make the first `length` positions of a slot zero again, and give their memory back."""
+        """Set the first `length` positions of a slot to zero, and return their memory to the system."""
         for store in self.stores:
             store[slot, :, :length] = 0
         for memory, store in zip(self._maps, self.stores, strict=False):  # no maps on a GPU
@@ -55,7 +55,7 @@ class Slots:
         return torch.stack([store[slot, :, number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] for store in self.stores])
 
     def put(self, slot: int, found: Sequence[Tensor]) -> None:
-        """Let a slot begin with the blocks `found`."""
+        """Copy the blocks `found`, each [layers, 2 · kv_heads, BLOCK_SIZE, head_dim], to the beginning of a slot."""
         if found:
             for store, parts in zip(self.stores, zip(*(block.unbind() for block in found), strict=True), strict=True):
                 store[slot, :, : len(found) * BLOCK_SIZE] = torch.cat(parts, dim=1)

@@ -35,13 +35,13 @@ logger = logging.getLogger("autoglm.decoder")
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEVER = -100.0  # vLLM takes no lower bias
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM makes room for them
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, for which vLLM can reserve memory
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What vLLM is told when it starts, in its own words; the rest are its defaults. `max_lora_rank` 0: no adapters;
-    `threads` 0: on a CPU, as many as vLLM takes by itself."""
+    """vLLM's engine arguments by their own names; all others have vLLM's defaults. `max_lora_rank` 0: no adapters;
+    `threads` 0: on a CPU, as many as vLLM chooses."""
 
     dtype: str
     max_model_len: int
@@ -59,7 +59,7 @@ class VllmOptions:
         given = {name: getattr(self, name) for name in self.__slots__ if name not in own}
         if self.max_lora_rank:
             given |= {"enable_lora": True, "max_loras": self.max_loras, "max_lora_rank": self.max_lora_rank}
-        # Formats are checked here with llguidance; with the same library there, what passes here passes there.
+        # Formats are checked with llguidance before they are sent; vLLM uses the same library, so it accepts them too.
         formats = {"backend": "guidance", "disable_any_whitespace": True}
         return given | {"model": str(folder), "enable_prompt_embeds": True, "structured_outputs_config": formats}
 
@@ -98,7 +98,7 @@ class VllmEngine:
 
     @staticmethod
     async def _start(folder: Path, options: VllmOptions, meter: "_Meter") -> Any:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would call home
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would send usage statistics
         if options.threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
         from vllm import AsyncEngineArgs
@@ -192,7 +192,7 @@ class VllmEngine:
                     if self._starts_second_part(sequence, chosen.token_id):
                         break
                 else:
-                    return "stop"  # vLLM ended it without saying a token
+                    return "stop"  # vLLM ended it without a token
 
     @torch.inference_mode()
     def _fuse(self, sequence: Sequence) -> Tensor:
@@ -241,10 +241,10 @@ class VllmEngine:
             async for output in outputs:
                 self._note_start(sequence, output)
                 (part,) = output.outputs
-                for place, token in enumerate(part.token_ids):
-                    yield _chosen(token, part.logprobs[place] if part.logprobs else None, sequence)
+                for number, token in enumerate(part.token_ids):
+                    yield _chosen(token, part.logprobs[number] if part.logprobs else None, sequence)
                 if part.finish_reason not in (None, "stop", "length"):
-                    raise InternalError(f"vLLM gave the request up: {part.finish_reason}")
+                    raise InternalError(f"vLLM gave up the request: {part.finish_reason}")
 
     def _note_start(self, sequence: Sequence, output: Any) -> None:
         if sequence.started:
@@ -297,11 +297,11 @@ class _Meter:
 
     @property
     def idle(self) -> Stats:
-        """Return what has been done, with nothing under way: vLLM does not report when its last request was aborted."""
+        """Return the counters with no requests: vLLM does not report after its last request was aborted."""
         return replace(self.stats, running=0, waiting=0, cache_usage=0.0)
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-        """Take what vLLM says of a step."""
+        """Store what vLLM reports of a step."""
         if scheduler_stats is None:
             return
         prefixes, put_back = scheduler_stats.prefix_cache_stats, getattr(iteration_stats, "num_preempted_reqs", 0)
@@ -314,7 +314,7 @@ class _Meter:
             self.stats.preemptions + put_back,
         )
 
-    def __getattr__(self, name: str) -> Any:  # log, log_engine_initialized and what later versions call
+    def __getattr__(self, name: str) -> Any:  # log, log_engine_initialized, and what later versions call
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
@@ -332,7 +332,7 @@ def embeddings(folder: Path) -> Tensor:
 
 
 def max_lora_rank_of(folders: Rows[Path]) -> int:
-    """Return what vLLM has to be told for the adapters in `folders`: the least rank it knows that holds them all."""
+    """Return vLLM's `max_lora_rank` for the adapters in `folders`: the lowest rank it supports that fits them all."""
     ranks = [json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"] for folder in folders]
     return next(known for known in RANKS if known >= max(ranks)) if ranks else 0
 

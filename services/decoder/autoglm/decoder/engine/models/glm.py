@@ -68,7 +68,8 @@ class Layer(nn.Module):
         self.head_dim = attention.head_dim
 
     def forward(self, x: Tensor, store: Tensor, view: View) -> Tensor:
-        """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
+        """Return the layer's output [n, t, width] for `x` [n, t, width], and write keys and values to `store` where
+        `view` says."""
         x = x + self._linear("o", self._attend(_normed(x, self.norm), store, view), view)
         gate, up = self._linear("gate_up", _normed(x, self.mlp_norm), view).chunk(2, dim=-1)
         return x + self._linear("down", up * silu(gate), view)
@@ -97,8 +98,11 @@ class Layer(nn.Module):
 
 
 class Glm(nn.Module):
-    """The weights of a GlmForCausalLM, in inference only, for `context` positions and one more, which no token of a
-    sequence has; with `int8` the layers' matrices are held and multiplied in 8 bits, on a CPU."""
+    """The weights of a GlmForCausalLM, for inference only.
+
+    There are `context` positions, and one more that no token of a sequence has. With `int8` the layers' matrices are
+    stored and multiplied in 8 bits, on a CPU.
+    """
 
     _rope: Tensor  # [context + 1, rotated / 2], complex: how far each pair of dimensions is turned at each position
     _rope_rows: Tensor | None  # [rotated / 2]: which of three rows of positions turns each pair; None for one row
@@ -131,7 +135,7 @@ class Glm(nn.Module):
 
     @property
     def context(self) -> int:
-        """Return how many positions a sequence has."""
+        """Return how many tokens a sequence can have."""
         return len(self._rope) - 1
 
     @property
@@ -170,8 +174,8 @@ class Glm(nn.Module):
         }  # fmt: skip
 
     def forward(self, embeddings: Tensor, view: View, stores: Sequence[Tensor]) -> Tensor:
-        """Read `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
-        behind the last one of each row."""
+        """Compute `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
+        after the last one of each row."""
         x = embeddings.to(self.head.weight.dtype)
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, store, view)
@@ -180,7 +184,7 @@ class Glm(nn.Module):
 
 
 def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
-    """Return one linear layer that computes what `parts` do, side by side."""
+    """Return one linear layer whose outputs are those of `parts`, one after another."""
     weights, biases = zip(*((part.weight.detach(), part.bias) for part in parts), strict=True)
     weight = torch.cat(weights)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=biases[0] is not None, device="meta")
@@ -191,9 +195,9 @@ def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a CPU whose matrix lies in oneDNN's own order: from two rows on up to three times as fast as
-    torch's own. One row alone in float32 is faster by a matrix that lies input by input, which is held beside it: the
-    figures are in docs/adr/0008. torch.compile packs matrices by the same operator."""
+    """A linear layer on a CPU whose matrix has oneDNN's own memory layout, which makes two rows or more up to three
+    times as fast as in torch's. One row alone in float32 is faster with a matrix in column-major order, which is kept
+    as well; figures are in docs/adr/0008. torch.compile packs matrices with the same operator."""
 
     weight: Tensor
     by_inputs: Tensor | None
@@ -217,7 +221,7 @@ class PackedLinear(nn.Module):
 
 
 def _onednn(weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies by such a weight here."""
+    """Return whether oneDNN can multiply by such a weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
