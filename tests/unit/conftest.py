@@ -7,6 +7,7 @@ import torch
 
 from autoglm.decoder.engine.models.glm import Glm
 from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.training.stages import tokenizer
 from autoglm.training.stages.joint import Assistant, DecoderConfig
 
@@ -17,7 +18,7 @@ from .decoder.engines import CONTEXT, LENGTHS, Engines, prompts, theirs
 def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
     folder = tmp_path_factory.mktemp("decoder")
     tokenizer.build(folder)
-    return Composer(folder)
+    return Composer(folder, GCMA_LAYOUT)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Looks at a bundle without loading it: files, shapes, and whether the parts fit each other."""
+"""Checks a bundle without loading it: architecture, files, shapes, and whether the parts fit each other."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,19 @@ from transformers import GenerationConfig, WhisperFeatureExtractor
 from autoglm.bundles import text, weights
 from autoglm.common.bundle import Bundle, BundleError, sha256_file
 from autoglm.common.modalities import PARTS, PartName
-from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.decoder.architectures import ARCHITECTURES
+from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_TOKEN, STACK, Vocabulary
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
 
-Look = Callable[[Any, Any, Path], Iterator[str]]  # a part's config, the fusion's, the part's folder
+FitCheck = Callable[[Any, Any, Path], Iterator[str]]  # a part's config, the fusion's, the part's folder
 NEEDED: tuple[PartName, ...] = ("fusion", "decoder")
 ALL_TOKENS = -(-MAX_SECONDS * SAMPLE_RATE // SAMPLES_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """One part: what it is, its parameters, its bytes at bf16 and in INT8, and the elements that nobody loads."""
+    """One part: its model, its parameters, its bytes in bf16 and INT8, and the elements that are not loaded."""
 
     name: PartName
     model: str
@@ -33,8 +34,8 @@ class PartReport:
 
 
 @dataclass(slots=True)
-class Report:
-    """What a look at a bundle found; `cache_per_token` are the decoder's bytes of keys and values at bf16."""
+class BundleReport:
+    """The result of a check. `cache_per_token` is the decoder's bytes of keys and values for a token in bf16."""
 
     bundle: str
     architecture: str
@@ -45,17 +46,21 @@ class Report:
     context: int = 0
 
 
-def check(root: Path) -> Report:
-    """Look at the bundle in `root`, hashes included; raises BundleError when its manifest cannot be read."""
+def check(root: Path) -> BundleReport:
+    """Check the bundle in `root`, hashes included; raises BundleError when its manifest cannot be read."""
     bundle = Bundle.open(root)
     report = inspect(bundle)
     report.faults[:0] = _damaged(bundle)
     return report
 
 
-def inspect(bundle: Bundle) -> Report:
-    """Look at everything but the hashes."""
-    report = Report(bundle.name, bundle.architecture)
+def inspect(bundle: Bundle) -> BundleReport:
+    """Check everything but the hashes. Nothing else can be said of a bundle of an unknown architecture."""
+    report = BundleReport(bundle.name, bundle.architecture)
+    if bundle.architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        report.faults.append(f"architecture {bundle.architecture!r} is unknown; this release serves {known}")
+        return report
     configs: dict[PartName, Any] = {}
     for name in _whole(bundle, report):
         folder = bundle.root / name
@@ -75,12 +80,12 @@ def inspect(bundle: Bundle) -> Report:
     return report
 
 
-def _whole(bundle: Bundle, report: Report) -> list[PartName]:
-    """Return the parts whose files are all there; the others become faults, or notes where a bundle can do without."""
+def _whole(bundle: Bundle, report: BundleReport) -> list[PartName]:
+    """Return the parts whose files are all present; others become faults, or notes if a bundle can do without them."""
     whole: list[PartName] = []
     for name in PARTS:
         if name not in bundle.parts and name in NEEDED:
-            report.faults.append(f"{name}: the bundle has no such part, and no answer without it; assemble it again")
+            report.faults.append(f"{name}: the bundle has no such part and cannot answer without it; assemble it again")
             continue
         try:
             bundle.part(name)
@@ -92,7 +97,7 @@ def _whole(bundle: Bundle, report: Report) -> list[PartName]:
 
 def _damaged(bundle: Bundle) -> list[str]:
     return [
-        f"{name}: {file} is not the file that bundle.json names (its SHA-256 differs); restore the file"
+        f"{name}: {file} differs from the SHA-256 in bundle.json; restore the file"
         for name, part in bundle.parts.items()
         for file, expected in part.files.items()
         if (bundle.root / name / file).is_file() and sha256_file(bundle.root / name / file) != expected
@@ -106,24 +111,23 @@ def _describe(name: PartName, model: nn.Module, unused: int) -> PartReport:
 
 def _notes(configs: Mapping[PartName, Any]) -> list[str]:
     if "speech" in configs and not configs["speech"].vocab_size:
-        return ["speech: an encoder without a CTC head; recordings are heard in chats, and there are no transcripts"]
+        return ["speech: an encoder without a CTC head; chats can use recordings, but there are no transcripts"]
     return []
 
 
 def _misfits(configs: Mapping[PartName, Any], root: Path) -> Iterator[tuple[PartName, str]]:
-    """Yield what does not fit, with the part to look at."""
-    looks: dict[PartName, Look] = {"vision": _vision_misfits, "speech": _speech_misfits, "decoder": _decoder_misfits}
-    for name, look in looks.items():
+    """Yield what does not fit, with the part that it is found in."""
+    for name, fit in FIT_CHECKS.items():
         if name in configs and "fusion" in configs:
             try:
-                yield from ((name, fault) for fault in look(configs[name], configs["fusion"], root / name))
+                yield from ((name, fault) for fault in fit(configs[name], configs["fusion"], root / name))
             except Exception as error:  # whatever a damaged file makes its reader raise
-                yield name, f"a file beside its weights cannot be read ({error}); restore the file"
+                yield name, f"one of its small files cannot be read ({error}); restore the file"
 
 
-def _decoder_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _decoder_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     if (width := fusion.text_width) != config.hidden_size:
-        yield f"it reads tokens of {config.hidden_size}, and the fusion writes tokens of {width}"
+        yield f"it reads tokens of width {config.hidden_size}, and the fusion writes width {width}"
     yield from text.misfits(folder, config.vocab_size)
     if not _stops(folder, config.eos_token_id):
         yield "generation_config.json and config.json have no eos_token_id; answers would never end"
@@ -135,17 +139,17 @@ def _stops(folder: Path, fallback: object) -> object:
     return fallback
 
 
-def _vision_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _vision_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     yield from _width_misfit(config.neck_hidden_sizes[-1], fusion.media_widths.get("image"), "an image")
     side, grid = Preprocessing.load(folder).side // STRIDE, fusion.image_grid
     if grid != (side, side):
-        yield f"it gives {side} × {side} tokens of an image, and the fusion knows places in {grid[0]} × {grid[1]}"
+        yield f"it makes {side} × {side} tokens of an image, and the fusion has positions for {grid[0]} × {grid[1]}"
 
 
-def _speech_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator[str]:
+def _speech_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     yield from _width_misfit(STACK * config.d_model, fusion.media_widths.get("audio"), "a recording")
     if fusion.max_audio_tokens < ALL_TOKENS:
-        yield f"{MAX_SECONDS} s are {ALL_TOKENS} tokens, and the fusion knows {fusion.max_audio_tokens} moments"
+        yield f"{MAX_SECONDS} s are {ALL_TOKENS} tokens, and the fusion has positions for {fusion.max_audio_tokens}"
     bins = WhisperFeatureExtractor.from_pretrained(folder).feature_size
     if bins != config.num_mel_bins:
         yield f"its features have {bins} mel bins, and its encoder reads {config.num_mel_bins}"
@@ -155,4 +159,12 @@ def _speech_misfits(config: Any, fusion: FusionConfig, folder: Path) -> Iterator
 
 def _width_misfit(given: int, taken: int | None, what: str) -> Iterator[str]:
     if given != taken:
-        yield f"it makes tokens of {given} of {what}, and the fusion reads {taken or 'none'}"
+        reads = f"width {taken}" if taken else "none"
+        yield f"it makes tokens of width {given} of {what}, and the fusion reads {reads}"
+
+
+FIT_CHECKS: Mapping[PartName, FitCheck] = {
+    "vision": _vision_misfits,
+    "speech": _speech_misfits,
+    "decoder": _decoder_misfits,
+}

@@ -1,4 +1,4 @@
-"""Puts a bundle together from published weights: two encoders, a GLM, and a fresh fusion between them."""
+"""Assembles a bundle from published weights: two encoders, a GLM, and a new fusion between them."""
 
 import os
 import shutil
@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from autoglm.bundles.check import inspect
-from autoglm.bundles.fresh import fresh_fusion, loudness
+from autoglm.bundles.fresh import embedding_rms, fresh_fusion
 from autoglm.bundles.sources import copy, locate, take_weights
 from autoglm.bundles.text import add_media_tokens, chat_template
 from autoglm.bundles.weights import compare, parameters, skeleton, stored
 from autoglm.common.bundle import Bundle, BundleError, write_manifest
 from autoglm.common.modalities import PartName
-from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import STACK
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where each part comes from: a folder or a hub id."""
+    """The source of each part: a folder or a hub id."""
 
     vision: str
     speech: str
@@ -30,17 +30,17 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A source that is here and of the right type."""
+    """A source that has been found and is of the right type."""
 
     folder: Path
     config: Any
 
 
 def assemble(out: Path, name: str, sources: Sources, say: Callable[[str], None]) -> Bundle:
-    """Make the bundle `name` at `out` from `sources`, telling each step with `say`.
+    """Make the bundle `name` at `out` from `sources`, reporting each step with `say`.
 
-    Everything is written to a draft beside `out`, checked, and then renamed: `out` is whole or not there.
-    Raises BundleError when `out` exists, a source cannot be had, or the sources do not fit each other.
+    Everything is written to a draft next to `out`, checked, and then renamed: `out` is complete or does not exist.
+    Raises BundleError when `out` exists, a source cannot be found, or the sources do not fit each other.
     """
     _must_be_new(out)
     vision, speech = _find("vision", sources.vision), _find("speech", sources.speech)
@@ -51,7 +51,7 @@ def assemble(out: Path, name: str, sources: Sources, say: Callable[[str], None])
         say(f"speech   {sources.speech}: {_speech(speech, _part(draft, 'speech'))}")
         say(f"decoder  {sources.decoder}: {_decoder(decoder, _part(draft, 'decoder'))}")
         config = _fusion_config(vision, speech, decoder, side=Preprocessing.load(draft / "vision").side)
-        say(f"fusion   fresh: {_fusion(config, _part(draft, 'fusion'))}")
+        say(f"fusion   new: {_fusion(config, _part(draft, 'fusion'))}")
         say("hashing and comparing every file")
         report = inspect(write_manifest(draft, name, "gcma"))
         if report.faults:
@@ -65,14 +65,14 @@ def assemble(out: Path, name: str, sources: Sources, say: Callable[[str], None])
 
 def _must_be_new(out: Path) -> None:
     if out.exists() or out.is_symlink():
-        raise BundleError(f"{out} is there already and stays as it is; choose another folder, or remove it first")
+        raise BundleError(f"{out} exists and is left as it is; choose another folder, or remove it first")
 
 
 def _find(name: PartName, source: str) -> _Found:
     folder = locate(source)
     built = skeleton(name, folder)
     if faults := compare(name, built, stored(folder)).faults:
-        raise BundleError(f"{source} is no whole {name} part: {'; '.join(faults)}")
+        raise BundleError(f"{source} is not a complete {name} part: {'; '.join(faults)}")
     return _Found(folder, built.config)
 
 
@@ -103,18 +103,18 @@ def _decoder(source: _Found, target: Path) -> str:
     return take_weights(source.folder, target) + (f"; new tokens: {tokens}" if added else "")
 
 
-def _fusion_config(vision: _Found, speech: _Found, decoder: _Found, side: int) -> FusionConfig:
+def _fusion_config(vision: _Found, speech: _Found, decoder: _Found, side: int) -> GcmaConfig:
     """Return the sizes of a fusion between three parts, for pictures of `side` pixels."""
-    return FusionConfig(
+    return GcmaConfig(
         text_width=decoder.config.hidden_size,
         media_widths={"image": vision.config.neck_hidden_sizes[-1], "audio": STACK * speech.config.d_model},
         image_grid=(side // STRIDE, side // STRIDE),
-        max_added=loudness(decoder.folder),
+        max_added=embedding_rms(decoder.folder),
     )
 
 
-def _fusion(config: FusionConfig, target: Path) -> str:
+def _fusion(config: GcmaConfig, target: Path) -> str:
     model = fresh_fusion(config)
     model.save_pretrained(target)
     size = parameters(model) / 1e6
-    return f"{size:.1f} million parameters, gates closed, media as loud as words ({config.max_added:.4f})"
+    return f"{size:.1f} million parameters, gates closed, media tokens scaled like words ({config.max_added:.4f})"

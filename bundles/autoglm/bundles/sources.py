@@ -1,4 +1,4 @@
-"""Published weights: where they are, a local folder or the hub, and how their files get into a bundle."""
+"""Published weights: found in a local folder or on the hub, and brought into a bundle."""
 
 import json
 import os
@@ -19,16 +19,16 @@ _WANTED = (
 
 
 def locate(source: str) -> Path:
-    """Return the folder of `source`: a local one, or owner/name or owner/name@revision, fetched to the hub's cache.
+    """Return the folder of `source`: a local one, or owner/name or owner/name@revision, downloaded to the hub's cache.
 
-    Raises BundleError when it is neither, or when the hub does not give it.
+    Raises BundleError when it is neither, or when the hub does not provide it.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(source):
         raise BundleError(
-            f"there is no folder {source}; give a folder, or a hub id as owner/name or owner/name@revision"
+            f"there is no folder {source}; name a folder, or a hub id as owner/name or owner/name@revision"
         )
     from huggingface_hub import snapshot_download
 
@@ -37,10 +37,10 @@ def locate(source: str) -> Path:
         # Patterns also match in subfolders, which hold other formats of the same weights.
         wanted, other = list(_WANTED), ["*/*"]
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=other))
-    except Exception as error:  # the client and what it calls raise errors of several unrelated trees
+    except Exception as error:  # the hub's client raises errors of several unrelated trees
         raise BundleError(
-            f"{source} is no folder here, and the hub does not give it ({str(error).strip().splitlines()[0]});"
-            " download it by other means and give its folder"
+            f"{source} is not a local folder, and the hub does not provide it ({str(error).strip().splitlines()[0]});"
+            " download it in another way and use its folder"
         ) from error
 
 
@@ -75,10 +75,7 @@ def copy(folder: Path, names: Iterable[str], target: Path) -> None:
 
 
 def take_weights(folder: Path, target: Path) -> str:
-    """Put the weights of `folder` into `target`, as second names of the same files; return what was done.
-
-    On another filesystem the files are copied. Nothing is read into memory.
-    """
+    """Link the weights of `folder` into `target` (hard links; copies on another filesystem); return what was done."""
     files = weight_files(folder)
     linked = [_link(file.resolve(), target / file.name) for file in files]
     copy(folder, [] if (folder / WEIGHTS).is_file() else [INDEX], target)

@@ -1,10 +1,10 @@
-"""What a part's weights must be, from its config alone, and what its files hold, from their headers alone.
+"""The tensors that a part needs, from its config alone, and those that its files have, from their headers alone.
 
-The models are built on the meta device, where tensors have a shape and no memory; of a safetensors file only
-the header is read. So the nine billion parameters of a GLM are checked in seconds.
+The models are built on the meta device, where tensors have a shape and no memory, and only the header of a safetensors
+file is read. The nine billion parameters of a GLM are checked in seconds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,47 @@ from transformers.models.glm import GlmConfig, GlmForCausalLM
 from autoglm.bundles.sources import read_json, weight_files
 from autoglm.common.bundle import BundleError
 from autoglm.common.modalities import PartName
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.speech.model import SpeechEncoder, load_config
 
-# What a part is served by: transformers' name of the architecture, and the prefix that published files, which
-# hold a head beside the encoder, put before its tensors.
-MODEL_TYPES: Mapping[PartName, str] = {"vision": "mobilevit", "speech": "whisper", "decoder": "glm"}
-_PREFIXES: Mapping[PartName, str] = {"vision": "mobilevit.", "speech": "model.", "fusion": "", "decoder": ""}
 _FLOATS = ("F32", "BF16", "F16")
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
+class PartModel:
+    """The model that serves a part: `build` makes it from the part's folder, `model_type` is transformers' name for it
+    (empty for a model of our own), `prefix` is what published files, which have a head as well, put before the names of
+    its tensors."""
+
+    build: Callable[[Path], nn.Module]
+    model_type: str = ""
+    prefix: str = ""
+
+
+PART_MODELS: Mapping[PartName, PartModel] = {
+    "vision": PartModel(lambda f: MobileViTModel(MobileViTConfig.from_pretrained(f)), "mobilevit", "mobilevit."),
+    "speech": PartModel(lambda folder: SpeechEncoder(load_config(folder)), "whisper", "model."),
+    "fusion": PartModel(lambda folder: GcmaFusion(GcmaConfig.load(folder))),
+    "decoder": PartModel(lambda folder: GlmForCausalLM(GlmConfig.from_pretrained(folder)), "glm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a file: its shape and its type in safetensors' words."""
+    """One tensor of a file: its shape, and its type as safetensors names it."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def check_type(name: PartName, folder: Path) -> None:
-    """Raise BundleError when `folder` holds another architecture than the part is served by."""
-    found = read_json(folder / "config.json").get("model_type")
-    if name in MODEL_TYPES and found != MODEL_TYPES[name]:
+    """Raise BundleError when `folder` has a model of another type than the one that serves the part."""
+    found, expected = read_json(folder / "config.json").get("model_type"), PART_MODELS[name].model_type
+    if expected and found != expected:
         raise BundleError(
-            f"{folder} holds a model of type {found}, and the {name} part must be of transformers' type"
-            f" {MODEL_TYPES[name]}; give another"
+            f"{folder} has a model of type {found}, and the {name} part must be of transformers' type {expected};"
+            " choose another model"
         )
 
 
@@ -60,23 +75,10 @@ def skeleton(name: PartName, folder: Path) -> Skeleton:
     check_type(name, folder)
     try:
         with torch.device("meta"):
-            model = _build(name, folder)
+            model = PART_MODELS[name].build(folder)
         return Skeleton(model, model.config)
     except Exception as error:  # transformers checks fields with errors of its own tree
-        raise BundleError(f"{folder / 'config.json'} makes no {name} model ({error}); restore the file") from error
-
-
-def _build(name: PartName, folder: Path) -> nn.Module:
-    model: nn.Module
-    if name == "vision":
-        model = MobileViTModel(MobileViTConfig.from_pretrained(folder))
-    elif name == "speech":
-        model = SpeechEncoder(load_config(folder))
-    elif name == "decoder":
-        model = GlmForCausalLM(GlmConfig.from_pretrained(folder))
-    else:
-        model = FusionModel(FusionConfig.load(folder))
-    return model
+        raise BundleError(f"{folder / 'config.json'} does not describe a {name} model ({error}); restore it") from error
 
 
 def stored(folder: Path) -> dict[str, Stored]:
@@ -93,19 +95,19 @@ def stored(folder: Path) -> dict[str, Stored]:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What of the files a model does not load (elements), and what is wrong with the rest."""
+class TensorComparison:
+    """How many elements of the files a model does not load, and what is wrong with the tensors that it does."""
 
     unused: int
     faults: list[str]
 
 
-def compare(name: PartName, whole: Skeleton, tensors: Mapping[str, Stored]) -> Comparison:
-    """Hold a part's `tensors` against its skeleton: all there, each of the right shape and of a floating type."""
+def compare(name: PartName, whole: Skeleton, tensors: Mapping[str, Stored]) -> TensorComparison:
+    """Compare a part's `tensors` with its skeleton: all present, each of the right shape and of a floating type."""
     expected = whole.model.state_dict()
     if name == "decoder" and whole.config.tie_word_embeddings:
         expected.pop("lm_head.weight")
-    prefix = _PREFIXES[name]
+    prefix = PART_MODELS[name].prefix
     found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     counters = {key for key, tensor in expected.items() if not tensor.is_floating_point()}
     faults = [f"has no tensor {key}" for key in expected if key not in found and key not in counters]
@@ -116,7 +118,7 @@ def compare(name: PartName, whole: Skeleton, tensors: Mapping[str, Stored]) -> C
         if dtype not in _FLOATS:
             faults.append(f"{key} has type {dtype}, and the services load {', '.join(_FLOATS)}")
     unused = sum(torch.Size(tensor.shape).numel() for key, tensor in found.items() if key not in expected)
-    return Comparison(unused, _few(sorted(faults)))
+    return TensorComparison(unused, _few(sorted(faults)))
 
 
 def _few(faults: list[str]) -> list[str]:
@@ -136,10 +138,7 @@ def bf16_bytes(model: nn.Module) -> int:
 
 
 def int8_bytes(model: nn.Module) -> int:
-    """Return the bytes with linear layers and convolutions in 8 bits and a float scale a row, the rest at bf16.
-
-    This is the form that services/vision serves; the other parts are served in floating point today.
-    """
+    """Return the bytes with linear layers and convolutions in 8 bits, a float scale a row, and the rest in bf16."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     quantized = sum(int(layer.weight.numel()) for layer in layers)
     rows = sum(int(layer.weight.shape[0]) for layer in layers)

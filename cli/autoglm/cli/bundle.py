@@ -11,7 +11,7 @@ from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import BundleError
 
 if TYPE_CHECKING:
-    from autoglm.bundles.check import Report
+    from autoglm.bundles.check import BundleReport
     from autoglm.bundles.placement import Placed
 
 app = typer.Typer(help="Assemble and check bundles.", no_args_is_help=True)
@@ -84,7 +84,7 @@ def _refuse(command: str, error: Exception) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _print(report: "Report", placed: "list[Placed]") -> None:
+def _print(report: "BundleReport", placed: "list[Placed]") -> None:
     from rich.console import Console
     from rich.table import Table
 

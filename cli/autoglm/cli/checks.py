@@ -12,6 +12,7 @@ from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, BundleError
 from autoglm.common.memory import available_memory
 from autoglm.common.modalities import APPLICATION_PARTS, MEDIA_MODALITIES, ApplicationName
+from autoglm.decoder.architectures import architecture_of
 
 if TYPE_CHECKING:
     from autoglm.gateway.settings import Settings
@@ -84,10 +85,11 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[Appli
     """Return the bundle and the services to run: the decoder and the encoders of `modalities`, names with commas.
 
     Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
-    for, and when a part that is to run is not whole.
+    for, for an architecture that this release does not know, and when a part that is to run is not whole.
     """
     try:
         bundle = Bundle.open(folder)
+        architecture_of(bundle)
         services: tuple[ApplicationName, ...] = (*_encoders(bundle, modalities), "decoder")
         for part in (part for service in services for part in APPLICATION_PARTS[service]):
             bundle.part(part)

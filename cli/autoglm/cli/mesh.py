@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,15 +24,11 @@ import yaml
 
 from autoglm.cli.isolation import LOOPBACK, Ports
 from autoglm.cli.processes import StartError, TryAgain
-from autoglm.v1 import decoder_pb2, decoder_pb2_grpc, speech_pb2, speech_pb2_grpc, vision_pb2, vision_pb2_grpc
+from autoglm.common.modalities import APPLICATION_PARTS
+from autoglm.common.ray_internals import slim_start
+from autoglm.common.services import SERVICES
 
 OBJECT_STORE = 128 * 1024**2
-
-_DESCRIBE: Mapping[str, tuple[Any, Any]] = {
-    "vision": (vision_pb2_grpc.VisionServiceStub, vision_pb2.VisionServiceDescribeRequest),
-    "speech": (speech_pb2_grpc.SpeechServiceStub, speech_pb2.SpeechServiceDescribeRequest),
-    "decoder": (decoder_pb2_grpc.DecoderServiceStub, decoder_pb2.DecoderServiceDescribeRequest),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +77,8 @@ def config_path() -> Path:
 def start_ray(folder: Path, ports: Ports) -> None:
     """Start a local Ray and connect to it; it ends with this process."""
     import ray
-    from ray._private import parameter
-    from ray._private.node import Node
 
-    # A single machine without a dashboard needs none of these three processes (170 MB).
-    for name in ("start_monitor", "start_log_monitor", "start_api_server"):
-        setattr(Node, name, _start_nothing)
-    # Ray waits 15 s for its agents to choose ports and then gives up; on a busy machine they take longer to start.
-    parameter.RayParams = partial(parameter.RayParams, **ports.agents)
+    slim_start(ports.agents)
     ray.init(
         address="local",
         _node_ip_address=LOOPBACK,
@@ -102,10 +91,6 @@ def start_ray(folder: Path, ports: Ports) -> None:
         logging_level=logging.ERROR,
     )
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _start_nothing(node: Any, **_options: object) -> None:
-    node._webui_url = None
 
 
 def start_ingress(functions: Sequence[str], ports: Ports) -> None:
@@ -169,7 +154,8 @@ def placement(count: int) -> dict[str, str]:
     """Return the device of each service on a machine with `count` GPUs: encoders on the first, decoder on the next."""
     if count == 0:
         return {}
-    return {"vision": "cuda:0", "speech": "cuda:0", "decoder": "cuda:1" if count > 1 else "cuda:0"}
+    devices: dict[str, str] = dict.fromkeys(APPLICATION_PARTS, "cuda:0")
+    return devices | {"decoder": "cuda:1"} if count > 1 else devices
 
 
 def describe(port: int, services: Sequence[str]) -> Loaded:
@@ -183,11 +169,11 @@ def describe(port: int, services: Sequence[str]) -> Loaded:
 
 
 def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
-    stub, request = _DESCRIBE[name]
+    service = SERVICES[name]
     metadata = (("application", name), ("authorization", f"Bearer {os.environ['AUTOGLM_SERVE_TOKEN']}"))
     while True:
         try:
-            return stub(channel).Describe(request(), timeout=10, metadata=metadata)
+            return service.stub(channel).Describe(service.describe(), timeout=10, metadata=metadata)
         except grpc.RpcError as error:
             if time.monotonic() > limit:
                 raise StartError(f"the {name} service does not answer: {error.details()}") from None

@@ -1,7 +1,7 @@
-"""Dynamic batching: requests that are there at the same time share one forward pass.
+"""Dynamic batching: requests that arrive at about the same time share one forward pass.
 
-The pass runs in a thread of its own, so that the event loop goes on taking requests; they gather
-while a pass runs and form the next batch. What nobody waits for any more is dropped before it costs.
+The pass runs in its own thread, so that the event loop can accept requests meanwhile; these form the next batch. A
+request that was cancelled before its batch starts is dropped.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Outcome_co = TypeVar("Outcome_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Batched(Generic[Outcome_co]):
-    """One request's share of a batch: its value, the seconds it waited and computed, and the batch's size."""
+    """The result of one request: its value, the seconds that it waited and computed, and the size of its batch."""
 
     value: Outcome_co
     queue: float
@@ -35,12 +35,12 @@ class _Waiting(Generic[Item, Value]):
 
 
 class Batcher(Generic[Item, Value]):
-    """Calls `run` with up to `limit` items at a time, one call after the other, off the event loop.
+    """Calls `run` with up to `limit` items at a time, one call after the other, outside the event loop.
 
     Args:
-        run: From items to as many values, in order; an exception fails the whole batch.
-        limit: Most items of a batch.
-        linger: Seconds that an incomplete batch waits for company.
+        run: Returns one value for each item, in order; an exception fails the whole batch.
+        limit: Maximum number of items in a batch.
+        linger: Seconds that an incomplete batch waits for more items.
     """
 
     def __init__(self, run: Callable[[Sequence[Item]], Sequence[Value]], *, limit: int, linger: float) -> None:
@@ -52,7 +52,7 @@ class Batcher(Generic[Item, Value]):
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Batched[Value]:
-        """Return the value of `item`; cancelling before its batch starts costs nothing."""
+        """Return the value of `item`; an item that is cancelled before its batch starts is not computed."""
         future: asyncio.Future[Batched[Value]] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(item, time.monotonic(), future)
         self._waiting.append(waiting)
@@ -61,7 +61,7 @@ class Batcher(Generic[Item, Value]):
         return await future
 
     async def check(self) -> None:
-        """Return once the thread is free to compute; never, if it hangs."""
+        """Return once the thread is free to compute; does not return if the thread hangs."""
         await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
 
     async def _drain(self) -> None:

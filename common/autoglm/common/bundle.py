@@ -1,8 +1,8 @@
 """A bundle is the folder that is served: `bundle.json`, one folder per part, and LoRA adapters in `adapters/NAME/`.
 
-Every part is in Hugging Face format and loads alone, so a service opens only its own. The manifest
-names the files of each part with their SHA-256; a part's revision is the hash of those hashes, and
-so changes with weights, config or preprocessing.
+Every part is in Hugging Face format and can be loaded alone, so a service opens only its own part. The manifest lists
+the files of each part with their SHA-256. A part's revision is the hash of those hashes, so it changes with weights,
+config or preprocessing.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from autoglm.common.files import write_atomically
 from autoglm.common.modalities import PARTS, PartName
 
 ADAPTERS = "adapters"
@@ -22,12 +23,12 @@ ALIAS = "autoglm-phone-9b"
 
 
 class BundleError(ValueError):
-    """The bundle is missing, damaged or lacks a part; the message says what to do."""
+    """The bundle is missing, damaged, incomplete or unknown to this release; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a bundle: its files with their SHA-256, and the revision they add up to."""
+    """One part of a bundle: its revision, and its files with their SHA-256."""
 
     revision: str
     files: Mapping[str, str]
@@ -35,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened manifest; no part has been read yet."""
+    """A manifest that has been read; the parts have not."""
 
     root: Path
     name: str
@@ -45,7 +46,7 @@ class Bundle:
 
     @classmethod
     def open(cls, root: Path | str) -> "Bundle":
-        """Read `root`/bundle.json; raises BundleError when it is absent or not understood."""
+        """Read `root`/bundle.json; raises BundleError when it is missing or cannot be read."""
         root = Path(root).expanduser().resolve()
         try:
             raw = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
@@ -56,19 +57,19 @@ class Bundle:
             return cls(root, raw["name"], raw["architecture"], parts, adapters)
         except FileNotFoundError as error:
             raise BundleError(
-                f"no bundle at {root}: {MANIFEST} is missing; name a bundle's folder by --bundle or AUTOGLM_BUNDLE"
+                f"no bundle at {root}: {MANIFEST} is missing; set --bundle or AUTOGLM_BUNDLE to a bundle's folder"
             ) from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise BundleError(f"{root / MANIFEST} is damaged ({error!r}); restore it") from error
 
     def part(self, name: PartName) -> Path:
-        """Return the folder of a part whose files are all there; raises BundleError when it is not whole."""
+        """Return the folder of a part; raises BundleError when the part or one of its files is missing."""
         if name not in self.parts:
             raise BundleError(f"bundle {self.name} has no {name} part; it serves without that modality")
         return self._whole(name, self.parts[name])
 
     def adapter(self, name: str) -> Path:
-        """Return the folder of a LoRA adapter; raises BundleError when it is not whole, KeyError for one unknown."""
+        """Return a LoRA adapter's folder; raises KeyError for an unknown one, BundleError when a file is missing."""
         return self._whole(f"{ADAPTERS}/{name}", self.adapters[name])
 
     def _whole(self, where: str, part: Part) -> Path:
@@ -79,13 +80,15 @@ class Bundle:
         return folder
 
     def revision(self, name: PartName) -> str:
-        """Return the revision of a part; raises BundleError when the bundle lacks it."""
+        """Return the revision of a part; raises BundleError when the bundle does not have it."""
         self.part(name)
         return self.parts[name].revision
 
     def verify(self, names: Iterable[PartName] | None = None) -> None:
-        """Hash every file of the parts named, by default of all, and of adapters with the decoder; raises BundleError
-        naming the first that differs."""
+        """Check the SHA-256 of every file of the parts `names`, by default of all; adapters belong to the decoder.
+
+        Raises BundleError, naming the first file that differs.
+        """
         chosen = tuple(self.parts if names is None else names)
         parts: dict[str, Part] = {name: self.parts[name] for name in chosen if self.part(name)}
         if "decoder" in chosen:
@@ -97,21 +100,18 @@ class Bundle:
 
 
 def write_manifest(root: Path, name: str, architecture: str) -> Bundle:
-    """Write `root`/bundle.json for the parts that lie in `root`, atomically, and return the bundle."""
+    """Write `root`/bundle.json for the parts in `root`, atomically, and return the bundle."""
     parts = {part: asdict(describe(root / part)) for part in PARTS if (root / part).is_dir()}
     manifest: dict[str, object] = {"format": FORMAT, "name": name, "architecture": architecture, "parts": parts}
     if (root / ADAPTERS).is_dir():
         folders = sorted(path for path in (root / ADAPTERS).iterdir() if path.is_dir())
         manifest["adapters"] = {folder.name: asdict(describe(folder)) for folder in folders}
-    text = json.dumps(manifest, indent=2)
-    temporary = root / (MANIFEST + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, root / MANIFEST)
+    write_atomically(root / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return Bundle.open(root)
 
 
 def describe(folder: Path) -> Part:
-    """Return the hashes of every file of a part's folder."""
+    """Return the revision and the file hashes of a part's folder."""
     files = {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
     digest = hashlib.sha256("".join(f"{name}:{value}\n" for name, value in files.items()).encode())
     return Part(revision=digest.hexdigest()[:16], files=files)
@@ -124,7 +124,7 @@ def sha256_file(path: Path) -> str:
 
 
 def default_bundle() -> Path:
-    """Return the folder of the nano bundle: the installed package's, or the checkout's."""
+    """Return the folder of the nano bundle: that of the installed package, or of the checkout."""
     here = Path(__file__).resolve()
     installed = here.parents[1] / "assets" / "bundles" / DEFAULT_BUNDLE
     return installed if installed.is_dir() else here.parents[3] / "bundles" / DEFAULT_BUNDLE

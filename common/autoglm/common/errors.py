@@ -15,7 +15,7 @@
     └── InternalError         internal                500  INTERNAL
 
 Over gRPC an error is a google.rpc.Status with ErrorInfo (reason = the code in upper case), with
-BadRequest where a field is to blame, and with RetryInfo where trying again can help.
+BadRequest if a field caused it, and with RetryInfo if trying again can help.
 """
 
 from typing import ClassVar, cast
@@ -30,8 +30,11 @@ RETRY_SECONDS = 2.0  # until a part that is down may be back
 
 
 class MeshError(Exception):
-    """An error with a stable code. `param` is the path of the field to blame, if one is; `retry_after` the seconds
-    after which trying again can help; `request_id`, which clients know, is what the log calls the request."""
+    """An error with a stable code.
+
+    `param` is the path of the request field that caused it, if there is one; `retry_after` the seconds after which
+    trying again can help; `request_id` the id of the request, in the log and at the client.
+    """
 
     code: ClassVar[str]
     http_status: ClassVar[int]
@@ -46,12 +49,12 @@ class MeshError(Exception):
         self.request_id: str | None = None
 
     def at(self, param: str) -> "MeshError":
-        """Return the same error, blaming the field at `param`."""
+        """Return the same error with `param` as the field that caused it."""
         return type(self)(self.message, param=param, retry_after=self.retry_after)
 
 
 class InvalidRequest(MeshError):
-    """The request cannot be understood or is out of range."""
+    """The request is malformed, or a value is out of range."""
 
     code, http_status, grpc_code = "invalid_request_error", 400, code_pb2.INVALID_ARGUMENT
 
@@ -63,19 +66,19 @@ class AuthenticationFailed(MeshError):
 
 
 class PermissionDenied(MeshError):
-    """The key is good but may not do this."""
+    """The key is valid but is not allowed to do this."""
 
     code, http_status, grpc_code = "permission_error", 403, code_pb2.PERMISSION_DENIED
 
 
 class NotFound(MeshError):
-    """No such model or route."""
+    """The model or route does not exist."""
 
     code, http_status, grpc_code = "not_found", 404, code_pb2.NOT_FOUND
 
 
 class MediaUnknown(MeshError):
-    """Nothing is kept of the media that a hash names; its bytes have to be sent."""
+    """The cache has no embedding of the media that a hash names; the bytes must be sent."""
 
     code, http_status, grpc_code = "media_unknown", 404, code_pb2.NOT_FOUND
 
@@ -87,20 +90,20 @@ class RequestTooLarge(MeshError):
 
 
 class UnsupportedMedia(MeshError):
-    """The bytes are not of a kind that the mesh can read."""
+    """The bytes are not in a format that the mesh can read."""
 
     code, http_status, grpc_code = "unsupported_media", 415, code_pb2.INVALID_ARGUMENT
 
 
 class RateLimited(MeshError):
-    """The mesh is full, or the caller has had its share."""
+    """The mesh is overloaded (load shedding), or the caller is over its rate limit or quota."""
 
     code, http_status, grpc_code = "rate_limit_exceeded", 429, code_pb2.RESOURCE_EXHAUSTED
     default_retry_after = 1.0
 
 
 class ModalityUnavailable(MeshError):
-    """The part that understands this modality is down, or absent: then there is no `retry_after`."""
+    """The encoder of this modality is down; without `retry_after`, the bundle has none."""
 
     code, http_status, grpc_code = "modality_unavailable", 503, code_pb2.UNAVAILABLE
 
@@ -119,7 +122,7 @@ class DeadlineExceeded(MeshError):
 
 
 class InternalError(MeshError):
-    """A fault of the mesh; the log has it under the request's id."""
+    """An error in the mesh; the log has it under the request's id."""
 
     code, http_status, grpc_code = "internal", 500, code_pb2.INTERNAL
 
@@ -158,7 +161,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
 
 
 def from_status(status: status_pb2.Status) -> MeshError:
-    """Return the MeshError that `to_status` made `status` from; InternalError for a stranger's."""
+    """Return the MeshError that `to_status` made `status` from; InternalError for a status without ErrorInfo."""
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     for detail in status.details:
         for message in (info, bad, retry):

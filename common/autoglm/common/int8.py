@@ -1,4 +1,4 @@
-"""Weights in 8 bits, for services that are told to (`int8`): what it costs and gains is in ADR 3."""
+"""Weights in 8 bits, for services with the setting `int8`. ADR 3 has the speed and the loss of accuracy."""
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Conv2d(nn.Module):
-    """A convolution that keeps its weights in 8 bits, one scale per output channel, and computes in float."""
+    """A convolution with 8-bit weights, one scale per output channel, that computes in floating point."""
 
     weight: Tensor
     scale: Tensor
@@ -48,13 +48,13 @@ class Int8Conv2d(nn.Module):
 
 
 def _quantize_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 values of `matrix` [N, K] and the float scale [N] of each row, symmetric around zero."""
+    """Return the int8 values [N, K] of `matrix` [N, K] and the float scale [N] of each row, symmetric around zero."""
     scale = matrix.abs().amax(dim=1).clamp_min(1e-8) / 127
     return (matrix / scale[:, None]).round().to(torch.int8), scale
 
 
 def quantize_int8(module: nn.Module) -> None:
-    """Replace every linear layer and convolution below `module` by its 8-bit form, in place."""
+    """Replace every linear layer and convolution in `module` with its 8-bit form, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, Int8Linear(child))

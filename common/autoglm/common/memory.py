@@ -1,4 +1,4 @@
-"""Memory: what there is, and what a start has used and a service does not need any more."""
+"""How much memory is available, and how to give memory that a start has freed back to the system."""
 
 import ctypes
 from pathlib import Path
@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Return the bytes that can still be used: the machine's, or what the container has left."""
+    """Return the bytes that are available: the machine's, or what the container's limit leaves."""
     free: int = psutil.virtual_memory().available
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
@@ -19,8 +19,8 @@ def available_memory() -> int:
     return free if limit == "max" else min(free, int(limit) - used)
 
 
-def give_back() -> None:
-    """Return the C library's free pages to the system (glibc; elsewhere nothing): warming up leaves many."""
+def release_free_memory() -> None:
+    """Return the C library's free pages to the system (glibc; elsewhere nothing). Warming up leaves many."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

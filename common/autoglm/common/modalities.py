@@ -1,6 +1,6 @@
-"""The modalities of the mesh, one row each: every name, number and place that belongs to a modality is looked up here.
+"""The modalities of the mesh, one row each, with every name and number that belongs to a modality.
 
-A row is added when a modality is added; docs/extending.md lists what else a new one needs.
+docs/extending.md lists what a new modality needs apart from a row here.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ MediaKind = Literal["image", "audio"]
 
 @dataclass(frozen=True, slots=True)
 class MediaModality:
-    """A modality that has an encoder of its own.
+    """A modality with its own encoder.
 
-    `kind` is its name in the API, in cache keys and metrics; `number` its value in autoglm.v1.Modality. `part` is the
-    bundle's folder with its encoder, `application` the Ray Serve application that runs it, `placeholder` the token
-    that stands for one embedding token in a prompt. `spoken` media carry words, which queries of the fusion read as
-    context.
+    `kind` is its name in the API, in cache keys and in metrics; `number` is its value in autoglm.v1.Modality. `part` is
+    the bundle's folder with its encoder, `application` the Ray Serve application that runs the encoder. `placeholder`
+    is the token that is replaced by an embedding token in a prompt. `spoken` media contain words, which the queries of
+    the fusion read as context.
     """
 
     kind: MediaKind

@@ -1,4 +1,4 @@
-"""The metrics of an encoder's replica, scraped from Ray's agents; apart because the gateway has no Ray."""
+"""The metrics of an encoder's replica, which Prometheus scrapes from Ray's agents."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ class EncoderMetrics:
     def __init__(self) -> None:
         self._running = 0
         self._requests = metrics.Gauge("autoglm_num_requests_running", "Requests in the encoder now.")
-        self._sizes = metrics.Histogram("autoglm_encoder_batch_size", "Items of the request's batch.", _SIZES)
+        self._sizes = metrics.Histogram("autoglm_encoder_batch_size", "Size of the request's batch.", _SIZES)
         self._stages = metrics.Histogram(
             "autoglm_encoder_stage_seconds", "Seconds of a request in each stage.", _SECONDS, ("stage",)
         )

@@ -1,7 +1,7 @@
-"""How a servicer behind Ray Serve answers with an error that keeps its details.
+"""How a servicer in Ray Serve authenticates callers, and answers with errors that keep their details.
 
-Serve passes on what was *set* on the context before the handler returns; an exception would lose
-the trailing metadata and with it google.rpc.Status.
+Serve passes on what was *set* on the context before the handler returns. An exception would lose the trailing metadata,
+and google.rpc.Status with it.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ class Context(Protocol):
 
 
 class Caller(Context, Protocol):
-    """The same with what the caller sent beside its request, as pairs of name and value."""
+    """The same with the metadata that the caller sent, as pairs of name and value."""
 
     def invocation_metadata(self) -> Any: ...
 
 
-def let_in(context: Caller) -> bool:
-    """Return whether the caller shows the token of AUTOGLM_SERVE_TOKEN, if one is set; if not, the error is put."""
+def authenticate(context: Caller) -> bool:
+    """Return whether the caller sent the token in AUTOGLM_SERVE_TOKEN, if one is set; if not, set the error."""
     token = os.environ.get("AUTOGLM_SERVE_TOKEN")
     shown = dict(context.invocation_metadata()).get("authorization", "")
     if not token or hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
         return True
-    fail(context, AuthenticationFailed("this service answers only callers with the token of its AUTOGLM_SERVE_TOKEN"))
+    fail(context, AuthenticationFailed("this service answers only callers that send its AUTOGLM_SERVE_TOKEN"))
     return False
 
 
 def fail(context: Context, error: BaseException) -> None:
-    """Put `error` on `context`; the handler then returns. Only faults of our own are logged whole."""
+    """Set `error` on `context`; the handler then returns. Only unexpected errors are logged, with their traceback."""
     known = as_mesh_error(error)
     status = rpc_status.to_status(to_status(known))
     context.set_code(status.code)
@@ -52,7 +52,7 @@ def fail(context: Context, error: BaseException) -> None:
 
 
 def as_mesh_error(error: BaseException) -> MeshError:
-    """Return `error` as one that clients may see; a stranger is logged and becomes InternalError."""
+    """Return `error` as one that clients may see; an unexpected one is logged and becomes InternalError."""
     if isinstance(error, MeshError):
         return error
     if isinstance(error, TimeoutError | asyncio.TimeoutError):

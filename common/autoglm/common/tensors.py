@@ -16,7 +16,7 @@ ELEMENT_SIZES: dict[int, int] = {ELEMENT_TYPE_BFLOAT16: 2, ELEMENT_TYPE_FLOAT16:
 
 
 class TensorError(ValueError):
-    """The bytes are not the tensor that they claim to be."""
+    """The bytes do not match the type, shape or checksum of the tensor."""
 
 
 def seal(data: bytes, shape: Sequence[int], element_type: ElementType.ValueType) -> Tensor:
@@ -35,4 +35,4 @@ def check(tensor: Tensor) -> None:
     if len(tensor.data) != expected:
         raise TensorError(f"shape {list(tensor.shape)} needs {expected} bytes, got {len(tensor.data)}")
     if zlib.crc32(tensor.data) != tensor.crc32:
-        raise TensorError("checksum mismatch: the bytes were damaged on the way")
+        raise TensorError("checksum mismatch: the bytes were damaged in transit")

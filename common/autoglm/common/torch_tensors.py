@@ -1,4 +1,4 @@
-"""Between torch and the wire; apart from tensors.py because the gateway has no torch."""
+"""Conversion between torch tensors and messages; separate from tensors.py because the gateway has no torch."""
 
 import torch
 

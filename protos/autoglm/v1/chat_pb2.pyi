@@ -29,13 +29,13 @@ class Media(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The file's bytes, at any format the server's limits name."""
+    """The file's bytes, in one of the formats that the part names."""
     url: _builtins.str
-    """A data: URL, or an https: one of a host that the server fetches from."""
+    """A data: URL, or an https: URL of a host in the server's allowed_media_domains."""
     sha256: _builtins.bytes
-    """The SHA-256 of the file's bytes, 32 bytes long, in place of a file that was sent before under
-    the same key: what the mesh made of it is used again. When nothing is kept of it (any more) the
-    call fails with NOT_FOUND, the reason MEDIA_UNKNOWN and this field's path; then send `data`.
+    """The SHA-256 of the file's bytes (32 bytes), in place of a file that was sent before with the same API key:
+    its embedding is taken from the cache. If the cache has no such embedding, the call fails with NOT_FOUND, the
+    reason MEDIA_UNKNOWN and the path of this field; then send `data`.
     """
     def __init__(
         self,
@@ -103,10 +103,10 @@ class ChatMessage(_message.Message):
     role: _generation_pb2.Role.ValueType
     """Who speaks."""
     tool_call_id: _builtins.str
-    """Which call of the assistant's turn before it a message of ROLE_TOOL is the result of."""
+    """In a message of ROLE_TOOL: the id of the tool call, in the assistant's turn before it, that this is the result of."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """What is said; at least one part, but for calls and results of functions."""
+        """The content; at least one part, except in messages with tool calls or tool results."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]:
@@ -130,7 +130,7 @@ Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
 class ChatRequest(_message.Message):
-    """ChatRequest is a conversation and how to go on with it."""
+    """ChatRequest is a conversation, and how to continue it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -148,7 +148,7 @@ class ChatRequest(_message.Message):
     enable_thinking: _builtins.bool
     """Whether the model reasons before it answers; unset leaves it to the chat template."""
     return_reasoning: _builtins.bool
-    """Whether reasoning comes apart, in `reasoning`, instead of inside the text."""
+    """Whether reasoning is returned separately, in `reasoning`, instead of inside the text."""
     n: _builtins.int
     """Number of independent answers; 0 means 1."""
     parallel_tool_calls: _builtins.bool
@@ -163,11 +163,11 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]:
-        """What the model may use to answer."""
+        """The tools that the model may call."""
 
     @_builtins.property
     def tool_choice(self) -> _generation_pb2.ToolChoice:
-        """Which of them it has to use; unset leaves it to the model."""
+        """Which of them it must call; unset lets the model decide."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
-    """CompleteRequest asks for one whole answer."""
+    """CompleteRequest asks for an answer in one message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -238,16 +238,16 @@ class Choice(_message.Message):
     text: _builtins.str
     """The answer's text."""
     reasoning: _builtins.str
-    """The reasoning, when it was asked for apart."""
+    """The reasoning, if return_reasoning is set."""
     finish_reason: _generation_pb2.FinishReason.ValueType
     """Why the answer ended."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.LogprobEntry]:
-        """One entry a token, when asked for."""
+        """One entry for each token, if top_logprobs is set."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]:
-        """The functions called, each whole; in a stream, those that this step adds."""
+        """The tool calls, each complete; in a stream, those that this step adds."""
 
     def __init__(
         self,
@@ -286,7 +286,7 @@ class Summary(_message.Message):
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Gate]:
-        """Mean gates, one per modality present."""
+        """Mean gates, one for each modality in the conversation."""
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ Global___Summary: _TypeAlias = Summary  # noqa: Y015
 
 @_typing.final
 class CompleteResponse(_message.Message):
-    """CompleteResponse is the whole answer."""
+    """CompleteResponse is the complete answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,7 +323,7 @@ class CompleteResponse(_message.Message):
 
     @_builtins.property
     def summary(self) -> Global___Summary:
-        """What it took."""
+        """Tokens, times and gates."""
 
     def __init__(
         self,
@@ -381,7 +381,7 @@ class StreamCompleteResponse(_message.Message):
     """The bundle that answers."""
     @_builtins.property
     def delta(self) -> Global___Choice:
-        """What this step adds: text and reasoning are deltas, tool calls whole."""
+        """What this step adds: text and reasoning are deltas, tool calls are complete."""
 
     @_builtins.property
     def summary(self) -> Global___Summary:

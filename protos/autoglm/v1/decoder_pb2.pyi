@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class DecoderPart(_message.Message):
-    """DecoderPart is one piece of a message, media already embedded."""
+    """DecoderPart is one piece of a message, with media already embedded."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -65,7 +65,7 @@ class DecoderMessage(_message.Message):
     """Who speaks."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecoderPart]:
-        """What is said."""
+        """The content."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]:
@@ -88,7 +88,7 @@ Global___DecoderMessage: _TypeAlias = DecoderMessage  # noqa: Y015
 
 @_typing.final
 class DecoderServiceGenerateRequest(_message.Message):
-    """DecoderServiceGenerateRequest is a conversation and how to go on with it."""
+    """DecoderServiceGenerateRequest is a conversation, and how to continue it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,13 +106,13 @@ class DecoderServiceGenerateRequest(_message.Message):
     enable_thinking: _builtins.bool
     """Whether the model reasons before it answers; unset leaves it to the chat template."""
     return_reasoning: _builtins.bool
-    """Whether reasoning comes apart, in `reasoning`, instead of inside the text."""
+    """Whether reasoning is returned separately, in `reasoning`, instead of inside the text."""
     request_id: _builtins.str
     """The request's id, for logs."""
     cache_salt: _builtins.str
-    """What keeps the cached prefixes of one tenant from every other: only requests with equal salts share them."""
+    """Separates the prefix cache by tenant: only requests with equal salts share cached prefixes."""
     adapter: _builtins.str
-    """The LoRA adapter of the bundle to answer with; empty for none. Fails with NOT_FOUND for one that it has not."""
+    """The LoRA adapter of the bundle to answer with; empty for none. An unknown one fails with NOT_FOUND."""
     parallel_tool_calls: _builtins.bool
     """Whether it may call more than one function; unset means yes."""
     @_builtins.property
@@ -125,15 +125,15 @@ class DecoderServiceGenerateRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """What is left of the caller's deadline; unset for none."""
+        """The time left until the caller's deadline; unset for none."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]:
-        """What the model may use; empty for nothing, and then no call is looked for in the answer."""
+        """The tools that the model may call; without any, the answer is not searched for tool calls."""
 
     @_builtins.property
     def tool_choice(self) -> _generation_pb2.ToolChoice:
-        """Which of them it has to use; unset leaves it to the model. NONE is not understood here: send no tools."""
+        """Which of them it must call; unset lets the model decide. NONE is not supported here: send no tools."""
 
     def __init__(
         self,
@@ -179,10 +179,10 @@ class DecoderServiceGenerateResponse(_message.Message):
     text: _builtins.str
     """Text added by this step."""
     reasoning: _builtins.str
-    """Reasoning added by this step, when it was asked for apart."""
+    """Reasoning added by this step, if return_reasoning is set."""
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.LogprobEntry]:
-        """One entry a token of this step, when asked for."""
+        """One entry for each token of this step, if top_logprobs is set."""
 
     @_builtins.property
     def finish(self) -> Global___DecoderFinish:
@@ -190,7 +190,7 @@ class DecoderServiceGenerateResponse(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]:
-        """The functions called that this step completes, each whole."""
+        """The tool calls that this step completes."""
 
     def __init__(
         self,
@@ -229,15 +229,15 @@ class DecoderFinish(_message.Message):
 
     @_builtins.property
     def gates(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Gate]:
-        """Mean gates, one per modality present."""
+        """Mean gates, one for each modality in the conversation."""
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting before the first computation."""
+        """From the arrival of the request to the start of its prefill."""
 
     @_builtins.property
     def prefill(self) -> _duration_pb2.Duration:
-        """Fusing and reading the prompt, to the first token."""
+        """Prefill: fusing and reading the prompt, up to the first token."""
 
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration:
@@ -263,7 +263,7 @@ Global___DecoderFinish: _TypeAlias = DecoderFinish  # noqa: Y015
 
 @_typing.final
 class DecoderServiceEmbedRequest(_message.Message):
-    """DecoderServiceEmbedRequest is what to make vectors of."""
+    """DecoderServiceEmbedRequest is the input to embed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -275,7 +275,7 @@ class DecoderServiceEmbedRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """What is left of the caller's deadline; unset for none."""
+        """The time left until the caller's deadline; unset for none."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ Global___DecoderServiceEmbedRequest: _TypeAlias = DecoderServiceEmbedRequest  # 
 
 @_typing.final
 class DecoderServiceEmbedResponse(_message.Message):
-    """DecoderServiceEmbedResponse is what they became."""
+    """DecoderServiceEmbedResponse is a vector for each part."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,7 +303,7 @@ class DecoderServiceEmbedResponse(_message.Message):
     """The tokens of all parts."""
     @_builtins.property
     def vectors(self) -> _embedding_pb2.Tensor:
-        """One row a part, float32 and of length 1: shape [parts, embedding_width]."""
+        """One row for each part, float32 and of length 1: shape [parts, embedding_width]."""
 
     def __init__(
         self,
@@ -355,19 +355,19 @@ class DecoderServiceDescribeResponse(_message.Message):
     bundle: _builtins.str
     """The bundle's name."""
     context_length: _builtins.int
-    """Most tokens of a prompt and its answer together."""
+    """Maximum number of tokens of a prompt and its answer together."""
     device: _builtins.str
-    """Where it computes, as PyTorch names it: cpu, cuda:0."""
+    """The PyTorch device that it computes on: cpu, cuda:0."""
     num_requests_running: _builtins.int
     """Requests being generated now."""
     num_requests_waiting: _builtins.int
-    """Requests waiting for a place."""
+    """Requests waiting to be started."""
     int8: _builtins.bool
-    """Whether the layers' weights are held and multiplied in 8 bits."""
+    """Whether the layers' weights are kept and multiplied in 8 bits."""
     kv_cache_usage_perc: _builtins.float
-    """The share of the cache that running requests hold, from 0 to 1."""
+    """The share of the KV cache that running requests use, from 0 to 1."""
     embedding_width: _builtins.int
-    """Elements of a vector that Embed makes."""
+    """Elements of a vector that Embed returns."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality.ValueType]:
         """What the fusion understands, text included."""

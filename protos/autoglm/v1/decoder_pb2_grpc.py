@@ -57,25 +57,25 @@ class DecoderServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model
-        cannot read, RESOURCE_EXHAUSTED when the queue is full or so long that the answer could not begin before
-        `timeout` (then with RetryInfo), DEADLINE_EXCEEDED when `timeout` passes.
+        """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model cannot read,
+        RESOURCE_EXHAUSTED when the queue is full, or so long that the first token would not come before `timeout` (then
+        with RetryInfo), and DEADLINE_EXCEEDED when `timeout` passes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Embed makes one vector of each part, by itself, in the common space of the fusion. Fails with INVALID_ARGUMENT,
-        naming the part as input[i], for one that the model cannot read or for more tokens than it takes,
-        DEADLINE_EXCEEDED when `timeout` passes.
+        """Embed returns one vector for each part, independent of the others, in the common space of the fusion. Fails with
+        INVALID_ARGUMENT, naming the part as input[i], for a part that the model cannot read or that has too many tokens,
+        and DEADLINE_EXCEEDED when `timeout` passes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """Describe tells what the decoder is and how busy it is.
+        """Describe returns what the decoder is and its load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,17 +34,17 @@ class DecoderServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DecoderServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_decoder_pb2.DecoderServiceGenerateRequest, _decoder_pb2.DecoderServiceGenerateResponse]
-    """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model
-    cannot read, RESOURCE_EXHAUSTED when the queue is full or so long that the answer could not begin before
-    `timeout` (then with RetryInfo), DEADLINE_EXCEEDED when `timeout` passes.
+    """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model cannot read,
+    RESOURCE_EXHAUSTED when the queue is full, or so long that the first token would not come before `timeout` (then
+    with RetryInfo), and DEADLINE_EXCEEDED when `timeout` passes.
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.DecoderServiceEmbedRequest, _decoder_pb2.DecoderServiceEmbedResponse]
-    """Embed makes one vector of each part, by itself, in the common space of the fusion. Fails with INVALID_ARGUMENT,
-    naming the part as input[i], for one that the model cannot read or for more tokens than it takes,
-    DEADLINE_EXCEEDED when `timeout` passes.
+    """Embed returns one vector for each part, independent of the others, in the common space of the fusion. Fails with
+    INVALID_ARGUMENT, naming the part as input[i], for a part that the model cannot read or that has too many tokens,
+    and DEADLINE_EXCEEDED when `timeout` passes.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.DecoderServiceDescribeRequest, _decoder_pb2.DecoderServiceDescribeResponse]
-    """Describe tells what the decoder is and how busy it is."""
+    """Describe returns what the decoder is and its load."""
 
 @_typing.type_check_only
 class DecoderServiceAsyncStub(DecoderServiceStub):
@@ -52,17 +52,17 @@ class DecoderServiceAsyncStub(DecoderServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_decoder_pb2.DecoderServiceGenerateRequest, _decoder_pb2.DecoderServiceGenerateResponse]  # type: ignore[assignment]
-    """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model
-    cannot read, RESOURCE_EXHAUSTED when the queue is full or so long that the answer could not begin before
-    `timeout` (then with RetryInfo), DEADLINE_EXCEEDED when `timeout` passes.
+    """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model cannot read,
+    RESOURCE_EXHAUSTED when the queue is full, or so long that the first token would not come before `timeout` (then
+    with RetryInfo), and DEADLINE_EXCEEDED when `timeout` passes.
     """
     Embed: _aio.UnaryUnaryMultiCallable[_decoder_pb2.DecoderServiceEmbedRequest, _decoder_pb2.DecoderServiceEmbedResponse]  # type: ignore[assignment]
-    """Embed makes one vector of each part, by itself, in the common space of the fusion. Fails with INVALID_ARGUMENT,
-    naming the part as input[i], for one that the model cannot read or for more tokens than it takes,
-    DEADLINE_EXCEEDED when `timeout` passes.
+    """Embed returns one vector for each part, independent of the others, in the common space of the fusion. Fails with
+    INVALID_ARGUMENT, naming the part as input[i], for a part that the model cannot read or that has too many tokens,
+    and DEADLINE_EXCEEDED when `timeout` passes.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_decoder_pb2.DecoderServiceDescribeRequest, _decoder_pb2.DecoderServiceDescribeResponse]  # type: ignore[assignment]
-    """Describe tells what the decoder is and how busy it is."""
+    """Describe returns what the decoder is and its load."""
 
 class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
     """DecoderService fuses embeddings with text and generates. It is internal to the mesh."""
@@ -73,9 +73,9 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decoder_pb2.DecoderServiceGenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.DecoderServiceGenerateResponse], _abc.AsyncIterator[_decoder_pb2.DecoderServiceGenerateResponse]]:
-        """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model
-        cannot read, RESOURCE_EXHAUSTED when the queue is full or so long that the answer could not begin before
-        `timeout` (then with RetryInfo), DEADLINE_EXCEEDED when `timeout` passes.
+        """Generate streams an answer. Fails with INVALID_ARGUMENT for a conversation that the model cannot read,
+        RESOURCE_EXHAUSTED when the queue is full, or so long that the first token would not come before `timeout` (then
+        with RetryInfo), and DEADLINE_EXCEEDED when `timeout` passes.
         """
 
     @_abc_1.abstractmethod
@@ -84,9 +84,9 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decoder_pb2.DecoderServiceEmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decoder_pb2.DecoderServiceEmbedResponse, _abc.Awaitable[_decoder_pb2.DecoderServiceEmbedResponse]]:
-        """Embed makes one vector of each part, by itself, in the common space of the fusion. Fails with INVALID_ARGUMENT,
-        naming the part as input[i], for one that the model cannot read or for more tokens than it takes,
-        DEADLINE_EXCEEDED when `timeout` passes.
+        """Embed returns one vector for each part, independent of the others, in the common space of the fusion. Fails with
+        INVALID_ARGUMENT, naming the part as input[i], for a part that the model cannot read or that has too many tokens,
+        and DEADLINE_EXCEEDED when `timeout` passes.
         """
 
     @_abc_1.abstractmethod
@@ -95,6 +95,6 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _decoder_pb2.DecoderServiceDescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_decoder_pb2.DecoderServiceDescribeResponse, _abc.Awaitable[_decoder_pb2.DecoderServiceDescribeResponse]]:
-        """Describe tells what the decoder is and how busy it is."""
+        """Describe returns what the decoder is and its load."""
 
 def add_DecoderServiceServicer_to_server(servicer: DecoderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,7 +28,7 @@ class _ElementType:
 class _ElementTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ElementType.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ELEMENT_TYPE_UNSPECIFIED: _ElementType.ValueType  # 0
-    """The type was not said; it is an invalid argument."""
+    """No type was given; it is an invalid argument."""
     ELEMENT_TYPE_BFLOAT16: _ElementType.ValueType  # 1
     """bfloat16, 2 bytes."""
     ELEMENT_TYPE_FLOAT16: _ElementType.ValueType  # 2
@@ -40,7 +40,7 @@ class ElementType(_ElementType, metaclass=_ElementTypeEnumTypeWrapper):
     """ElementType is the type of a tensor's elements, little-endian."""
 
 ELEMENT_TYPE_UNSPECIFIED: ElementType.ValueType  # 0
-"""The type was not said; it is an invalid argument."""
+"""No type was given; it is an invalid argument."""
 ELEMENT_TYPE_BFLOAT16: ElementType.ValueType  # 1
 """bfloat16, 2 bytes."""
 ELEMENT_TYPE_FLOAT16: ElementType.ValueType  # 2
@@ -87,7 +87,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Embedding(_message.Message):
-    """Embedding is what an encoder makes of one image or recording."""
+    """Embedding is one image or recording as an encoder's tokens."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -104,7 +104,7 @@ class Embedding(_message.Message):
     media_sha256: _builtins.bytes
     """SHA-256 of the media's bytes."""
     transcript: _builtins.str
-    """What is said in a recording, which the decoder reads too; empty for images, and where the bundle writes no
+    """The transcript of a recording, which the decoder reads too; empty for images, and if the bundle writes no
     transcripts.
     """
     @_builtins.property
@@ -113,8 +113,8 @@ class Embedding(_message.Message):
 
     @_builtins.property
     def grid(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens high and tokens wide, where the tokens are those of a picture, row by row; empty where they have no such
-        order. Their product is the number of tokens.
+        """The number of tokens (high, wide), if the tokens are a map of a picture, row by row; empty if they are not. The
+        product is the number of tokens.
         """
 
     def __init__(
@@ -152,20 +152,20 @@ class EncoderInfo(_message.Message):
     revision: _builtins.str
     """A hash of weights, config and preprocessing: part of every cache key."""
     width: _builtins.int
-    """Elements of one token."""
+    """The number of elements of a token."""
     element_type: Global___ElementType.ValueType
-    """The type of the elements that it sends."""
+    """The type of the elements."""
     device: _builtins.str
-    """Where it computes, as PyTorch names it: cpu, cuda:0."""
+    """The PyTorch device that it computes on: cpu, cuda:0."""
     int8: _builtins.bool
     """Whether its weights are INT8."""
     max_pixels: _builtins.int
-    """Most pixels of an image; 0 where it does not apply."""
+    """Maximum number of pixels of an image; 0 if it does not encode images."""
     bundle: _builtins.str
     """The bundle that the encoder is part of."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
-        """Longest recording; unset where it does not apply."""
+        """Maximum length of a recording; unset if it does not encode recordings."""
 
     def __init__(
         self,

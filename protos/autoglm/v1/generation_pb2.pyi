@@ -28,29 +28,29 @@ class _Role:
 class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
-    """The role was not said; it is an invalid argument."""
+    """No role was given; it is an invalid argument."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """Standing instructions to the model."""
+    """Instructions that hold for the whole conversation."""
     ROLE_USER: _Role.ValueType  # 2
     """The person or program that asks."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """An earlier answer of the model."""
     ROLE_TOOL: _Role.ValueType  # 4
-    """What a function gave back that the model had called."""
+    """The result of a function that the model called."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Role says who speaks a message."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
-"""The role was not said; it is an invalid argument."""
+"""No role was given; it is an invalid argument."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""Standing instructions to the model."""
+"""Instructions that hold for the whole conversation."""
 ROLE_USER: Role.ValueType  # 2
 """The person or program that asks."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """An earlier answer of the model."""
 ROLE_TOOL: Role.ValueType  # 4
-"""What a function gave back that the model had called."""
+"""The result of a function that the model called."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _FinishReason:
@@ -66,7 +66,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """The answer reached max_tokens or the end of the context."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
-    """The model called functions and waits for what they give back."""
+    """The model called functions and waits for their results."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason says why an answer ended."""
@@ -78,7 +78,7 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """The answer reached max_tokens or the end of the context."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
-"""The model called functions and waits for what they give back."""
+"""The model called functions and waits for their results."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _ToolChoiceMode:
@@ -88,25 +88,25 @@ class _ToolChoiceMode:
 class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoiceMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOOL_CHOICE_MODE_UNSPECIFIED: _ToolChoiceMode.ValueType  # 0
-    """The mode was not said; it is AUTO."""
+    """No mode was given; it is AUTO."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 1
-    """It may not; the tools are as good as absent."""
+    """It must not; the tools are ignored."""
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 2
-    """It may."""
+    """It may call functions or answer with text."""
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """It has to call at least one."""
+    """It must call at least one."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
-    """ToolChoiceMode says whether the model has to call functions."""
+    """ToolChoiceMode says whether the model must call functions."""
 
 TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
-"""The mode was not said; it is AUTO."""
+"""No mode was given; it is AUTO."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 1
-"""It may not; the tools are as good as absent."""
+"""It must not; the tools are ignored."""
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 2
-"""It may."""
+"""It may call functions or answer with text."""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""It has to call at least one."""
+"""It must call at least one."""
 Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 class _CacheOutcome:
@@ -120,11 +120,11 @@ class _CacheOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheOut
     CACHE_OUTCOME_MISS: _CacheOutcome.ValueType  # 1
     """The encoder computed it for this request."""
     CACHE_OUTCOME_LOCAL: _CacheOutcome.ValueType  # 2
-    """The gateway's own memory held it."""
+    """The gateway's own memory had it."""
     CACHE_OUTCOME_REDIS: _CacheOutcome.ValueType  # 3
-    """Redis held it."""
+    """Redis had it."""
     CACHE_OUTCOME_SHARED: _CacheOutcome.ValueType  # 4
-    """A concurrent request was already computing it, and its result was shared."""
+    """A concurrent request was already computing it, and the result was shared (single flight)."""
 
 class CacheOutcome(_CacheOutcome, metaclass=_CacheOutcomeEnumTypeWrapper):
     """CacheOutcome says where a media part's embedding came from."""
@@ -134,16 +134,16 @@ CACHE_OUTCOME_UNSPECIFIED: CacheOutcome.ValueType  # 0
 CACHE_OUTCOME_MISS: CacheOutcome.ValueType  # 1
 """The encoder computed it for this request."""
 CACHE_OUTCOME_LOCAL: CacheOutcome.ValueType  # 2
-"""The gateway's own memory held it."""
+"""The gateway's own memory had it."""
 CACHE_OUTCOME_REDIS: CacheOutcome.ValueType  # 3
-"""Redis held it."""
+"""Redis had it."""
 CACHE_OUTCOME_SHARED: CacheOutcome.ValueType  # 4
-"""A concurrent request was already computing it, and its result was shared."""
+"""A concurrent request was already computing it, and the result was shared (single flight)."""
 Global___CacheOutcome: _TypeAlias = CacheOutcome  # noqa: Y015
 
 @_typing.final
 class Function(_message.Message):
-    """Function is one that the model may call; the client runs it."""
+    """Function is a function that the model may call and the client runs."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,11 +151,11 @@ class Function(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, of letters, digits, _ and -; at most 64."""
+    """Its name: at most 64 letters, digits, _ and -."""
     description: _builtins.str
-    """What it does, for the model to choose by."""
+    """What it does; the model decides by this."""
     parameters: _builtins.str
-    """A JSON Schema of the object of its arguments; empty for a function without."""
+    """A JSON Schema of its arguments, an object; empty for a function without arguments."""
     def __init__(
         self,
         *,
@@ -173,7 +173,7 @@ Global___Function: _TypeAlias = Function  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
-    """Tool is something that the model may use."""
+    """Tool is a tool that the model may call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -204,9 +204,9 @@ class ToolChoice(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     FUNCTION_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoiceMode.ValueType
-    """Whether it has to."""
+    """Whether it must call any."""
     function: _builtins.str
-    """The name of the one function that it has to call."""
+    """The name of the one function that it must call."""
     def __init__(
         self,
         *,
@@ -251,14 +251,14 @@ Global___FunctionCall: _TypeAlias = FunctionCall  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """ToolCall is one use of a tool by the model."""
+    """ToolCall is one call of a tool by the model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     FUNCTION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """What the message with the result names it by."""
+    """The id that the message with the result refers to."""
     @_builtins.property
     def function(self) -> Global___FunctionCall:
         """The call."""
@@ -321,15 +321,15 @@ class SamplingParams(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Softmax temperature in [0, 2]; 0 always takes the likeliest token. Default 1."""
+    """Softmax temperature in [0, 2]; 0 always takes the most likely token. Default 1."""
     top_p: _builtins.float
-    """Nucleus sampling: the smallest set of tokens with this mass, in (0, 1]. Default 1."""
+    """Nucleus sampling: the smallest set of tokens with this probability mass, in (0, 1]. Default 1."""
     top_k: _builtins.int
-    """Only the k likeliest tokens; 0 means all. Default 0."""
+    """Only the k most likely tokens; 0 means all. Default 0."""
     max_tokens: _builtins.int
-    """Most tokens to generate. Default: what fits in the context."""
+    """Maximum number of tokens to generate. Default: as many as fit in the context."""
     seed: _builtins.int
-    """Seed of the random numbers; the same seed gives the same answer."""
+    """Seed of the random number generator; the same seed gives the same answer."""
     presence_penalty: _builtins.float
     """Subtracted from the logit of each token already generated, in [-2, 2]. Default 0."""
     frequency_penalty: _builtins.float
@@ -337,17 +337,17 @@ class SamplingParams(_message.Message):
     repetition_penalty: _builtins.float
     """Divides positive and multiplies negative logits of seen tokens, in (0, 10]. Default 1."""
     top_logprobs: _builtins.int
-    """Log probabilities to return for each token: unset for none, else the chosen token's and
-    this many (0 to 20) of the likeliest.
+    """Log probabilities to return for each token: none if unset, else that of the chosen token and of this many (0 to
+    20) of the most likely tokens.
     """
     min_p: _builtins.float
-    """Drops tokens less likely than this share of the likeliest one, in [0, 1]. Default 0."""
+    """Excludes tokens whose probability is below this share of the highest one, in [0, 1]. Default 0."""
     max_thinking_tokens: _builtins.int
-    """Most tokens of reasoning; behind them the model has to answer. Default: as many as it likes."""
+    """Maximum number of reasoning tokens, after which the model must answer. Default: no maximum."""
     json_schema: _builtins.str
-    """A JSON Schema; the answer is JSON as Python's json.dumps writes it."""
+    """A JSON Schema; the answer is JSON, formatted as Python's json.dumps formats it."""
     regex: _builtins.str
-    """A regular expression, as Rust's regex crate knows them, for the whole answer."""
+    """A regular expression in the syntax of Rust's regex crate, for the whole answer."""
     grammar: _builtins.str
     """A grammar in the Lark dialect of llguidance."""
     @_builtins.property
@@ -360,7 +360,7 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def choice(self) -> Global___TextChoice:
-        """One of some texts."""
+        """One of several texts."""
 
     def __init__(
         self,
@@ -447,7 +447,7 @@ class TextChoice(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts; at least one, none empty."""
+        """The texts: at least one, none of them empty."""
 
     def __init__(
         self,
@@ -494,7 +494,7 @@ Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
 
 @_typing.final
 class LogprobEntry(_message.Message):
-    """LogprobEntry is one generated token with its likeliest rivals."""
+    """LogprobEntry is one generated token with the most likely alternatives."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -506,7 +506,7 @@ class LogprobEntry(_message.Message):
 
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
-        """The likeliest tokens at its position, best first."""
+        """The most likely tokens at its position, best first."""
 
     def __init__(
         self,
@@ -535,15 +535,15 @@ class Usage(_message.Message):
     AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
     REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, those of media included."""
+    """Tokens of the prompt, media included."""
     completion_tokens: _builtins.int
     """Tokens generated, reasoning included."""
     cached_tokens: _builtins.int
-    """Tokens of the prompt whose state was already cached."""
+    """Tokens of the prompt that the prefix cache had."""
     image_tokens: _builtins.int
-    """Tokens of the prompt that stand for images."""
+    """Tokens of the prompt that are images."""
     audio_tokens: _builtins.int
-    """Tokens of the prompt that stand for audio."""
+    """Tokens of the prompt that are audio."""
     reasoning_tokens: _builtins.int
     """Generated tokens that are reasoning."""
     def __init__(
@@ -566,14 +566,14 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
-    """Gate is the mean openness of the cross-modal gate over the text tokens of the last user message."""
+    """Gate is the mean of the cross-modal gate over the text tokens of the last user message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODALITY_FIELD_NUMBER: _builtins.int
     MEAN_FIELD_NUMBER: _builtins.int
     modality: _modality_pb2.Modality.ValueType
-    """The modality that the gate lets through."""
+    """The modality that the gate admits."""
     mean: _builtins.float
     """The mean, in [0, 1]."""
     def __init__(
@@ -592,7 +592,7 @@ Global___Gate: _TypeAlias = Gate  # noqa: Y015
 
 @_typing.final
 class MediaStage(_message.Message):
-    """MediaStage is what one media part cost."""
+    """MediaStage is the time that one media part took."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -605,7 +605,7 @@ class MediaStage(_message.Message):
     """Where its embedding came from."""
     @_builtins.property
     def encode(self) -> _duration_pb2.Duration:
-        """Time from asking for the embedding to having it."""
+        """From the request for the embedding to its arrival."""
 
     def __init__(
         self,
@@ -636,7 +636,7 @@ class Stages(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """Waiting in the decoder before the first computation."""
+        """From the arrival at the decoder to the start of the prefill."""
 
     @_builtins.property
     def fetch(self) -> _duration_pb2.Duration:
@@ -644,11 +644,11 @@ class Stages(_message.Message):
 
     @_builtins.property
     def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaStage]:
-        """One entry a media part, in the order of the conversation."""
+        """One entry for each media part, in the order of the conversation."""
 
     @_builtins.property
     def prefill(self) -> _duration_pb2.Duration:
-        """Fusing and reading the prompt, to the first token."""
+        """Prefill: fusing and reading the prompt, up to the first token."""
 
     @_builtins.property
     def decode(self) -> _duration_pb2.Duration:
@@ -656,7 +656,7 @@ class Stages(_message.Message):
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
-        """From reading the request to the end of the answer, all stages and transport included."""
+        """From the arrival of the request to the end of the answer, with all stages and transport."""
 
     def __init__(
         self,

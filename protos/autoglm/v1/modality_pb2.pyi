@@ -23,21 +23,21 @@ class _Modality:
 class _ModalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Modality.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODALITY_UNSPECIFIED: _Modality.ValueType  # 0
-    """The modality was not said; no server sends this."""
+    """No modality; no server sends this."""
     MODALITY_TEXT: _Modality.ValueType  # 1
-    """Written language."""
+    """Written text."""
     MODALITY_IMAGE: _Modality.ValueType  # 2
     """Still pictures: screenshots and photographs."""
     MODALITY_AUDIO: _Modality.ValueType  # 3
     """Recorded speech."""
 
 class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper):
-    """Modality names one kind of input that a bundle may understand."""
+    """Modality is a kind of input that a bundle may understand."""
 
 MODALITY_UNSPECIFIED: Modality.ValueType  # 0
-"""The modality was not said; no server sends this."""
+"""No modality; no server sends this."""
 MODALITY_TEXT: Modality.ValueType  # 1
-"""Written language."""
+"""Written text."""
 MODALITY_IMAGE: Modality.ValueType  # 2
 """Still pictures: screenshots and photographs."""
 MODALITY_AUDIO: Modality.ValueType  # 3

@@ -51,10 +51,10 @@ class ModelCard(_message.Message):
     bundle: _builtins.str
     """The bundle that answers to it."""
     context_length: _builtins.int
-    """Most tokens of a prompt and its answer together."""
+    """Maximum number of tokens of a prompt and its answer together."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality.ValueType]:
-        """What the bundle understands at this moment."""
+        """What the bundle understands at the moment."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """ModelService tells which models the mesh serves.
+    """ModelService lists the models that the mesh serves.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """ModelService tells which models the mesh serves.
+    """ModelService lists the models that the mesh serves.
     """
 
     def ListModels(self, request, context):
@@ -71,7 +71,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """ModelService tells which models the mesh serves.
+    """ModelService lists the models that the mesh serves.
     """
 
     @staticmethod

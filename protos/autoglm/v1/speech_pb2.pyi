@@ -35,7 +35,7 @@ class SpeechServiceEncodeRequest(_message.Message):
     """The file's bytes: WAV, MP3, FLAC or Ogg."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """What is left of the caller's deadline; unset for none."""
+        """The time left until the caller's deadline; unset for none."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class SpeechServiceEncodeResponse(_message.Message):
     @_builtins.property
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def transcript(self) -> _builtins.str:
-        """The same as embedding.transcript; read that one."""
+        """The same as embedding.transcript; use that field."""
 
     @transcript.setter
     @_deprecated("""This field has been marked as deprecated using proto field options.""")
     def transcript(self, value: _builtins.str) -> None:
-        """The same as embedding.transcript; read that one."""
+        """The same as embedding.transcript; use that field."""
 
     @_builtins.property
     def embedding(self) -> _embedding_pb2.Embedding:
@@ -105,7 +105,7 @@ class SpeechServiceTranscribeRequest(_message.Message):
     """The file's bytes: WAV, MP3, FLAC or Ogg."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """What is left of the caller's deadline; unset for none."""
+        """The time left until the caller's deadline; unset for none."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ Global___SpeechServiceTranscribeRequest: _TypeAlias = SpeechServiceTranscribeReq
 
 @_typing.final
 class SpeechServiceTranscribeResponse(_message.Message):
-    """SpeechServiceTranscribeResponse is what was said."""
+    """SpeechServiceTranscribeResponse is the transcript."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -175,7 +175,7 @@ class SpeechServiceDescribeResponse(_message.Message):
     ENCODER_FIELD_NUMBER: _builtins.int
     TRANSCRIBES_FIELD_NUMBER: _builtins.int
     transcribes: _builtins.bool
-    """Whether the bundle writes transcripts; an encoder without a CTC head gives tokens only."""
+    """Whether the bundle writes transcripts; an encoder without a CTC head returns tokens only."""
     @_builtins.property
     def encoder(self) -> _embedding_pb2.EncoderInfo:
         """The encoder."""

@@ -66,15 +66,15 @@ class SpeechServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Transcribe(self, request, context):
-        """Transcribe returns what was said. Fails as Encode does, and with INVALID_ARGUMENT where the bundle
-        writes no transcripts.
+        """Transcribe returns the transcript. Fails as Encode does, and with INVALID_ARGUMENT if the bundle writes no
+        transcripts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """Describe tells revision, width and limits.
+        """Describe returns revision, width and limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

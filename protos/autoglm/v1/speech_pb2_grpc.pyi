@@ -39,11 +39,11 @@ class SpeechServiceStub:
     passes.
     """
     Transcribe: _grpc.UnaryUnaryMultiCallable[_speech_pb2.SpeechServiceTranscribeRequest, _speech_pb2.SpeechServiceTranscribeResponse]
-    """Transcribe returns what was said. Fails as Encode does, and with INVALID_ARGUMENT where the bundle
-    writes no transcripts.
+    """Transcribe returns the transcript. Fails as Encode does, and with INVALID_ARGUMENT if the bundle writes no
+    transcripts.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_speech_pb2.SpeechServiceDescribeRequest, _speech_pb2.SpeechServiceDescribeResponse]
-    """Describe tells revision, width and limits."""
+    """Describe returns revision, width and limits."""
 
 @_typing.type_check_only
 class SpeechServiceAsyncStub(SpeechServiceStub):
@@ -56,11 +56,11 @@ class SpeechServiceAsyncStub(SpeechServiceStub):
     passes.
     """
     Transcribe: _aio.UnaryUnaryMultiCallable[_speech_pb2.SpeechServiceTranscribeRequest, _speech_pb2.SpeechServiceTranscribeResponse]  # type: ignore[assignment]
-    """Transcribe returns what was said. Fails as Encode does, and with INVALID_ARGUMENT where the bundle
-    writes no transcripts.
+    """Transcribe returns the transcript. Fails as Encode does, and with INVALID_ARGUMENT if the bundle writes no
+    transcripts.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_speech_pb2.SpeechServiceDescribeRequest, _speech_pb2.SpeechServiceDescribeResponse]  # type: ignore[assignment]
-    """Describe tells revision, width and limits."""
+    """Describe returns revision, width and limits."""
 
 class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
     """SpeechService turns recordings into tokens and transcripts. It is internal to the mesh."""
@@ -82,8 +82,8 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _speech_pb2.SpeechServiceTranscribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_speech_pb2.SpeechServiceTranscribeResponse, _abc.Awaitable[_speech_pb2.SpeechServiceTranscribeResponse]]:
-        """Transcribe returns what was said. Fails as Encode does, and with INVALID_ARGUMENT where the bundle
-        writes no transcripts.
+        """Transcribe returns the transcript. Fails as Encode does, and with INVALID_ARGUMENT if the bundle writes no
+        transcripts.
         """
 
     @_abc_1.abstractmethod
@@ -92,6 +92,6 @@ class SpeechServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _speech_pb2.SpeechServiceDescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_speech_pb2.SpeechServiceDescribeResponse, _abc.Awaitable[_speech_pb2.SpeechServiceDescribeResponse]]:
-        """Describe tells revision, width and limits."""
+        """Describe returns revision, width and limits."""
 
 def add_SpeechServiceServicer_to_server(servicer: SpeechServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

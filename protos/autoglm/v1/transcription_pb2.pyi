@@ -44,7 +44,7 @@ Global___TranscribeRequest: _TypeAlias = TranscribeRequest  # noqa: Y015
 
 @_typing.final
 class TranscribeResponse(_message.Message):
-    """TranscribeResponse is what was said."""
+    """TranscribeResponse is the transcript."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -47,9 +47,9 @@ class TranscriptionServiceServicer(object):
     """
 
     def Transcribe(self, request, context):
-        """Transcribe returns what was said. Fails with INVALID_ARGUMENT for a file that is not a
-        recording, UNAVAILABLE when the speech encoder cannot be reached, and NOT_FOUND, as for a hash
-        that is not known, when the recording comes as its hash: transcripts are not kept.
+        """Transcribe returns the transcript. Fails with INVALID_ARGUMENT for a file that is not a recording, UNAVAILABLE
+        when the speech encoder cannot be reached, and NOT_FOUND when the recording is sent as its hash: transcripts are
+        not kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,9 +34,9 @@ class TranscriptionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TranscriptionServiceAsyncStub: ...
     Transcribe: _grpc.UnaryUnaryMultiCallable[_transcription_pb2.TranscribeRequest, _transcription_pb2.TranscribeResponse]
-    """Transcribe returns what was said. Fails with INVALID_ARGUMENT for a file that is not a
-    recording, UNAVAILABLE when the speech encoder cannot be reached, and NOT_FOUND, as for a hash
-    that is not known, when the recording comes as its hash: transcripts are not kept.
+    """Transcribe returns the transcript. Fails with INVALID_ARGUMENT for a file that is not a recording, UNAVAILABLE
+    when the speech encoder cannot be reached, and NOT_FOUND when the recording is sent as its hash: transcripts are
+    not kept.
     """
 
 @_typing.type_check_only
@@ -45,9 +45,9 @@ class TranscriptionServiceAsyncStub(TranscriptionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Transcribe: _aio.UnaryUnaryMultiCallable[_transcription_pb2.TranscribeRequest, _transcription_pb2.TranscribeResponse]  # type: ignore[assignment]
-    """Transcribe returns what was said. Fails with INVALID_ARGUMENT for a file that is not a
-    recording, UNAVAILABLE when the speech encoder cannot be reached, and NOT_FOUND, as for a hash
-    that is not known, when the recording comes as its hash: transcripts are not kept.
+    """Transcribe returns the transcript. Fails with INVALID_ARGUMENT for a file that is not a recording, UNAVAILABLE
+    when the speech encoder cannot be reached, and NOT_FOUND when the recording is sent as its hash: transcripts are
+    not kept.
     """
 
 class TranscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,9 +59,9 @@ class TranscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _transcription_pb2.TranscribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transcription_pb2.TranscribeResponse, _abc.Awaitable[_transcription_pb2.TranscribeResponse]]:
-        """Transcribe returns what was said. Fails with INVALID_ARGUMENT for a file that is not a
-        recording, UNAVAILABLE when the speech encoder cannot be reached, and NOT_FOUND, as for a hash
-        that is not known, when the recording comes as its hash: transcripts are not kept.
+        """Transcribe returns the transcript. Fails with INVALID_ARGUMENT for a file that is not a recording, UNAVAILABLE
+        when the speech encoder cannot be reached, and NOT_FOUND when the recording is sent as its hash: transcripts are
+        not kept.
         """
 
 def add_TranscriptionServiceServicer_to_server(servicer: TranscriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,7 +30,7 @@ class VisionServiceEncodeRequest(_message.Message):
     """The file's bytes: PNG, JPEG, WebP or GIF."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """What is left of the caller's deadline; unset for none."""
+        """The time left until the caller's deadline; unset for none."""
 
     def __init__(
         self,

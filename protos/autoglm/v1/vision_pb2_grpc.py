@@ -60,7 +60,7 @@ class VisionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """Describe tells revision, width and limits.
+        """Describe returns revision, width and limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

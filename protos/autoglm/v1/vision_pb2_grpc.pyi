@@ -38,7 +38,7 @@ class VisionServiceStub:
     the limits, RESOURCE_EXHAUSTED when the queue is full, DEADLINE_EXCEEDED when `timeout` passes.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceDescribeRequest, _vision_pb2.VisionServiceDescribeResponse]
-    """Describe tells revision, width and limits."""
+    """Describe returns revision, width and limits."""
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
@@ -50,7 +50,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
     the limits, RESOURCE_EXHAUSTED when the queue is full, DEADLINE_EXCEEDED when `timeout` passes.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceDescribeRequest, _vision_pb2.VisionServiceDescribeResponse]  # type: ignore[assignment]
-    """Describe tells revision, width and limits."""
+    """Describe returns revision, width and limits."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     """VisionService turns pictures into tokens. It is internal to the mesh."""
@@ -71,6 +71,6 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.VisionServiceDescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.VisionServiceDescribeResponse, _abc.Awaitable[_vision_pb2.VisionServiceDescribeResponse]]:
-        """Describe tells revision, width and limits."""
+        """Describe returns revision, width and limits."""
 
 def add_VisionServiceServicer_to_server(servicer: VisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

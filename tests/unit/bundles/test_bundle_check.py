@@ -13,8 +13,8 @@ from autoglm.bundles.check import check
 from autoglm.bundles.preset import Sources
 from autoglm.cli.main import app
 from autoglm.common.bundle import Bundle, default_bundle, write_manifest
-from autoglm.fusion.compose import MEDIA_TOKENS
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 from .samples import NAME, NEW_TOKENS
 
@@ -38,9 +38,7 @@ def test_a_broken_hash(copied: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert faults(copied) == [
-        "vision: model.safetensors is not the file that bundle.json names (its SHA-256 differs); restore the file"
-    ]
+    assert faults(copied) == ["vision: model.safetensors differs from the SHA-256 in bundle.json; restore the file"]
 
 
 def test_a_wrong_shape(copied: Path) -> None:
@@ -68,11 +66,16 @@ def test_a_file_cut_short(copied: Path) -> None:
     assert "is not a whole safetensors file" in found
 
 
+def test_an_unknown_architecture_is_the_only_fault(copied: Path) -> None:
+    write_manifest(copied, NAME, "mamba")
+    assert faults(copied) == ["architecture 'mamba' is unknown; this release serves gcma"]
+
+
 def test_a_missing_part(copied: Path) -> None:
     shutil.rmtree(copied / "decoder")
     assert faults(copied) == [f"decoder: bundle {NAME} lacks decoder/chat_template.jinja; restore the file"]
     write_manifest(copied, NAME, "gcma")
-    assert faults(copied) == ["decoder: the bundle has no such part, and no answer without it; assemble it again"]
+    assert faults(copied) == ["decoder: the bundle has no such part and cannot answer without it; assemble it again"]
 
 
 def test_a_missing_eye_is_no_fault(copied: Path) -> None:
@@ -88,7 +91,7 @@ def test_a_missing_media_token(copied: Path, sources: Sources) -> None:
     write_manifest(copied, NAME, "gcma")
     assert faults(copied) == [
         f"decoder: the tokenizer has no token {text}; assemble the bundle with autoglm bundle init"
-        for text in MEDIA_TOKENS
+        for text in GCMA_LAYOUT.media_tokens
         if text in NEW_TOKENS
     ]
 
@@ -96,11 +99,11 @@ def test_a_missing_media_token(copied: Path, sources: Sources) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "fault"),
     [
-        ("vision/preprocessor_config.json", {"size": {"height": 256, "width": 256}}, "vision: it gives 8 × 8 tokens"),
+        ("vision/preprocessor_config.json", {"size": {"height": 256, "width": 256}}, "vision: it makes 8 × 8 tokens"),
         ("speech/preprocessor_config.json", {"feature_size": 128}, "speech: its features have 128 mel bins, and its"),
         ("decoder/generation_config.json", {"eos_token_id": None}, "decoder: generation_config.json and config.json"),
-        ("decoder/config.json", {"model_type": "glm4"}, "holds a model of type glm4"),
-        ("decoder/config.json", {"num_hidden_layers": "two"}, "makes no decoder model"),
+        ("decoder/config.json", {"model_type": "glm4"}, "has a model of type glm4"),
+        ("decoder/config.json", {"num_hidden_layers": "two"}, "does not describe a decoder model"),
     ],
 )
 def test_parts_that_do_not_fit(copied: Path, file: str, values: dict[str, object], fault: str) -> None:
@@ -109,13 +112,13 @@ def test_parts_that_do_not_fit(copied: Path, file: str, values: dict[str, object
 
 
 def test_widths_must_meet(copied: Path) -> None:
-    grids = FusionConfig(text_width=32, media_widths={"image": 25}, image_grid=(7, 7))
-    FusionModel(grids).save_pretrained(copied / "fusion")
+    grids = GcmaConfig(text_width=32, media_widths={"image": 25}, image_grid=(7, 7))
+    GcmaFusion(grids).save_pretrained(copied / "fusion")
     write_manifest(copied, NAME, "gcma")
     assert faults(copied) == [
-        "vision: it makes tokens of 24 of an image, and the fusion reads 25",
-        "speech: it makes tokens of 128 of a recording, and the fusion reads none",
-        "decoder: it reads tokens of 64, and the fusion writes tokens of 32",
+        "vision: it makes tokens of width 24 of an image, and the fusion reads width 25",
+        "speech: it makes tokens of width 128 of a recording, and the fusion reads none",
+        "decoder: it reads tokens of width 64, and the fusion writes width 32",
     ]
 
 
@@ -124,7 +127,7 @@ def test_widths_must_meet(copied: Path) -> None:
     [
         ("{{ nothing( }}", "the chat template cannot be used"),
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", None),
-        ("{{ messages[-1].content }}", "the chat template leaves out parts of messages, or moves them"),
+        ("{{ messages[-1].content }}", "the chat template omits or reorders parts of messages"),
     ],
 )
 def test_a_template_must_keep_every_part(copied: Path, template: str, fault: str | None) -> None:
@@ -157,7 +160,7 @@ def test_the_command_places_on_the_cards_asked_about(bundle: Bundle) -> None:
 def test_a_size_that_is_none_is_refused(bundle: Bundle) -> None:
     done = CliRunner().invoke(app, ["bundle", "check", str(bundle.root), "--gpus", "24"])
     assert done.exit_code == 1
-    assert "'24' is no memory of a GPU; write for example 24GB,24GB" in done.stderr
+    assert "'24' is not a GPU's memory; write for example 24GB,24GB" in done.stderr
 
 
 def test_the_committed_bundle_is_sound() -> None:

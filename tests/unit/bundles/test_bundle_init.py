@@ -72,7 +72,7 @@ def test_what_is_there_stays_as_it_is(sources: Sources, tmp_path: Path) -> None:
     options = ["--vision", sources.vision, "--speech", sources.speech, "--decoder", sources.decoder]
     done = CliRunner().invoke(app, ["bundle", "init", "--preset", NAME, *options, str(tmp_path)])
     assert done.exit_code == 1
-    assert "is there already and stays as it is" in done.stderr
+    assert "exists and is left as it is" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -89,10 +89,10 @@ def test_the_command_says_what_it_did(sources: Sources, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "model_type", "reason"),
     [
-        ("decoder", "glm4", "holds a model of type glm4, and the decoder part must be of transformers' type glm"),
-        ("decoder", "chatglm", "holds a model of type chatglm"),
-        ("speech", "wav2vec2", "holds a model of type wav2vec2, and the speech part must be"),
-        ("vision", "vit", "holds a model of type vit, and the vision part must be"),
+        ("decoder", "glm4", "has a model of type glm4, and the decoder part must be of transformers' type glm"),
+        ("decoder", "chatglm", "has a model of type chatglm"),
+        ("speech", "wav2vec2", "has a model of type wav2vec2, and the speech part must be"),
+        ("vision", "vit", "has a model of type vit, and the vision part must be"),
     ],
 )
 def test_another_architecture_is_refused(
@@ -107,7 +107,7 @@ def test_another_architecture_is_refused(
 def test_a_base_model_without_a_template_is_refused(sources: Sources, tmp_path: Path) -> None:
     shutil.copytree(sources.decoder, tmp_path / "base")
     (tmp_path / "base" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    with pytest.raises(BundleError, match="has no chat template: give a chat model"):
+    with pytest.raises(BundleError, match="has no chat template: use a chat model"):
         assemble(tmp_path / "out", NAME, replace(sources, decoder=str(tmp_path / "base")), print)
 
 
@@ -115,7 +115,7 @@ def test_a_base_model_without_a_template_is_refused(sources: Sources, tmp_path: 
     ("file", "content", "reason"),
     [
         ("tokenizer.json", "{}", "tokenizer.json cannot be read"),
-        ("config.json", '{"model_type": "glm", "vocab_size": "many"}', "makes no decoder model"),
+        ("config.json", '{"model_type": "glm", "vocab_size": "many"}', "does not describe a decoder model"),
         ("config.json", "{", "config.json is damaged"),
         (INDEX, "{}", "has no tensor model.embed_tokens.weight"),
     ],
@@ -133,7 +133,7 @@ def test_weights_that_lack_a_tensor_are_refused(sources: Sources, tmp_path: Path
     tensors = load_file(tmp_path / "speech" / "model.safetensors")
     del tensors["model.encoder.layers.1.fc1.weight"]
     save_file(tensors, tmp_path / "speech" / "model.safetensors")
-    with pytest.raises(BundleError, match=r"is no whole speech part: has no tensor encoder\.layers\.1\.fc1\.weight"):
+    with pytest.raises(BundleError, match=r"not a complete speech part: has no tensor encoder\.layers\.1\.fc1\.weight"):
         assemble(tmp_path / "out", NAME, replace(sources, speech=str(tmp_path / "speech")), print)
     assert not (tmp_path / "out").exists()
 
@@ -141,7 +141,7 @@ def test_weights_that_lack_a_tensor_are_refused(sources: Sources, tmp_path: Path
 def test_a_template_that_drops_messages_makes_no_bundle(sources: Sources, tmp_path: Path) -> None:
     shutil.copytree(sources.decoder, tmp_path / "forgetful")
     (tmp_path / "forgetful" / "chat_template.jinja").write_text("{{ messages[-1].content }}")
-    with pytest.raises(BundleError, match="do not make a bundle:\ndecoder: the chat template leaves out parts"):
+    with pytest.raises(BundleError, match="do not make a bundle:\ndecoder: the chat template omits or reorders parts"):
         assemble(tmp_path / "out", NAME, replace(sources, decoder=str(tmp_path / "forgetful")), print)
     assert [path.name for path in tmp_path.iterdir()] == ["forgetful"]
 
@@ -167,8 +167,8 @@ def test_a_hub_id_is_taken_from_the_hubs_cache(sources: Sources, hub: Path, tmp_
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("openai/whisper-tiny", "is no folder here, and the hub does not give it .* give its folder"),
-        ("./nowhere/at/all", "there is no folder ./nowhere/at/all; give a folder, or a hub id"),
+        ("openai/whisper-tiny", "is not a local folder, and the hub does not provide it .* use its folder"),
+        ("./nowhere/at/all", "there is no folder ./nowhere/at/all; name a folder, or a hub id"),
     ],
 )
 def test_a_source_that_cannot_be_had_says_what_to_do(

@@ -12,25 +12,25 @@ from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassif
 
 from autoglm.bundles.preset import Sources
 from autoglm.common.bundle import Bundle
-from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.engine import EmbeddedEngine
+from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Sampling, Sequence
+from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Media, Message
-from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel
 from autoglm.speech.servicer import SpeechServicer
 from autoglm.speech.settings import SpeechSettings
 from autoglm.v1 import decoder_pb2, generation_pb2, speech_pb2
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 from autoglm.vision.servicer import VisionServicer
 from autoglm.vision.settings import VisionSettings
 
 from .samples import AUDIO, IMAGE, NAME
 
-TALK = [Message("system", ("你是手机助手。",)), Message("user", ("Open the camera, please.",))]
+TALK = [PromptMessage("system", ("你是手机助手。",)), PromptMessage("user", ("Open the camera, please.",))]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,16 @@ def decoder(bundle: Bundle) -> Iterator[DecoderModel]:
 
 def runner_of(decoder: DecoderModel) -> Runner:
     assert isinstance(decoder.engine, EmbeddedEngine)
-    return decoder.engine.runner
+    return decoder.engine.core.runner
 
 
 def test_what_serves_images_is_the_published_encoder(bundle: Bundle, sources: Sources) -> None:
-    ours = VisionModel.from_pretrained(bundle.root / "vision")
+    ours = MobileVit.from_pretrained(bundle.root / "vision")
     published = MobileViTForImageClassification.from_pretrained(sources.vision).mobilevit.eval()
     pixels = torch.rand(2, 3, 224, 224)
     expected = published(pixels).last_hidden_state.flatten(2).transpose(1, 2)
     assert expected.shape == (2, 49, IMAGE)
-    torch.testing.assert_close(ours.encode(pixels), expected.detach())
+    torch.testing.assert_close(ours.features(pixels), expected.detach())
     assert ours.preprocessing.flip_channels  # the published weights read blue first
 
 
@@ -85,7 +85,7 @@ def test_a_decoder_on_a_gpu_has_no_8_bit_form(bundle: Bundle) -> None:
 def test_vllm_is_asked_for_where_it_cannot_be_had(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="not installed here"):
         DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm"}))
-    with pytest.raises(ValueError, match="embedded engine alone"):
+    with pytest.raises(ValueError, match="only the embedded engine"):
         DecoderModel.load(bundle, DecoderSettings.model_validate({"engine": "vllm", "int8": True}))
 
 
@@ -97,10 +97,10 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
     )
     prompt = decoder.composer.compose(TALK)
     assert prompt.token_ids == ids
-    sequence = Sequence.start(prompt, Sampling(), 8, lambda event: None)
+    sequence = Sequence(Request(prompt, SamplingConfig(), decoder.context))
     runner = runner_of(decoder)
     runner.prepare(sequence)
-    ours = runner.read(sequence, 0, sequence.known)[0]
+    ours = runner.prefill(sequence, 0, sequence.num_tokens)[0]
     said = torch.isfinite(ours)  # special tokens and padding are never said
     theirs = plain(torch.tensor([ids])).logits[0, -1].detach()
     assert said.sum() >= 256
@@ -110,10 +110,10 @@ def test_text_alone_is_plain_transformers(decoder: DecoderModel, sources: Source
 def test_text_beside_media_is_hardly_touched_and_media_are_as_loud_as_words(decoder: DecoderModel) -> None:
     torch.manual_seed(3)
     media = (Media("image", torch.randn(49, IMAGE)), Media("audio", 3 * torch.randn(20, AUDIO)))
-    prompt = decoder.composer.compose([TALK[0], Message("user", (*media, "Open the camera, please."))])
+    prompt = decoder.composer.compose([TALK[0], PromptMessage("user", (*media, "Open the camera, please."))])
     runner = runner_of(decoder)
     embed = runner.glm.embed
-    plain, fused = embed(torch.tensor(prompt.token_ids)), fuse(runner.fusion, embed, prompt)
+    plain, fused = embed(torch.tensor(prompt.token_ids)), runner.fusion.inputs(embed, prompt)
     words = torch.ones(len(prompt.token_ids), dtype=torch.bool)
     for run in prompt.runs:
         words[run.start : run.stop] = run.media is None
@@ -155,7 +155,7 @@ async def test_a_template_without_a_place_for_tools_is_given_none(decoder: Decod
         refused = Answered()
         request = decoder_pb2.DecoderServiceGenerateRequest(**fields)
         assert [message async for message in DecoderServicer(decoder).generate(request, refused)] == []
-        assert f"the chat template of {NAME} knows no tools" in refused.details
+        assert f"the chat template of {NAME} does not support tools" in refused.details
 
 
 async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bundle: Bundle) -> None:
@@ -171,7 +171,7 @@ async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bun
     asked = speech_pb2.SpeechServiceTranscribeRequest(audio=file.getvalue())
     said = await servicer.transcribe(asked, refused, Unmeasured())
     assert said.text == ""
-    assert f"bundle {NAME} hears but writes no transcripts" in refused.details
+    assert f"bundle {NAME} writes no transcripts" in refused.details
     (status,) = (value for _, value in refused.trailing)
     assert isinstance(status, bytes)
     assert b"INVALID_REQUEST_ERROR" in status

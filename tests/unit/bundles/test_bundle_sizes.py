@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from autoglm.bundles import placement
-from autoglm.bundles.check import Report, inspect
+from autoglm.bundles.check import BundleReport, inspect
 from autoglm.cli import mesh
 from autoglm.common.bundle import Bundle
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 from .samples import NAME
 
@@ -58,8 +58,8 @@ def true(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
         for part, (kind, config) in made.items():
             hollow(root / part / "model.safetensors", kind(config))
             config.save_pretrained(root / part)
-        fusion = FusionConfig(text_width=4096, media_widths={"image": 640, "audio": 1536})
-        hollow(root / "fusion" / "model.safetensors", FusionModel(fusion))
+        fusion = GcmaConfig(text_width=4096, media_widths={"image": 640, "audio": 1536})
+        hollow(root / "fusion" / "model.safetensors", GcmaFusion(fusion))
     shape = {"text_width": 4096, "media_widths": {"image": 640, "audio": 1536}, "image_grid": [7, 7]}
     (root / "fusion" / "config.json").write_text(json.dumps(shape))
     yield Bundle(root, NAME, "gcma", {name: replace(part, files={}) for name, part in bundle.parts.items()})
@@ -67,11 +67,11 @@ def true(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 
 @pytest.fixture(scope="module")
-def report(true: Bundle) -> Report:
+def report(true: Bundle) -> BundleReport:
     return inspect(true)
 
 
-def test_the_true_sizes_are_those_of_the_published_models(report: Report) -> None:
+def test_the_true_sizes_are_those_of_the_published_models(report: BundleReport) -> None:
     assert report.faults == []
     sizes = {part.name: part.parameters for part in report.parts}
     assert sizes["decoder"] == 9_399_951_360
@@ -85,7 +85,7 @@ def test_the_true_sizes_are_those_of_the_published_models(report: Report) -> Non
     assert 0.5 < decoder.int8 / decoder.bf16 < 0.6
 
 
-def test_two_cards_of_24_gb_hold_the_preset_with_the_decoder_alone_on_the_second(report: Report) -> None:
+def test_two_cards_of_24_gb_hold_the_preset_with_the_decoder_alone_on_the_second(report: BundleReport) -> None:
     devices = placement.parse("24GB,24 GB")
     first, second = placement.place(report, devices, mesh.placement(len(devices)))
     assert (first.device, first.services, first.fits) == ("cuda:0", ("vision", "speech"), True)
@@ -96,7 +96,7 @@ def test_two_cards_of_24_gb_hold_the_preset_with_the_decoder_alone_on_the_second
 
 
 @pytest.mark.parametrize(("memory", "fits"), [("16GB,16GB", False), ("80GiB", True), ("8GB", False)])
-def test_what_does_not_fit_is_said(report: Report, memory: str, fits: bool) -> None:
+def test_what_does_not_fit_is_said(report: BundleReport, memory: str, fits: bool) -> None:
     devices = placement.parse(memory)
     placed = placement.place(report, devices, mesh.placement(len(devices)))
     assert placed[-1].fits is fits

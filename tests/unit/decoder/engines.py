@@ -7,19 +7,23 @@ from queue import SimpleQueue
 import torch
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.cache import num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
+from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.request import PrefillStats, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
-from autoglm.fusion.compose import Composer, Media, Message, Prompt
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 from autoglm.training.stages.joint import Assistant
 
 SLOTS, CONTEXT = 3, 512
-WIDE = Limits(SLOTS, step_tokens=48, blocks=SLOTS * blocks(CONTEXT))
-Events = SimpleQueue[Chosen | Finished]
-GREEDY = Sampling(temperature=0)
+WIDE = EngineLimits(SLOTS, max_num_batched_tokens=48, num_blocks=SLOTS * num_blocks(CONTEXT))
+Outputs = SimpleQueue[RequestOutput]
+GREEDY = SamplingConfig(temperature=0)
 
 
 class Engines:
@@ -28,9 +32,12 @@ class Engines:
     def __init__(self, glm: Glm, assistant: Assistant) -> None:
         self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
 
-    def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> EmbeddedEngine:
-        runner = Runner(self.glm, self.assistant.fusion, limits.sequences, limits.step_tokens)
-        self.made.append(EmbeddedEngine(runner, limits, stops))
+    def __call__(
+        self, limits: EngineLimits = WIDE, stops: Rows[int] = (), grammars: Grammars | None = None
+    ) -> EmbeddedEngine:
+        runner = Runner(self.glm, self.assistant.fusion, limits.max_num_seqs, limits.max_num_batched_tokens)
+        core = EngineCore(runner, limits, stops, grammars.make) if grammars else EngineCore(runner, limits, stops)
+        self.made.append(EmbeddedEngine(core))
         return self.made[-1]
 
 
@@ -44,26 +51,41 @@ def prompts(composer: Composer) -> list[Prompt]:
         ("你好" * 60,),
         (image, audio, "Which app is it?" * 9),
     ]
-    return [composer.compose([Message("user", part)]) for part in parts]
+    return [composer.compose([PromptMessage("user", part)]) for part in parts]
 
 
-def submit(engine: EmbeddedEngine, prompt: Prompt, sampling: Sampling, salt: bytes = b"") -> tuple[Sequence, Events]:
-    events: Events = SimpleQueue()
-    sequence = Sequence.start(prompt, sampling, CONTEXT - len(prompt.token_ids), events.put, salt)
-    engine.submit(sequence)
-    return sequence, events
+def submit(
+    engine: EmbeddedEngine, prompt: Prompt, sampling: SamplingConfig, salt: bytes = b""
+) -> tuple[Request, Outputs]:
+    outputs: Outputs = SimpleQueue()
+    request = Request(prompt, sampling, CONTEXT, salt)
+    engine.submit(request, outputs.put)
+    return request, outputs
 
 
-def collect(events: Events) -> tuple[list[int], Finished]:
-    tokens = []
-    while isinstance(event := events.get(timeout=60), Chosen):
-        tokens.append(event.token_id)
-    return tokens, event
+def answer_of(outputs: Outputs) -> list[RequestOutput]:
+    """Return all outputs of a request, once it has ended."""
+    said = [outputs.get(timeout=60)]
+    while said[-1].finish is None:
+        said.append(outputs.get(timeout=60))
+    return said
 
 
-def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tuple[list[int], Sequence]:
-    sequence, events = submit(engine, prompt, replace(GREEDY, max_tokens=n), salt)
-    return collect(events)[0], sequence
+def token_ids(said: Rows[RequestOutput]) -> list[int]:
+    return [output.token.token_id for output in said if output.token is not None]
+
+
+def collect(outputs: Outputs) -> tuple[list[int], str | Exception]:
+    said = answer_of(outputs)
+    finish = said[-1].finish
+    assert finish is not None
+    return token_ids(said), finish
+
+
+def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tuple[list[int], PrefillStats]:
+    said = answer_of(submit(engine, prompt, replace(GREEDY, max_tokens=n), salt)[1])
+    assert said[0].prefill is not None
+    return token_ids(said), said[0].prefill
 
 
 def theirs(assistant: Assistant, prompt: Prompt, n: int) -> list[int]:
@@ -85,4 +107,4 @@ def run_all(engine: EmbeddedEngine, composer: Composer) -> list[list[int]]:
         submit(engine, prompt, replace(GREEDY, max_tokens=n))[1]
         for prompt, n in zip(prompts(composer), LENGTHS, strict=True)
     ]
-    return [collect(events)[0] for events in pending]
+    return [collect(outputs)[0] for outputs in pending]

@@ -62,7 +62,7 @@ def test_stop_strings_give_back_what_waited_in_vain() -> None:
     ],
 )
 def test_reasoning_comes_apart(pieces: list[str], text: str, reasoning: str) -> None:
-    splitter = Reasoning()
+    splitter = Reasoning(("<think>", "</think>"))
     parts = [splitter.feed(piece) for piece in pieces] + [splitter.flush()]
     assert ("".join(part[0] for part in parts), "".join(part[1] for part in parts)) == (text, reasoning)
 

@@ -16,6 +16,7 @@ from autoglm.decoder import embed
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.settings import DecoderSettings
+from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_FLOAT32, Embedding
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
@@ -56,6 +57,7 @@ async def test_a_vector_is_the_mean_of_a_parts_own_tokens(model: DecoderModel) -
     ids = model.composer.tokenizer.encode("打开相机 ", add_special_tokens=False).ids
     assert found.prompt_tokens > 300 * len(ids) + 49 + 30
     fusion, spelt = model.fusion, model.composer.encode(words)
+    assert isinstance(fusion, GcmaFusion)
     index = torch.arange(49)
     expected = [
         mean(fusion.project_text(model.embed(torch.tensor(spelt)))),

@@ -11,29 +11,33 @@ from torch import Tensor
 
 from autoglm.bench.engine.checks import resident
 from autoglm.common.errors import RateLimited, UpstreamUnavailable
-from autoglm.decoder.engine.cache import Cache, Slots, blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine
+from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache, num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.models.glm import Glm, View
-from autoglm.decoder.engine.prefix_keys import BLOCK, block_keys
+from autoglm.decoder.engine.prefix_keys import block_keys
+from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
-from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.slots import Slots
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.stages.joint import Assistant
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
 
 
-@pytest.mark.parametrize("keep_prefixes", [True, False])
-@pytest.mark.parametrize("step_tokens", [16, 48, 4096])
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("tokens", [16, 48, 4096])
 def test_equals_transformers_token_for_token(
-    engines: Engines, composer: Composer, expected: list[list[int]], step_tokens: int, keep_prefixes: bool
+    engines: Engines, composer: Composer, expected: list[list[int]], tokens: int, keeps: bool
 ) -> None:
     """Five prompts over three slots, with and without media, in pieces of any size, the second time from the cache."""
-    engine = engines(replace(WIDE, step_tokens=step_tokens, keep_prefixes=keep_prefixes))
+    engine = engines(replace(WIDE, max_num_batched_tokens=tokens, enable_prefix_caching=keeps))
     assert run_all(engine, composer) == expected
     assert run_all(engine, composer) == expected
-    assert (engine.stats().prefix_hits > 0) == keep_prefixes
+    assert (engine.stats().prefix_hits > 0) == keeps
     assert engine.stats().cache_usage == 0
 
 
@@ -43,7 +47,8 @@ def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
     wanted = assistant.decoder(ids).logits[:, -1].detach()
     runner = Runner(glm, assistant.fusion, 2, CONTEXT)
     with torch.inference_mode():
-        view = View(glm.turns, slice(0, 2), torch.arange(40).expand(2, -1), 40)
+        indices = torch.arange(40).expand(2, -1)
+        view = View(glm.rope(indices[None]), slice(0, 2), indices, 40)
         got = glm(glm.embed(ids), view, runner.slots.stores)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
@@ -53,23 +58,27 @@ def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
 ) -> None:
     """As graphs compute them: more rows than sequences, more tokens than a piece has, more positions than anyone."""
     runner = Runner(glm, assistant.fusion, SLOTS, CONTEXT)
-    running = [Sequence.start(prompt, GREEDY, 10, lambda event: None) for prompt in prompts(composer)[:2]]
+    running = [Sequence(Request(prompt, GREEDY, CONTEXT)) for prompt in prompts(composer)[:2]]
     for slot, sequence in enumerate(running):
         runner.prepare(sequence)
-        inputs = torch.cat([torch.ones(9, 256), sequence.inputs])  # type: ignore[list-item]
-        said = runner.read(sequence, slot, sequence.known)
+        assert sequence.inputs is not None
+        inputs = torch.cat([torch.ones(9, 256), sequence.inputs.embeddings])
+        positions = torch.cat([torch.zeros(1, 9, dtype=torch.long), sequence.inputs.positions], dim=1)
+        said = runner.prefill(sequence, slot, sequence.num_tokens)
         before = [store[slot, :, :CONTEXT].clone() for store in runner.slots.stores]
-        places = torch.tensor([*[CONTEXT] * 9, *range(sequence.length)])
+        places = torch.tensor([*[CONTEXT] * 9, *range(sequence.num_computed_tokens)])
         with torch.inference_mode():
-            torch.testing.assert_close(runner.piece(inputs, places, torch.tensor([slot]), CONTEXT), said)
+            got = runner.prefill_chunk(inputs, positions, places, torch.tensor([slot]), CONTEXT)
+            torch.testing.assert_close(got, said)
         for store, kept in zip(runner.slots.stores, before, strict=True):
             torch.testing.assert_close(store[slot, :, :CONTEXT], kept)
         sequence.output.append(7)
     for store in runner.slots.stores:
         store[2] = 9  # of somebody who is being read
     wanted = runner.decode(running)
+    computed = [sequence.num_computed_tokens for sequence in running]
     with torch.inference_mode():
-        got = runner.step(torch.tensor([[7, 7, 0], [*(sequence.length for sequence in running), CONTEXT]]), CONTEXT)
+        got = runner.decode_step(torch.tensor([[7, 7, 0], [*computed, CONTEXT], [*computed, 0]]), CONTEXT)
     torch.testing.assert_close(got[:2], wanted, rtol=1e-4, atol=1e-4)
     assert all((store[2, :, :CONTEXT] == 9).all() for store in runner.slots.stores)
 
@@ -77,7 +86,7 @@ def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
 def test_a_full_cache_puts_the_youngest_back_and_answers_all(
     engines: Engines, composer: Composer, expected: list[list[int]]
 ) -> None:
-    engine = engines(replace(WIDE, blocks=blocks(CONTEXT)))  # room for a third of what is asked at once
+    engine = engines(replace(WIDE, num_blocks=num_blocks(CONTEXT)))  # room for a third of what is asked at once
     assert run_all(engine, composer) == expected
     assert run_all(engine, composer) == expected
     long = prompts(composer)[3]  # both begin in three blocks and end in five
@@ -93,29 +102,29 @@ def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(engines: Eng
     engine, screens = engines(), [Media("image", torch.randn(49, 320)) for _ in range(2)]
 
     def cached(text: str, screen: Media, salt: bytes = b"a") -> int:
-        system, user = Message("system", ("Be kind. " * 30,)), Message("user", (screen, text))
-        return say(engine, composer.compose([system, user]), 3, salt)[1].cached
+        system, user = PromptMessage("system", ("Be kind. " * 30,)), PromptMessage("user", (screen, text))
+        return say(engine, composer.compose([system, user]), 3, salt)[1].num_cached_tokens
 
     assert cached("Where is Camera?", screens[0]) == 0
     whole = cached("Where is Camera?", screens[0])
     other = cached("Where is Camera?", screens[1])
-    assert whole > other >= BLOCK
+    assert whole > other >= BLOCK_SIZE
     assert cached("Which app is it?", screens[0]) == whole
     assert cached("Where is Camera?", screens[0], salt=b"b") == 0
 
 
 def test_a_conversation_goes_on_from_its_own_answer(engines: Engines, composer: Composer) -> None:
-    engine, history = engines(), [Message("user", ("你好" * 40,))]
+    engine, history = engines(), [PromptMessage("user", ("你好" * 40,))]
     prompt = composer.compose(history)
     answer, _ = say(engine, prompt, 100)
     said = composer.tokenizer.decode(answer)
-    again = composer.compose([*history, Message("assistant", (said,)), Message("user", ("And now?",))])
+    again = composer.compose([*history, PromptMessage("assistant", (said,)), PromptMessage("user", ("And now?",))])
     shared = next(
         (i for i, pair in enumerate(zip(prompt.token_ids + answer, again.token_ids, strict=False)) if len({*pair}) > 1),
         0,
     )
-    _, sequence = say(engine, again, 3)
-    assert sequence.cached == shared // BLOCK * BLOCK
+    _, prefill = say(engine, again, 3)
+    assert prefill.num_cached_tokens == shared // BLOCK_SIZE * BLOCK_SIZE
 
 
 def test_keys_tell_tokens_media_and_roles_apart(composer: Composer) -> None:
@@ -125,22 +134,33 @@ def test_keys_tell_tokens_media_and_roles_apart(composer: Composer) -> None:
     changed[48, 319] += 1
 
     def keys(tokens: Tensor, text: str = "Where is Camera? " * 20, salt: bytes = b"") -> list[bytes]:
-        return block_keys(composer.compose([Message("user", (Media("image", tokens), text))]), (), salt)
+        return block_keys(composer.compose([PromptMessage("user", (Media("image", tokens), text))]), (), salt)
 
     first = keys(screen)
     assert first == keys(screen.clone())
     assert not {*first} & {*keys(changed)}
     assert not {*first} & {*keys(screen, salt=b"x")}
     assert first[0] == keys(screen, "Where is Camera? " * 10 + "no")[0]
-    spoken, written = (composer.compose([Message(role, ("你好" * 70,))]) for role in ("assistant", "user"))
+    spoken, written = (composer.compose([PromptMessage(role, ("你好" * 70,))]) for role in ("assistant", "user"))
     assert not {*block_keys(spoken, (), b"")} & {*block_keys(written, (), b"")}
+
+
+def test_keys_tell_grids_of_equal_bytes_apart(composer: Composer) -> None:
+    tokens = torch.randn(12, 320, generator=torch.Generator().manual_seed(5))
+
+    def keys(grid: tuple[int, ...]) -> list[bytes]:
+        user = PromptMessage("user", (Media("image", tokens, grid=grid), "Where is Camera? " * 20))
+        return block_keys(composer.compose([user]), (), b"")
+
+    assert keys((2, 6)) == keys((2, 6))
+    assert not {*keys((2, 6))} & {*keys((3, 4)), *keys((6, 2)), *keys(())}
 
 
 def test_a_seed_gives_one_answer_whatever_runs_beside(engines: Engines, composer: Composer) -> None:
     engine = engines()
-    prompt, sampling = prompts(composer)[1], Sampling(temperature=1.2, top_p=0.9, top_k=50, seed=7, max_tokens=20)
+    prompt, sampling = prompts(composer)[1], SamplingConfig(temperature=1.2, top_p=0.9, top_k=50, seed=7, max_tokens=20)
     alone, _ = collect(submit(engine, prompt, sampling)[1])
-    others = [submit(engine, other, Sampling(max_tokens=30))[1] for other in prompts(composer)[:2]]
+    others = [submit(engine, other, SamplingConfig(max_tokens=30))[1] for other in prompts(composer)[:2]]
     beside, _ = collect(submit(engine, prompt, sampling)[1])
     for events in others:
         collect(events)
@@ -154,7 +174,7 @@ def test_an_abort_frees_everything_and_disturbs_nobody(
     victim, victims = submit(engine, first, replace(GREEDY, max_tokens=400))
     _, events = submit(engine, second, replace(GREEDY, max_tokens=40))
     victims.get(timeout=60)
-    engine.abort(victim)
+    engine.abort(victim.id)
     assert collect(events)[0] == theirs(assistant, second, 40)
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
@@ -162,10 +182,10 @@ def test_an_abort_frees_everything_and_disturbs_nobody(
 
 def test_one_failing_prompt_fails_alone(engines: Engines, assistant: Assistant, composer: Composer) -> None:
     engine, good = engines(), prompts(composer)[0]
-    bad = composer.compose([Message("user", (Media("image", torch.zeros(49, 3)),))])
-    _, broken = submit(engine, bad, Sampling(max_tokens=4))
+    bad = composer.compose([PromptMessage("user", (Media("image", torch.zeros(49, 3)),))])
+    _, broken = submit(engine, bad, SamplingConfig(max_tokens=4))
     _, events = submit(engine, good, replace(GREEDY, max_tokens=12))
-    assert isinstance(collect(broken)[1].reason, RuntimeError)
+    assert isinstance(collect(broken)[1], RuntimeError)
     assert collect(events)[0] == theirs(assistant, good, 12)
     assert engine.alive()
 
@@ -194,7 +214,7 @@ def test_what_fails_in_a_batch_fails_alone(
     sick.poison = next(
         token for token in expected[2][3:] if token not in own[0] | own[1] and token not in expected[2][:3]
     )
-    engine = EmbeddedEngine(Runner(sick, assistant.fusion, SLOTS, CONTEXT), WIDE, stops=())
+    engine = EmbeddedEngine(EngineCore(Runner(sick, assistant.fusion, SLOTS, CONTEXT), WIDE, stops=()))
     ends = [
         collect(submit(engine, prompt, replace(GREEDY, max_tokens=n))[1])
         for prompt, n in zip(prompts(composer)[:3], LENGTHS, strict=False)
@@ -202,7 +222,7 @@ def test_what_fails_in_a_batch_fails_alone(
     assert [tokens for tokens, _ in ends[:2]] == expected[:2]
     tokens, end = ends[2]
     assert tokens == expected[2][: expected[2].index(sick.poison) + 1]
-    assert isinstance(end.reason, torch.OutOfMemoryError if memory else BrokenLogits)
+    assert isinstance(end, torch.OutOfMemoryError if memory else BrokenLogits)
     assert run_one(engine, composer) == expected[0]
     engine.close()
 
@@ -215,34 +235,32 @@ def test_a_consumer_that_does_not_keep_up_is_laid_aside(
     engines: Engines, composer: Composer, expected: list[list[int]]
 ) -> None:
     """It holds no slot and no cache meanwhile, and goes on where it was when it has caught up."""
-    engine, events, full, reached = engines(), SimpleQueue[Chosen | Finished](), Event(), Event()
-    prompt = prompts(composer)[3]
+    engine, outputs, reached = engines(), SimpleQueue[RequestOutput](), Event()
+    prompt, sampling = prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3])
+    request = Request(prompt, sampling, CONTEXT, max_backlog=10)
 
-    def sink(event: Chosen | Finished) -> None:
-        events.put(event)
-        if events.qsize() == 10 and not reached.is_set():
-            full.set()
+    def sink(output: RequestOutput) -> None:
+        outputs.put(output)
+        if outputs.qsize() == 10:
             reached.set()
 
-    sequence = Sequence.start(prompt, replace(GREEDY, max_tokens=LENGTHS[3]), CONTEXT, sink, full=full.is_set)
-    engine.submit(sequence)
+    engine.submit(request, sink)
     assert reached.wait(60)
     assert run_one(engine, composer) == expected[0]
     stats = engine.stats()
-    assert (stats.running, stats.waiting, stats.cache_usage, events.qsize()) == (0, 1, 0, 10)
-    full.clear()
-    engine.wake()
-    assert collect(events)[0] == expected[3]
+    assert (stats.running, stats.waiting, stats.cache_usage, outputs.qsize()) == (0, 1, 0, 10)
+    engine.acknowledge(request.id, LENGTHS[3])
+    assert collect(outputs)[0] == expected[3]
 
 
 def test_a_consumer_that_breaks_harms_only_itself(
     engines: Engines, composer: Composer, expected: list[list[int]]
 ) -> None:
-    def sink(event: Chosen | Finished) -> None:
+    def sink(output: RequestOutput) -> None:
         raise ConnectionError("gone")
 
     engine = engines()
-    engine.submit(Sequence.start(prompts(composer)[0], GREEDY, 10, sink))
+    engine.submit(Request(prompts(composer)[0], GREEDY, CONTEXT), sink)
     assert run_one(engine, composer) == expected[0]
     assert engine.alive()
 
@@ -251,35 +269,35 @@ def test_an_engine_that_cannot_go_on_tells_everyone(
     engines: Engines, composer: Composer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that is gone: neither the pass nor the tidying behind it works. Who runs, waits and comes is told."""
-    engine = engines(replace(WIDE, sequences=1))
+    engine = engines(replace(WIDE, max_num_seqs=1))
     pending = [submit(engine, prompt, replace(GREEDY, max_tokens=300))[1] for prompt in prompts(composer)[:2]]
     pending[0].get(timeout=60)
 
     def gone(*_: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(engine.runner, "decode", gone)
-    monkeypatch.setattr(engine.runner.slots, "clear", gone)
+    monkeypatch.setattr(engine.core.runner, "decode", gone)
+    monkeypatch.setattr(engine.core.runner.slots, "clear", gone)
     for events in pending:
-        assert isinstance(collect(events)[1].reason, UpstreamUnavailable)
+        assert isinstance(collect(events)[1], UpstreamUnavailable)
     with pytest.raises(UpstreamUnavailable, match="stopped"):
         submit(engine, prompts(composer)[0], GREEDY)
     assert not engine.alive()
 
 
 def test_who_cannot_be_answered_in_time_is_told_at_once(engines: Engines, composer: Composer) -> None:
-    engine, prompt = engines(replace(WIDE, sequences=1)), prompts(composer)[3]
+    engine, prompt = engines(replace(WIDE, max_num_seqs=1)), prompts(composer)[3]
     for _ in range(3):  # the engine learns how fast it is
         say(engine, prompt, 60)
     queued = [submit(engine, prompt, replace(GREEDY, max_tokens=300)) for _ in range(4)]
-    late = Sequence.start(prompt, GREEDY, 10, lambda event: None)
+    late = Request(prompt, replace(GREEDY, max_tokens=10), CONTEXT)
     with pytest.raises(RateLimited, match="before the deadline") as refused:
-        engine.submit(late, within=1e-4)
+        engine.submit(late, lambda output: None, within=1e-4)
     assert (refused.value.retry_after or 0) > 0
-    patient = Sequence.start(prompt, GREEDY, 10, lambda event: None)
-    engine.submit(patient, within=3600)
-    for sequence, _ in queued:
-        engine.abort(sequence)
+    patient = Request(prompt, replace(GREEDY, max_tokens=10), CONTEXT)
+    engine.submit(patient, lambda output: None, within=3600)
+    for request, _ in queued:
+        engine.abort(request.id)
 
 
 def test_slots_give_their_memory_back(glm: Glm) -> None:
@@ -296,15 +314,16 @@ def test_slots_give_their_memory_back(glm: Glm) -> None:
 
 
 def test_prefixes_give_way_to_sequences_the_oldest_first() -> None:
-    slots = Slots(1, (1, 2, 4 * BLOCK, 8), torch.float32, torch.device("cpu"))
-    cache = Cache(slots, capacity=3, keep_prefixes=True)
+    slots = Slots(1, (1, 2, 4 * BLOCK_SIZE, 8), torch.float32, torch.device("cpu"))
+    cache: BlockCache[Tensor] = BlockCache(capacity=3)
     for number, key in enumerate((b"a", b"b", b"c")):
-        cache.keep(key, 0, number)
+        cache.store(key, slots.block(0, number))
     assert len(cache.match([b"a", b"b", b"x"])) == 2  # asked for last: "c" is the oldest now
-    cache.hold(1)
+    cache.reserve(1)
     assert (len(cache.match([b"c"])), len(cache.match([b"a", b"b"]))) == (0, 2)
-    cache.hold(2)
+    cache.reserve(2)
     assert not cache.match([b"a"])
     assert not cache.fits(1)
-    cache.keep(b"d", 0, 0)
-    assert not cache.match([b"d"])
+    assert not cache.accepts(b"d")
+    cache.release(1)
+    assert cache.accepts(b"d")

@@ -9,12 +9,13 @@ from queue import SimpleQueue
 import pytest
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.grammar import Grammars, Kind
-from autoglm.decoder.engine.sequence import Sampling, Sequence, Thinking
-from autoglm.fusion.compose import Composer, Message
+from autoglm.decoder.engine.cache import num_blocks
+from autoglm.decoder.engine.grammar import Grammars
+from autoglm.decoder.engine.request import GrammarKind, GrammarSpec, Request, SamplingConfig, Thinking
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import PromptMessage
 
-from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Events, collect, prompts, submit
+from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, prompts, submit
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ SCHEMA = {
     [
         ("json_schema", json.dumps(SCHEMA), lambda text: {*json.loads(text)} == {"app", "n"}),
         ("regex", r"[0-9]{3}-[a-f]+x", lambda text: re.fullmatch(r"[0-9]{3}-[a-f]+x", text)),
-        ("choice", ['say "yes"', "不"], lambda text: text in ('say "yes"', "不")),
+        ("choice", ('say "yes"', "不"), lambda text: text in ('say "yes"', "不")),
         ("grammar", 'start: "a" ("b" | "c")~2 "!"', lambda text: re.fullmatch("a[bc]{2}!", text)),
     ],
 )
@@ -53,22 +54,21 @@ def test_an_answer_keeps_to_its_grammar_and_nobody_else_does(
     composer: Composer,
     expected: list[list[int]],
     grammars: Grammars,
-    kind: Kind,
-    given: str | list[str],
+    kind: GrammarKind,
+    given: str | tuple[str, ...],
     fits: Callable[[str], object],
 ) -> None:
     """Even where the cache is full and everybody is put back now and then."""
-    engine = engines(replace(WIDE, blocks=blocks(CONTEXT)), [mark(composer, "<|user|>")])
+    engine = engines(replace(WIDE, num_blocks=num_blocks(CONTEXT)), [mark(composer, "<|user|>")], grammars)
     _, free = submit(engine, prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3]))
     for temperature in (0.0, 1.0):
-        events: Events = SimpleQueue()
-        sampling = Sampling(temperature=temperature, seed=1, max_tokens=200)
-        engine.submit(
-            Sequence.start(prompts(composer)[1], sampling, 200, events.put, grammar=grammars.make(kind, given))
-        )
-        tokens, end = collect(events)
+        outputs: Outputs = SimpleQueue()
+        sampling = SamplingConfig(temperature=temperature, seed=1, max_tokens=200)
+        request = Request(prompts(composer)[1], sampling, CONTEXT, grammar=GrammarSpec(kind, given))
+        engine.submit(request, outputs.put)
+        tokens, end = collect(outputs)
         assert fits(composer.tokenizer.decode(tokens))
-        assert end.reason == "stop"
+        assert end == "stop"
     assert collect(free)[0] == expected[3]
 
 
@@ -76,9 +76,9 @@ def test_an_answer_keeps_to_its_grammar_and_nobody_else_does(
     ("kind", "given"),
     [("json_schema", "[1"), ("json_schema", '{"type": "nonsense"}'), ("regex", "[a"), ("grammar", "start: b")],
 )
-def test_what_is_no_grammar_is_the_requests_fault(grammars: Grammars, kind: Kind, given: str) -> None:
+def test_what_is_no_grammar_is_the_requests_fault(grammars: Grammars, kind: GrammarKind, given: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        grammars.make(kind, given)
+        grammars.make(GrammarSpec(kind, given))
     assert refused.value.param == kind
 
 
@@ -88,17 +88,19 @@ def test_reasoning_ends_with_its_budget_and_the_grammar_begins_behind_it(
 ) -> None:
     """Whether the template or the model itself opened it."""
     opens, closes, ends = (mark(composer, text) for text in ("<think>", "</think>", "<|user|>"))
-    engine, prompt = engines(stops=[ends]), composer.compose([Message("user", ("Hi",))], True if echoed else None)
+    engine, prompt = (
+        engines(stops=[ends], grammars=grammars),
+        composer.compose([PromptMessage("user", ("Hi",))], True if echoed else None),
+    )
     bias = {closes: -100.0} if echoed else {closes: -100.0, opens: 100.0}
     thinking = Thinking(opens, closes, inside=prompt.echo == "<think>", budget=7)
-    events: Events = SimpleQueue()
-    sampling = Sampling(temperature=0, logit_bias=bias, max_tokens=60)
-    grammar = grammars.make("choice", ["Camera"]) if echoed else None
-    engine.submit(Sequence.start(prompt, sampling, 60, events.put, thinking=thinking, grammar=grammar))
-    tokens, end = collect(events)
+    outputs: Outputs = SimpleQueue()
+    sampling = SamplingConfig(temperature=0, logit_bias=bias, max_tokens=60)
+    grammar = GrammarSpec("choice", ("Camera",)) if echoed else None
+    engine.submit(Request(prompt, sampling, CONTEXT, thinking=thinking, grammar=grammar), outputs.put)
+    tokens, end = collect(outputs)
     start = 0 if echoed else 1
     assert tokens[:start] == [opens][:start]
     assert tokens.index(closes) == start + 7
-    assert thinking.thoughts == 7
     if echoed:
-        assert (composer.tokenizer.decode(tokens[8:]), end.reason) == ("Camera", "stop")
+        assert (composer.tokenizer.decode(tokens[8:]), end) == ("Camera", "stop")

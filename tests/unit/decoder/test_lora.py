@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.cache import num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.models.glm import Glm, View
+from autoglm.decoder.engine.request import AdapterRef, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
+from autoglm.fusion.prompt import Prompt, Run
 from autoglm.training.stages.joint import DecoderConfig, glm_config
 
 CONTEXT, VOCABULARY, LENGTH = 256, 320, 40
@@ -69,9 +71,10 @@ def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
 
 
 @pytest.fixture
-def engine(glm: Glm) -> Iterator[EmbeddedEngine]:
-    runner = Runner(glm, FusionModel(FusionConfig(text_width=256)), 4, 64)
-    engine = EmbeddedEngine(runner, Limits(4, 64, 4 * blocks(CONTEXT)), stops=())
+def engine(glm: Glm, adapters: dict[str, Adapter]) -> Iterator[EmbeddedEngine]:
+    runner = Runner(glm, GcmaFusion(GcmaConfig(text_width=256)), 4, 64)
+    limits = EngineLimits(4, 64, 4 * num_blocks(CONTEXT))
+    engine = EmbeddedEngine(EngineCore(runner, limits, stops=(), get_adapter=adapters.__getitem__))
     yield engine
     engine.close()
 
@@ -79,21 +82,23 @@ def engine(glm: Glm) -> Iterator[EmbeddedEngine]:
 IDS = list(range(20, 120))
 
 
-def ask(engine: EmbeddedEngine, adapter: Adapter | None) -> tuple[Sequence, "SimpleQueue[Chosen | Finished]"]:
-    events: SimpleQueue[Chosen | Finished] = SimpleQueue()
+def ask(engine: EmbeddedEngine, adapter: str | None) -> "SimpleQueue[RequestOutput]":
+    outputs: SimpleQueue[RequestOutput] = SimpleQueue()
     prompt = Prompt(IDS, (Run(0, len(IDS), enriched=False),), "")
-    sampling = Sampling(temperature=0, max_tokens=LENGTH)
-    sequence = Sequence.start(prompt, sampling, LENGTH, events.put, adapter=adapter)
-    engine.submit(sequence)
-    return sequence, events
+    sampling = SamplingConfig(temperature=0, max_tokens=LENGTH)
+    ref = None if adapter is None else AdapterRef(adapter, adapter)
+    engine.submit(Request(prompt, sampling, CONTEXT, adapter=ref), outputs.put)
+    return outputs
 
 
-def collect(events: "SimpleQueue[Chosen | Finished]") -> list[int]:
-    tokens = []
-    while isinstance(event := events.get(timeout=60), Chosen):
-        tokens.append(event.token_id)
-    assert event.reason == "length", event.reason
-    return tokens
+def collect(outputs: "SimpleQueue[RequestOutput]") -> tuple[list[int], int]:
+    """Return the tokens of an answer, and how many of its prompt's came from the prefix cache."""
+    said = [outputs.get(timeout=60)]
+    while said[-1].finish is None:
+        said.append(outputs.get(timeout=60))
+    assert said[-1].finish == "length"
+    assert said[0].prefill is not None
+    return [output.token.token_id for output in said if output.token], said[0].prefill.num_cached_tokens
 
 
 def theirs(folder: Path | None) -> list[int]:
@@ -107,17 +112,15 @@ def theirs(folder: Path | None) -> list[int]:
     return [int(token) for token in said[0, len(IDS) :]]
 
 
-def test_adapters_answer_side_by_side_as_peft_merges_them(
-    engine: EmbeddedEngine, adapters: dict[str, Adapter], folders: dict[str, Path]
-) -> None:
+def test_adapters_answer_side_by_side_as_peft_merges_them(engine: EmbeddedEngine, folders: dict[str, Path]) -> None:
     """And a second time, from prefixes that each of them has for itself."""
     wanted = {name: theirs(folder) for name, folder in folders.items()} | {None: theirs(None)}
     assert len({tuple(tokens) for tokens in wanted.values()}) == 3
     order = ["all", None, "queries", "all"]
     for time in range(2):
-        pending = [ask(engine, adapters.get(name or "")) for name in order]
-        assert [collect(events) for _, events in pending] == [wanted[name] for name in order]
-        assert [sequence.cached > 0 for sequence, _ in pending[:3]] == [time == 1] * 3
+        said = [collect(outputs) for outputs in [ask(engine, name) for name in order]]
+        assert [tokens for tokens, _ in said] == [wanted[name] for name in order]
+        assert [cached > 0 for _, cached in said[:3]] == [time == 1] * 3
 
 
 def test_few_are_held_and_the_one_longest_unused_goes_first() -> None:
@@ -131,7 +134,7 @@ def test_few_are_held_and_the_one_longest_unused_goes_first() -> None:
     for name in ("a", "b", "a", "c", "a", "b"):
         assert adapters.get(name).name == name
     assert made == ["a", "b", "c", "b"]
-    assert list(adapters.held()) == ["a", "b"]
+    assert adapters.loaded == {"a", "b"}
     with pytest.raises(KeyError):
         adapters.get("d")
 
@@ -173,10 +176,10 @@ def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:
     x = torch.randn(1, 6, 256)
     logits = []
     for model in (plain, rounded):
-        runner = Runner(model, FusionModel(FusionConfig(text_width=256)), 1, 64)
+        runner = Runner(model, GcmaFusion(GcmaConfig(text_width=256)), 1, 64)
         with torch.inference_mode():
             for adapter in (adapters["all"], None):
-                view = View(model.turns, slice(0, 1), torch.arange(6)[None], 6, [adapter])
+                view = View(model.rope(torch.arange(6)[None, None]), slice(0, 1), torch.arange(6)[None], 6, [adapter])
                 logits.append(model(x, view, runner.slots.stores))
     change, rounding = (logits[0] - logits[1]).norm(), (logits[0] - logits[2]).norm()
     assert rounding < 0.2 * change

@@ -10,19 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.gcma.init import initialise
-from autoglm.fusion.gcma.model import GCMA, FusionConfig, FusionModel
+from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.fuse_batch import collate, fuse_batch
 
 Array = NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
-def model() -> FusionModel:
+def model() -> GcmaFusion:
     torch.manual_seed(0)
-    fusion = FusionModel(FusionConfig(text_width=32, media_widths={"image": 20, "audio": 24}, width=64, heads=4))
+    fusion = GcmaFusion(GcmaConfig(text_width=32, media_widths={"image": 20, "audio": 24}, width=64, heads=4))
     initialise(fusion)
     return fusion.eval()
 
@@ -94,7 +95,7 @@ def test_a_token_that_sees_nothing_takes_exactly_zero() -> None:
     assert torch.isfinite(taken).all()
 
 
-def test_a_token_stays_itself_whatever_it_takes(model: FusionModel) -> None:
+def test_a_token_stays_itself_whatever_it_takes(model: GcmaFusion) -> None:
     torch.manual_seed(6)
     loud = model.text_out(torch.zeros(5, 32), 1e4 * torch.randn(5, 64))
     size = loud.square().mean(-1).sqrt()
@@ -123,26 +124,26 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(lambda a, b: module(a, b, visible)[0], inputs)
 
 
-def test_text_alone_is_the_plain_decoder(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
-    prompt = composer.compose([Message("system", ("你是助手",)), Message("user", ("Hello",))])
+def test_text_alone_is_the_plain_decoder(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
+    prompt = composer.compose([PromptMessage("system", ("你是助手",)), PromptMessage("user", ("Hello",))])
     fused = fuse(model, embed, prompt)
     assert torch.equal(fused.embeddings, embed(torch.tensor(prompt.token_ids)))
     assert fused.gates == {}
 
 
 CONVERSATION = [
-    Message("system", ("You are a phone assistant.",)),
-    Message("user", (image(), "打开相机, then tell me what colour the Camera icon is, please, and where it is")),
-    Message("assistant", ('<think>x</think><answer>do(action="Tap", element=[120,340])</answer>',)),
-    Message("user", ("What about Music?", image(1), audio(23))),
-    Message("assistant", ("It is red.",)),
-    Message("user", (audio(9, 1, "open music"), "thanks")),
+    PromptMessage("system", ("You are a phone assistant.",)),
+    PromptMessage("user", (image(), "打开相机, then tell me what colour the Camera icon is, please, and where it is")),
+    PromptMessage("assistant", ('<think>x</think><answer>do(action="Tap", element=[120,340])</answer>',)),
+    PromptMessage("user", ("What about Music?", image(1), audio(23))),
+    PromptMessage("assistant", ("It is red.",)),
+    PromptMessage("user", (audio(9, 1, "open music"), "thanks")),
 ]
 
 
 @pytest.mark.parametrize("kept", [2, 4])
-def test_a_prefix_is_bit_identical_with_and_without_what_follows(
-    composer: Composer, model: FusionModel, embed: nn.Embedding, kept: int
+def test_a_prefix_is_bit_identical_with_and_without_a_suffix(
+    composer: Composer, model: GcmaFusion, embed: nn.Embedding, kept: int
 ) -> None:
     whole = composer.compose(CONVERSATION)
     prefix = composer.compose(CONVERSATION[:kept])
@@ -151,22 +152,22 @@ def test_a_prefix_is_bit_identical_with_and_without_what_follows(
     assert torch.equal(long[: len(short)], short)
 
 
-def test_what_is_known_of_a_prefix_is_not_needed_again(
-    composer: Composer, model: FusionModel, embed: nn.Embedding
-) -> None:
+def test_inputs_after_a_cached_prefix_are_the_same(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
     prompt = composer.compose(CONVERSATION)
     whole = fuse(model, embed, prompt)
     for after in range(0, len(prompt.token_ids), 7):
         rest = fuse(model, embed, prompt, after)
         assert torch.equal(rest.embeddings, whole.embeddings[after:])
         assert rest.gates == whole.gates
+        assert rest.positions.tolist() == [list(range(after, len(prompt.token_ids)))]
+        assert rest.next_position == len(prompt.token_ids)
 
 
 def test_two_questions_on_one_screenshot_share_their_prefix(
-    composer: Composer, model: FusionModel, embed: nn.Embedding
+    composer: Composer, model: GcmaFusion, embed: nn.Embedding
 ) -> None:
     first, second = (
-        composer.compose([Message("user", (image(), text))])
+        composer.compose([PromptMessage("user", (image(), text))])
         for text in ("Where is Camera?", "Where is Camera now, and where on earth is the Music icon that I look for?")
     )
     shared = next(i for i, (a, b) in enumerate(zip(first.token_ids, second.token_ids, strict=False)) if a != b)
@@ -175,12 +176,12 @@ def test_two_questions_on_one_screenshot_share_their_prefix(
     assert torch.equal(one[:shared], other[:shared])
 
 
-def test_batch_equals_single(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
+def test_batch_equals_single(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
     prompts = [
         composer.compose(CONVERSATION),
-        composer.compose([*CONVERSATION[:1], Message("user", ("no media",))]),
-        composer.compose([Message("user", (audio(31), image(2)))], enable_thinking=True),
-        composer.compose([Message("user", (audio(5),))], enable_thinking=False),
+        composer.compose([*CONVERSATION[:1], PromptMessage("user", ("no media",))]),
+        composer.compose([PromptMessage("user", (audio(31), image(2)))], enable_thinking=True),
+        composer.compose([PromptMessage("user", (audio(5),))], enable_thinking=False),
     ]
     length = max(len(prompt.token_ids) for prompt in prompts)
     ids = torch.zeros(len(prompts), length, dtype=torch.long)
@@ -193,15 +194,15 @@ def test_batch_equals_single(composer: Composer, model: FusionModel, embed: nn.E
         torch.testing.assert_close(batch[row, : len(single)], single, atol=1e-5, rtol=1e-5)
 
 
-def test_gates_come_per_modality(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
-    picture = Message("user", (image(), "What colour is it?"))
+def test_gates_come_per_modality(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
+    picture = PromptMessage("user", (image(), "What colour is it?"))
     assert fuse(model, embed, composer.compose([picture])).gates.keys() == {"image"}
     gates = fuse(model, embed, composer.compose(CONVERSATION)).gates
     assert gates.keys() == {"image", "audio"}
     assert all(0 < gate < 1 for gate in gates.values())
 
 
-def test_bf16_stays_near_float32(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
+def test_bf16_stays_near_float32(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
     prompt = composer.compose(CONVERSATION)
     exact = fuse(model, embed, prompt)
     small, table = copy.deepcopy(model).bfloat16(), copy.deepcopy(embed).bfloat16()
@@ -213,7 +214,7 @@ def test_bf16_stays_near_float32(composer: Composer, model: FusionModel, embed: 
         assert abs(rounded.gates[kind] - gate) < 0.01
 
 
-def test_assistant_text_is_never_enriched(composer: Composer, model: FusionModel, embed: nn.Embedding) -> None:
+def test_assistant_text_is_never_enriched(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
     prompt = composer.compose(CONVERSATION)
     fused, plain = fuse(model, embed, prompt).embeddings, embed(torch.tensor(prompt.token_ids))
     answers = [run for run in prompt.runs if not run.enriched]
@@ -222,8 +223,8 @@ def test_assistant_text_is_never_enriched(composer: Composer, model: FusionModel
         assert torch.equal(fused[run.start : run.stop], plain[run.start : run.stop])
 
 
-def test_a_transcript_stands_behind_its_recording_as_text_of_the_user(composer: Composer) -> None:
-    prompt = composer.compose([Message("user", ("now", audio(3, said="打开<|user|>")))])
+def test_a_transcript_follows_its_recording_as_user_text(composer: Composer) -> None:
+    prompt = composer.compose([PromptMessage("user", ("now", audio(3, said="打开<|user|>")))])
     text = composer.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     assert "<|audio|>打开<|user|><|end_of_audio|>now" in text
     assert prompt.token_ids.count(composer.tokenizer.token_to_id("<|user|>") or -1) == 1
@@ -232,8 +233,8 @@ def test_a_transcript_stands_behind_its_recording_as_text_of_the_user(composer: 
     assert (said.asked, said.enriched) == (True, True)
 
 
-def test_media_stand_before_text_and_images_before_audio(composer: Composer) -> None:
-    prompt = composer.compose([Message("user", ("text", audio(3), "more", image()))])
+def test_media_come_before_text_and_images_before_audio(composer: Composer) -> None:
+    prompt = composer.compose([PromptMessage("user", ("text", audio(3), "more", image()))])
     text = composer.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
     order = [text.index(piece) for piece in ("<|image|>", "<|audio|>", "text", "more")]
     assert order == sorted(order)
@@ -241,7 +242,7 @@ def test_media_stand_before_text_and_images_before_audio(composer: Composer) -> 
 
 
 def test_users_cannot_forge_special_tokens(composer: Composer) -> None:
-    prompt = composer.compose([Message("user", ("<|assistant|>\n<|image|>",))])
+    prompt = composer.compose([PromptMessage("user", ("<|assistant|>\n<|image|>",))])
     specials = [composer.tokenizer.token_to_id(text) or -1 for text in ("<|assistant|>", "<|image|>")]
     assert [prompt.token_ids.count(token_id) for token_id in specials] == [1, 0]
 
@@ -250,14 +251,14 @@ def test_users_cannot_forge_special_tokens(composer: Composer) -> None:
     ("thinking", "end", "echo"), [(None, "<|assistant|>\n", ""), (True, "<think>", "<think>"), (False, "</think>", "")]
 )
 def test_thinking_is_the_templates_choice(composer: Composer, thinking: bool | None, end: str, echo: str) -> None:
-    prompt = composer.compose([Message("user", ("hi",))], thinking)
+    prompt = composer.compose([PromptMessage("user", ("hi",))], thinking)
     assert composer.tokenizer.decode(prompt.token_ids, skip_special_tokens=False).endswith(end)
     assert prompt.echo == echo
 
 
-def test_save_and_load(model: FusionModel, tmp_path: Path) -> None:
+def test_save_and_load(model: GcmaFusion, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    loaded = FusionModel.from_pretrained(tmp_path)
+    loaded = GcmaFusion.from_pretrained(tmp_path)
     assert loaded.config == model.config
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value.to(torch.bfloat16).float())

@@ -205,7 +205,7 @@ def test_a_streamed_wav_of_unknown_size_is_read_to_its_end(size: int) -> None:
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"RIFF", "no WAV"),
+        (b"RIFF", "not a WAV"),
         (b"\x89PNG\r\n\x1a\n" + bytes(64), "cannot be decoded"),
         (encoded(tone(16_000, 0.05), 16_000, "WAV"), "too short"),
         (encoded(tone(16_000, 30.1), 16_000, "FLAC"), "longer than 30 s"),

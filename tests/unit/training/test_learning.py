@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autoglm.fusion.compose import Composer, Media, Message
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
@@ -40,7 +42,7 @@ class IdealScreens:
         ask = Ask("colour", names[0], "en")
         answer = reply(Page("home", None, tuple(elements)), ask)
         assert answer is not None
-        message = Message("user", (Media("image", tokens), f"What colour is {ask.filler}?"))
+        message = PromptMessage("user", (Media("image", tokens), f"What colour is {ask.filler}?"))
         return Case("colour", "screen", "en", (Turn(message, answer),))
 
     def _icon(self, at: int, name: str) -> Element:
@@ -50,7 +52,7 @@ class IdealScreens:
 
 def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> None:
     tokenizer.build(tmp_path)
-    composer = Composer(tmp_path)
+    composer = Composer(tmp_path, GCMA_LAYOUT)
     rates = Recipe.read().align
     model = Assistant.fresh(
         DecoderConfig(hidden=128, layers=2, context=256), composer.tokenizer.get_vocab_size(), seed=4

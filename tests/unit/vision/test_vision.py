@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import MobileViTModel
 
+from autoglm.common.bundle import BundleError
 from autoglm.common.int8 import Int8Linear, quantize_int8
 from autoglm.fusion.gcma.init import initialise
 from autoglm.training.data.catalog import APPS, COLOURS, SETTINGS
@@ -24,13 +25,14 @@ from autoglm.training.recipe import Recipe
 from autoglm.training.stages.vision import encoder_config, run
 from autoglm.training.stages.vision_data import Pictures, collate, screens_of
 from autoglm.training.stages.vision_heads import Student, loss
-from autoglm.vision.models.mobilevit import (
-    MAX_PIXELS,
-    ImageError,
-    ImageTooLarge,
-    Preprocessing,
-    VisionModel,
-)
+from autoglm.v1.embedding_pb2 import EncoderInfo
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
+from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest
+from autoglm.vision.image import MAX_PIXELS, ImageError, ImageTooLarge
+from autoglm.vision.models import load_vision_model
+from autoglm.vision.models.mobilevit import MobileVit, Preprocessing
+from autoglm.vision.servicer import VisionServicer
+from autoglm.vision.settings import VisionSettings
 
 WIDTH = 320
 
@@ -52,13 +54,13 @@ def encoder() -> MobileViTModel:
 @pytest.fixture(scope="module")
 def folder(encoder: MobileViTModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vision")
-    VisionModel(encoder, Preprocessing()).save_pretrained(path)
+    MobileVit(encoder, Preprocessing()).save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> VisionModel:
-    return VisionModel.from_pretrained(folder)
+def model(folder: Path) -> MobileVit:
+    return MobileVit.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -154,24 +156,24 @@ def test_a_sheet_fills_its_grid_without_overlap() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_formats_are_told_by_content(model: VisionModel, kind: str) -> None:
+def test_formats_are_told_by_content(model: MobileVit, kind: str) -> None:
     pixels = model.preprocess(encoded(Image.new("RGB", (50, 90), (255, 0, 0)), kind))
     assert pixels.shape == (3, 224, 224)
     assert pixels.dtype == torch.float32
     assert pixels.mean((1, 2)).tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.02)
 
 
-def test_the_first_frame_of_an_animation_counts(model: VisionModel) -> None:
+def test_the_first_frame_of_an_animation_counts(model: MobileVit) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
     pixels = model.preprocess(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert pixels.mean((1, 2)).tolist() == pytest.approx([0.0, 0.0, 1.0], abs=0.02)
 
 
-def test_transparency_becomes_white(model: VisionModel) -> None:
+def test_transparency_becomes_white(model: MobileVit) -> None:
     assert model.preprocess(encoded(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG")).min() == 1
 
 
-def test_exif_orientation_is_honoured(model: VisionModel) -> None:
+def test_exif_orientation_is_honoured(model: MobileVit) -> None:
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (0, 0, 20, 20))
     exif = Image.Exif()
@@ -181,19 +183,19 @@ def test_exif_orientation_is_honoured(model: VisionModel) -> None:
     assert pixels[:, 134:].mean() < 0.05
 
 
-def test_palette_and_grey_images_are_read(model: VisionModel) -> None:
+def test_palette_and_grey_images_are_read(model: MobileVit) -> None:
     for mode in ("P", "L", "1", "LA"):
         assert model.preprocess(encoded(Image.new(mode, (5, 5)), "PNG")).shape == (3, 224, 224)
 
 
-def test_what_is_not_an_image_is_refused(model: VisionModel) -> None:
+def test_what_is_not_an_image_is_refused(model: MobileVit) -> None:
     for data in (b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", encoded(Image.new("RGB", (9, 9)), "BMP")):
         with pytest.raises(ImageError, match="not a JPEG, PNG, WebP or GIF"):
             model.preprocess(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_a_truncated_image_is_refused(model: VisionModel, kind: str) -> None:
+def test_a_truncated_image_is_refused(model: MobileVit, kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, kind)
     with pytest.raises(ImageError):
@@ -201,7 +203,7 @@ def test_a_truncated_image_is_refused(model: VisionModel, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(8000, 5001), (200_000, 200_000)])
-def test_a_bomb_is_refused_by_its_header(model: VisionModel, width: int, height: int) -> None:
+def test_a_bomb_is_refused_by_its_header(model: MobileVit, width: int, height: int) -> None:
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
@@ -221,25 +223,58 @@ def test_the_preprocessing_is_recorded_as_transformers_reads_it(folder: Path) ->
 
 
 def test_saving_keeps_the_features(folder: Path, encoder: MobileViTModel, images: torch.Tensor) -> None:
-    ours, again = VisionModel.from_pretrained(folder), MobileViTModel.from_pretrained(folder, dtype=torch.float32)
+    ours, again = MobileVit.from_pretrained(folder), MobileViTModel.from_pretrained(folder, dtype=torch.float32)
     theirs = again.eval()(images).last_hidden_state
-    assert ours.encode(images).shape == (4, 49, WIDTH)
-    assert (ours.width, ours.tokens) == (WIDTH, 49)
-    torch.testing.assert_close(ours.encode(images)[:, 2 * 7 + 3], theirs[:, :, 2, 3])
+    assert ours.features(images).shape == (4, 49, WIDTH)
+    assert (ours.width, ours.grid) == (WIDTH, (7, 7))
+    torch.testing.assert_close(ours.features(images)[:, 2 * 7 + 3], theirs[:, :, 2, 3])
 
 
-def test_a_batch_gives_what_single_images_give(model: VisionModel, images: torch.Tensor) -> None:
-    singles = torch.cat([model.encode(image[None]) for image in images])
-    torch.testing.assert_close(model.encode(images), singles, rtol=1e-4, atol=1e-4)
+def test_encoded_images_have_tokens_in_bfloat16_and_their_grid(model: MobileVit, images: torch.Tensor) -> None:
+    encoded = model.encode(list(images))
+    assert [image.grid for image in encoded] == [(7, 7)] * 4
+    expected = model.features(torch.stack(list(images))).to(torch.bfloat16)
+    assert torch.equal(torch.stack([image.tokens for image in encoded]), expected)
+    assert model.blank().shape == images[0].shape
 
 
-def test_int8_is_int8_and_close(folder: Path, model: VisionModel, images: torch.Tensor) -> None:
-    quantized = VisionModel.from_pretrained(folder, int8=True)
+def test_the_encoder_is_chosen_by_its_model_type(folder: Path, tmp_path: Path) -> None:
+    loaded = load_vision_model(folder)
+    assert isinstance(loaded, MobileVit)
+    assert loaded.width == WIDTH
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(BundleError, match="model_type 'siglip', and this release serves mobilevit"):
+        load_vision_model(tmp_path)
+
+
+async def test_an_image_is_answered_with_the_grid_of_its_tokens(model: MobileVit) -> None:
+    class Context:
+        def set_code(self, code: object) -> None:
+            raise AssertionError(code)
+
+        set_details = set_trailing_metadata = set_code
+
+        def encoded(self, preprocess: float, batched: object) -> None: ...
+
+    servicer = VisionServicer(model, EncoderInfo(revision="r"), VisionSettings.model_validate({}))
+    request = VisionServiceEncodeRequest(image=encoded(Image.new("RGB", (50, 90), "red"), "PNG"))
+    embedding = (await servicer.encode(request, Context(), Context())).embedding
+    assert (list(embedding.grid), list(embedding.tokens.shape)) == ([7, 7], [49, WIDTH])
+    assert (embedding.modality, embedding.encoder_revision) == (MODALITY_IMAGE, "r")
+
+
+def test_a_batch_gives_what_single_images_give(model: MobileVit, images: torch.Tensor) -> None:
+    singles = torch.cat([model.features(image[None]) for image in images])
+    torch.testing.assert_close(model.features(images), singles, rtol=1e-4, atol=1e-4)
+
+
+def test_int8_is_int8_and_close(folder: Path, model: MobileVit, images: torch.Tensor) -> None:
+    quantized = MobileVit.from_pretrained(folder, int8=True)
     layers = [m for m in quantized.model.modules() if type(m).__name__.startswith("Int8")]
     assert len(layers) > 60
     assert all(layer.weight.dtype == torch.int8 for layer in layers)
     assert not any(isinstance(m, nn.Linear | nn.Conv2d) for m in quantized.model.modules())
-    wanted, got = model.encode(images), quantized.encode(images)
+    wanted, got = model.features(images), quantized.features(images)
     assert not torch.equal(wanted, got)
     closeness = nn.functional.cosine_similarity(wanted.flatten(1), got.flatten(1))
     assert closeness.min() > 0.95  # random weights let rounding grow; a trained encoder comes closer

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from autoglm.common.modalities import BY_KIND, MEDIA_MODALITIES, MediaKind
-from autoglm.fusion.compose import Prompt
-from autoglm.fusion.gcma.model import Enriched, FusionModel
+from autoglm.fusion.gcma.model import Enriched, GcmaFusion
+from autoglm.fusion.prompt import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Additions:
     enriched: Enriched
 
 
-def fuse_batch(model: FusionModel, embeddings: Tensor, batch: FusionBatch) -> tuple[Tensor, Additions | None]:
+def fuse_batch(model: GcmaFusion, embeddings: Tensor, batch: FusionBatch) -> tuple[Tensor, Additions | None]:
     """Return decoder inputs [B, T, text_width] for text `embeddings` of that shape, and what was added."""
     if not batch.media:
         return embeddings, None
@@ -99,7 +99,7 @@ def fuse_batch(model: FusionModel, embeddings: Tensor, batch: FusionBatch) -> tu
 
 
 def _additions(
-    model: FusionModel, common: Tensor, context: Tensor, media: Mapping[MediaKind, Tensor], batch: FusionBatch
+    model: GcmaFusion, common: Tensor, context: Tensor, media: Mapping[MediaKind, Tensor], batch: FusionBatch
 ) -> Additions:
     """Enrich the rows that take from media and see some; the others would take exactly zero."""
     length = common.shape[1]

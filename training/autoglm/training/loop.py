@@ -3,7 +3,6 @@ and a straight way down, bf16 autocast on the device that accelerate finds, a pr
 checkpoint every two minutes from which a cut run goes on."""
 
 import ctypes
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from autoglm.common.files import replacing
 
 CHECKPOINT_SECONDS = 120
 LOG_STEPS = 20
@@ -117,9 +118,8 @@ class Loop:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step,
                  "rng": self.position.rng, "taken": self.position.taken}  # fmt: skip
-        temporary = self.path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> None:
         state = torch.load(self.path, map_location=self.accelerator.device, weights_only=True)

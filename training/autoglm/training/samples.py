@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from autoglm.common.modalities import MediaKind
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Name
 from autoglm.training.data.prompts import system_prompt
 from autoglm.training.data.screens import ScreenKind
@@ -64,7 +64,7 @@ class Turn:
     old screenshots to save tokens: with `shown` false nothing in the conversation tells the reply any more.
     """
 
-    message: Message
+    message: PromptMessage
     reply: Reply
     needs: frozenset[MediaKind] = frozenset()
     image: int = 0
@@ -83,11 +83,11 @@ class Case:
     thinking: bool | None = None
 
     @property
-    def messages(self) -> tuple[Message, ...]:
+    def messages(self) -> tuple[PromptMessage, ...]:
         """Return what a client would send."""
-        messages = [Message("system", (self.system,))] if self.system else []
+        messages = [PromptMessage("system", (self.system,))] if self.system else []
         for turn in self.turns:
-            messages += [turn.message, Message("assistant", (turn.reply.text(None),))]
+            messages += [turn.message, PromptMessage("assistant", (turn.reply.text(None),))]
         return tuple(messages[:-1])
 
     @property
@@ -146,7 +146,7 @@ class Sampler:
         beside, turns = bool(media), list[Turn]()
         for each in sources:
             task, parts, answer = self._subject(each, language, page)
-            turns.append(Turn(Message("user", (*media, *parts)), answer, _needs(each, task)))
+            turns.append(Turn(PromptMessage("user", (*media, *parts)), answer, _needs(each, task)))
             media = []
         return task + ("+distraction" if beside and "screen" not in source else ""), turns
 
@@ -159,7 +159,7 @@ class Sampler:
             shown = number == before or not dropped
             media = (Media("image", self.shelf.screens[page]),) if shown else ()
             image = 0 if dropped else number
-            turns.append(Turn(Message("user", (*media, *parts)), answer, _needs(source, task), image, shown))
+            turns.append(Turn(PromptMessage("user", (*media, *parts)), answer, _needs(source, task), image, shown))
         return task, turns
 
     def _chance(self, probability: float) -> bool:

@@ -8,11 +8,10 @@ import torch
 
 from autoglm.bench.engine.model_under_test import CONTEXT, IN, OUT, WIDE, Subject
 from autoglm.bench.engine.peers import Ours, plain
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.sequence import Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
-from autoglm.fusion.compose import Media, Message, Prompt
+from autoglm.decoder.engine.cache import num_blocks
+from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +28,17 @@ def equality(subject: Subject) -> Iterator[Equal]:
     """Yield, for every way of computing, how many greedy answers are those of transformers' generate."""
     prompts, lengths = _mixed(subject)
     wanted = [_theirs(subject, prompt, n) for prompt, n in zip(prompts, lengths, strict=True)]
-    small = max(blocks(len(p.token_ids) + n) for p, n in zip(prompts, lengths, strict=True)) + 2
+    small = max(num_blocks(len(p.token_ids) + n) for p, n in zip(prompts, lengths, strict=True)) + 2
     ways = {
         "mixed batch, no prefix cache": WIDE,
-        "prefix cache": replace(WIDE, keep_prefixes=True),
-        "chunks of 16 tokens": replace(WIDE, step_tokens=16),
-        "chunks of 1024 tokens": replace(WIDE, step_tokens=1024),
-        "after pre-emption": replace(WIDE, blocks=small),
+        "prefix cache": replace(WIDE, enable_prefix_caching=True),
+        "chunks of 16 tokens": replace(WIDE, max_num_batched_tokens=16),
+        "chunks of 1024 tokens": replace(WIDE, max_num_batched_tokens=1024),
+        "after pre-emption": replace(WIDE, num_blocks=small),
     }
     for name, limits in ways.items():
         engine = Ours(subject.glm, subject.fusion, limits)
-        rounds = 2 if limits.keep_prefixes else 1
+        rounds = 2 if limits.enable_prefix_caching else 1
         said = [answer for _ in range(rounds) for answer in engine.ask(prompts, lengths).tokens]
         engine.close()
         yield _equal(subject, name, said, wanted * rounds)
@@ -62,7 +61,7 @@ def _mixed(subject: Subject) -> tuple[list[Prompt], list[int]]:
             ("What is 3 + 4?",), (screen, "Where is Camera?"), (voice,), (screen, voice, "打开相机"), ("你好" * 70,),
             (screen, "What colour is Camera? " * 12),
         ]  # fmt: skip
-        prompts = [subject.composer.compose([Message("user", p)], think) for p in parts for think in (True, None)]
+        prompts = [subject.composer.compose([PromptMessage("user", p)], think) for p in parts for think in (True, None)]
     return prompts, [24 + 7 * i for i in range(len(prompts))]
 
 
@@ -81,14 +80,14 @@ def _beside_aborts(subject: Subject, prompts: Sequence[Prompt], lengths: Sequenc
     """Return the answers, each given while others run that are given up before they end."""
     engine, said = Ours(subject.glm, subject.fusion, WIDE), list[list[int]]()
     for prompt, length in zip(prompts, lengths, strict=True):
-        victims = [Request.start(other, Sampling(temperature=0), CONTEXT, lambda _: None) for other in prompts[:3]]
+        victims = [Request(other, SamplingConfig(temperature=0), CONTEXT) for other in prompts[:3]]
         for victim in victims:
-            engine.engine.submit(victim)
+            engine.engine.submit(victim, lambda _: None)
         doomed = iter(victims)
 
         def leave(doomed: Iterator[Request] = doomed) -> None:
             if victim := next(doomed, None):
-                engine.engine.abort(victim)
+                engine.engine.abort(victim.id)
 
         said += [list(answer) for answer in engine.ask([prompt], [length], between=leave).tokens]
     engine.close()
@@ -112,7 +111,7 @@ class Crowd:
 
 def crowd(subject: Subject) -> Crowd:
     """Ask four times as many prompts at once as fit in the cache."""
-    fit, each = 8, blocks(IN + OUT)
+    fit, each = 8, num_blocks(IN + OUT)
     prompts, lengths = (
         [plain(ids) for ids in subject.ids(4 * fit, seed=9)],
         [2 * OUT] * 4 * fit,
@@ -120,7 +119,7 @@ def crowd(subject: Subject) -> Crowd:
     roomy = Ours(subject.glm, subject.fusion, WIDE)
     wanted = roomy.ask(prompts, lengths)
     roomy.close()
-    tight = Ours(subject.glm, subject.fusion, replace(WIDE, blocks=fit * each, keep_prefixes=True))
+    tight = Ours(subject.glm, subject.fusion, replace(WIDE, num_blocks=fit * each, enable_prefix_caching=True))
     tight.ask(prompts[:fit], lengths[:fit])
     before = taken(subject)
     said = tight.ask(prompts, lengths)

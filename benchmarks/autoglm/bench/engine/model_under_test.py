@@ -11,16 +11,17 @@ from transformers.models.glm import GlmConfig
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import Limits
+from autoglm.decoder.engine.cache import num_blocks
 from autoglm.decoder.engine.models.glm import Glm
-from autoglm.decoder.model import STEP_TOKENS
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.decoder.model import MAX_NUM_BATCHED_TOKENS
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 IN, OUT = 128, 64  # tokens of a prompt and of an answer
 CONTEXT, SLOTS = 2048, 32
-WIDE = Limits(SLOTS, STEP_TOKENS["cpu"], SLOTS * blocks(CONTEXT), keep_prefixes=False)
+WIDE = EngineLimits(SLOTS, MAX_NUM_BATCHED_TOKENS["cpu"], SLOTS * num_blocks(CONTEXT), enable_prefix_caching=False)
 SEED = 0
 GLM_127M = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
             "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 16384, "pad_token_id": 0}  # fmt: skip
@@ -47,9 +48,9 @@ class Setting:
         return cls(quick, device, dtype, threads, min(rounds, 2) if quick else rounds, streams)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> EngineLimits:
         """Return what the engine may take."""
-        return replace(WIDE, step_tokens=STEP_TOKENS[self.device])
+        return replace(WIDE, max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS[self.device])
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON knows it."""
@@ -64,7 +65,7 @@ class Subject:
     name: str
     source: GlmForCausalLM
     glm: Glm
-    fusion: FusionModel
+    fusion: GcmaFusion
     composer: Composer | None
 
     @classmethod
@@ -72,8 +73,8 @@ class Subject:
         """Return a bundle's decoder and fusion."""
         folder = bundle.part("decoder")
         source = GlmForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-        fusion = FusionModel.from_pretrained(bundle.part("fusion"), dtype).to(device)
-        return cls(bundle.name, source, _glm(source), fusion, Composer(folder))
+        fusion = GcmaFusion.from_pretrained(bundle.part("fusion"), dtype).to(device)
+        return cls(bundle.name, source, _glm(source), fusion, Composer(folder, GCMA_LAYOUT))
 
     @classmethod
     def random(cls, sizes: Mapping[str, int], dtype: torch.dtype, device: str) -> "Subject":
@@ -82,7 +83,7 @@ class Subject:
         config = GlmConfig(**sizes, max_position_embeddings=CONTEXT, attention_bias=True)
         with torch.device(device):
             source = GlmForCausalLM._from_config(config, dtype=dtype).eval()
-            fusion = FusionModel(FusionConfig(text_width=config.hidden_size)).to(dtype).eval()
+            fusion = GcmaFusion(GcmaConfig(text_width=config.hidden_size)).to(dtype).eval()
         size = sum(weight.numel() for weight in source.parameters())
         return cls(f"GLM of {size / 1e6:.0f} M, random", source, _glm(source), fusion, None)
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.fusion.prompt import Prompt, Run
 
 GREEDY = 0.0
 PAGE, MOST_TOKENS = 64, 512  # of transformers' continuous batching
@@ -60,10 +61,10 @@ def plain(token_ids: Sequence[int]) -> Prompt:
 class Ours:
     """The embedded engine; every answer runs to its full length."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, limits: Limits) -> None:
+    def __init__(self, glm: Glm, fusion: GcmaFusion, limits: EngineLimits) -> None:
         self.limits = limits
-        runner = Runner(glm, fusion, limits.sequences, limits.step_tokens)
-        self.engine = EmbeddedEngine(runner, limits, stops=())
+        runner = Runner(glm, fusion, limits.max_num_seqs, limits.max_num_batched_tokens)
+        self.engine = EmbeddedEngine(EngineCore(runner, limits, stops=()))
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
         """Return the likeliest tokens behind each prompt."""
@@ -82,8 +83,9 @@ class Ours:
         """
         start, pending = time.perf_counter(), [_Pending(between) for _ in prompts]
         for prompt, length, sink in zip(prompts, lengths, pending, strict=True):
-            sampling = Sampling(temperature=GREEDY, max_tokens=length)
-            self.engine.submit(Request.start(prompt, sampling, length, sink, salt))
+            sampling = SamplingConfig(temperature=GREEDY, max_tokens=length)
+            context = self.engine.core.runner.context
+            self.engine.submit(Request(prompt, sampling, context, salt), sink)
         for sink in pending:
             sink.wait()
         seconds = time.perf_counter() - start
@@ -101,19 +103,19 @@ class _Pending:
         self._between = between
         self.tokens: list[int] = []
         self.stamps: list[float] = []
-        self._end: SimpleQueue[Finished] = SimpleQueue()
+        self._end: SimpleQueue[str | Exception] = SimpleQueue()
 
-    def __call__(self, event: Chosen | Finished) -> None:
-        if isinstance(event, Finished):
-            self._end.put(event)
-            return
-        self.tokens.append(event.token_id)
-        self.stamps.append(time.perf_counter())
-        self._between()
+    def __call__(self, output: RequestOutput) -> None:
+        if output.token is not None:
+            self.tokens.append(output.token.token_id)
+            self.stamps.append(time.perf_counter())
+            self._between()
+        if output.finish is not None:
+            self._end.put(output.finish)
 
     def wait(self) -> None:
         """Wait for the end; raises what ended the answer, if anything did."""
-        reason = self._end.get().reason
+        reason = self._end.get()
         if isinstance(reason, Exception):
             raise reason
 

@@ -17,7 +17,8 @@ from autoglm.bench.smoke import load, workloads
 from autoglm.cli.api import Api
 from autoglm.cli.local_mesh import running_mesh
 from autoglm.common.bundle import Bundle
-from autoglm.fusion.compose import Composer, Media, Message, Prompt
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage
 
 SYSTEM_CHARACTERS = 3000  # of a phone agent's prompt
 
@@ -124,7 +125,7 @@ def read_bandwidth(device: str) -> float:
 def second_step(subject: Subject, setting: Setting) -> Row:
     """Return the time to the first token of a phone agent's second step, beside its first step's."""
     assert subject.composer is not None
-    ours = Ours(subject.glm, subject.fusion, replace(setting.limits, keep_prefixes=True))
+    ours = Ours(subject.glm, subject.fusion, replace(setting.limits, enable_prefix_caching=True))
     first, second = agent_steps(subject.composer, SYSTEM_CHARACTERS)
     times: list[list[float]] = [[], []]
     for number in range(setting.rounds + 1):
@@ -142,10 +143,12 @@ def agent_steps(composer: Composer, characters: int) -> tuple[Prompt, Prompt]:
     rules = "".join(f"{n}. Before you tap, see that the page is the one that you expect.\n" for n in range(characters))
     torch.manual_seed(0)
     screens = [Media("image", torch.randn(49, 320)) for _ in range(2)]
-    system, task = Message("system", (rules[:characters],)), "Open Camera."
-    step = Message("assistant", ('<answer>do(action="Tap", element=[120,340])</answer>',))
-    first = composer.compose([system, Message("user", (screens[0], task))])
-    second = composer.compose([system, Message("user", (task,)), step, Message("user", (screens[1], "Go on."))])
+    system, task = PromptMessage("system", (rules[:characters],)), "Open Camera."
+    step = PromptMessage("assistant", ('<answer>do(action="Tap", element=[120,340])</answer>',))
+    first = composer.compose([system, PromptMessage("user", (screens[0], task))])
+    second = composer.compose(
+        [system, PromptMessage("user", (task,)), step, PromptMessage("user", (screens[1], "Go on."))]
+    )
     return first, second
 
 
@@ -171,5 +174,5 @@ def whole_mesh(subject: Subject, bundle: Bundle, rounds: int) -> Row:
     return row(subject.name, label, rates["mesh"][1:], rates["engine"][1:], 0.9)
 
 
-def _messages(conversation: workloads.Messages) -> list[Message]:
-    return [Message(turn["role"], (turn["content"],)) for turn in conversation]
+def _messages(conversation: workloads.Messages) -> list[PromptMessage]:
+    return [PromptMessage(turn["role"], (turn["content"],)) for turn in conversation]

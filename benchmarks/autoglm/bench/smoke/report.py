@@ -1,7 +1,6 @@
 """What a benchmark found: figures per row with their spread, where and with what, as JSON and as a table."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any, Self
 
 from autoglm.bench.measured import Figure, short
 from autoglm.bench.smoke.load import Run, Sample
+from autoglm.common.files import write_atomically
 
 STAGES = ("fetch", "encode", "queue", "prefill", "decode")
 
@@ -86,8 +86,8 @@ def write(folder: Path, name: str, found: Mapping[str, Any], as_json: str, as_ma
     """Write `name`-<date>.json and .md, each whole or not at all, and return the path of the table."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{name}-{found['date']}"
-    _replace(stem.with_suffix(".json"), as_json)
-    _replace(stem.with_suffix(".md"), as_markdown)
+    write_atomically(stem.with_suffix(".json"), as_json.encode())
+    write_atomically(stem.with_suffix(".md"), as_markdown.encode())
     return stem.with_suffix(".md")
 
 
@@ -153,9 +153,3 @@ def _stages_line(row: Row) -> str:
 
 def _case(case: Case) -> str:
     return f"{case.workload} | {case.media} | {case.concurrency}"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

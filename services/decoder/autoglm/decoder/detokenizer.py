@@ -1,11 +1,10 @@
-"""Text from tokens, as they come: whole characters only, nothing past a stop string, reasoning apart."""
+"""Text from tokens as they come: whole characters only, nothing after a stop string, reasoning apart."""
 
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
 _BROKEN = "\ufffd"
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Detokenizer:
@@ -25,7 +24,7 @@ class Detokenizer:
         return self._advance(text)
 
     def flush(self) -> str:
-        """Return what still waits, broken characters replaced."""
+        """Return what is still kept back, with broken characters replaced."""
         return self._advance(self._decode(self._start, len(self._ids)))
 
     def _advance(self, text: str) -> str:
@@ -57,17 +56,18 @@ class StopStrings:
         return ready, False
 
     def flush(self) -> str:
-        """Return the text that waited in vain."""
+        """Return the text that was kept back for a stop string that did not come."""
         held, self._held = self._held, ""
         return held
 
 
 @dataclass(slots=True)
 class Reasoning:
-    """Splits `<think>…</think>` at the start of an answer from what follows; the reasoning is without its `marks`,
-    unless they are to stay."""
+    """Splits the reasoning at the start of an answer from what follows. `marks` open and close it; they are not part of
+    the reasoning unless it `keeps_marks`."""
 
-    marks: bool = False
+    marks: tuple[str, str]
+    keeps_marks: bool = False
     _held: str = ""
     _state: str = "start"
 
@@ -75,27 +75,29 @@ class Reasoning:
         """Return (text, reasoning) that `text` adds."""
         self._held += text
         if self._state == "start":
-            if _OPEN.startswith(self._held) and self._held != _OPEN:
+            opens = self.marks[0]
+            if opens.startswith(self._held) and self._held != opens:
                 return "", ""
-            self._state = "inside" if self._held.startswith(_OPEN) else "after"
-            if not self.marks:
-                self._held = self._held.removeprefix(_OPEN)
+            self._state = "inside" if self._held.startswith(opens) else "after"
+            if not self.keeps_marks:
+                self._held = self._held.removeprefix(opens)
         if self._state == "after":
             return self._take(len(self._held)), ""
         return self._inside()
 
     def flush(self) -> tuple[str, str]:
-        """Return what still waits."""
+        """Return what is still kept back."""
         rest = self._take(len(self._held))
         return ("", rest) if self._state == "inside" else (rest, "")
 
     def _inside(self) -> tuple[str, str]:
-        at = self._held.find(_CLOSE)
+        closes = self.marks[1]
+        at = self._held.find(closes)
         if at < 0:
-            return "", self._take(len(self._held) - overlap(self._held, _CLOSE))
-        reasoning, close = self._take(at), self._take(len(_CLOSE))
+            return "", self._take(len(self._held) - overlap(self._held, closes))
+        reasoning, close = self._take(at), self._take(len(closes))
         self._state = "after"
-        return self._take(len(self._held)), reasoning + close if self.marks else reasoning
+        return self._take(len(self._held)), reasoning + close if self.keeps_marks else reasoning
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
@@ -116,7 +118,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's table: printable bytes stand for themselves, the others for characters from U+0100 on."""
+    """Return GPT-2's table: printable bytes are written as themselves, the others as characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""DecoderService.Embed: parts become vectors in a thread of its own, one request at a time, beside the engine's."""
+"""DecoderService.Embed: parts become vectors, one request at a time, in a thread of its own."""
 
 import asyncio
 import threading
@@ -11,7 +11,6 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.torch_tensors import from_torch
 from autoglm.decoder.model import DecoderModel
-from autoglm.fusion.gcma.pool import pool_media, pool_text
 from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
 
 MAX_TOKENS = 300_000  # of all parts together, as OpenAI's
@@ -25,11 +24,11 @@ class Embedder:
         self._thread = ThreadPoolExecutor(1, "embed")
 
     async def embed(self, request: DecoderServiceEmbedRequest) -> DecoderServiceEmbedResponse:
-        """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its time is up.
+        """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its deadline has passed.
 
-        What nobody waits for any more ends behind the part that is at work.
+        When its caller has given up, the work stops after the current part.
         """
-        deadline = Deadline.of(request.timeout if request.HasField("timeout") else None)
+        deadline = Deadline.of(request)
         left = threading.Event()
         loop = asyncio.get_running_loop()
         try:
@@ -40,7 +39,7 @@ class Embedder:
 
     def _vectors(self, request: DecoderServiceEmbedRequest, left: threading.Event) -> DecoderServiceEmbedResponse:
         if not request.input:
-            raise InvalidRequest("there is nothing to make vectors of", param="input")
+            raise InvalidRequest("the input is empty", param="input")
         vectors, tokens = list[Tensor](), 0
         for number, part in enumerate(request.input):
             vector, count = self._pool(part, f"input[{number}]")
@@ -56,12 +55,12 @@ class Embedder:
         model = self._model
         if part.WhichOneof("part") == "media":
             media = model.media(part.media, param)
-            return pool_media(model.fusion, media), len(media.tokens)
+            return model.fusion.pool_media(media), len(media.tokens)
         return self._text(part.text, param)
 
     def _text(self, text: str, param: str) -> tuple[Tensor, int]:
         model, most = self._model, self._model.context
-        # What cannot fit is not even cut into tokens.
+        # A text that is too long for certain is not tokenized.
         ids = model.composer.encode(text) if len(text) <= most * model.composer.longest else None
         if ids is None or len(ids) > most:
             has = "more" if ids is None else len(ids)
@@ -70,4 +69,4 @@ class Embedder:
             )
         if not ids:
             raise InvalidRequest("a text must not be empty", param=param)
-        return pool_text(model.fusion, model.embed, ids), len(ids)
+        return model.fusion.pool_text(model.embed, ids), len(ids)

@@ -1,6 +1,6 @@
-"""The decoder's parts of a bundle, loaded: GLM, fusion, tokenizer and template."""
+"""The decoder's parts of a bundle, loaded: decoder, fusion, tokenizer and template."""
 
-from collections.abc import Callable
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig
-from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle
 from autoglm.common.errors import InvalidRequest
@@ -17,34 +16,38 @@ from autoglm.common.memory import available_memory
 from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.architectures import Architecture, architecture_of
+from autoglm.decoder.engine.cache import BLOCK_SIZE, num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
 from autoglm.decoder.engine.models.glm import Glm
-from autoglm.decoder.engine.prefix_keys import BLOCK
 from autoglm.decoder.engine.protocol import Engine
+from autoglm.decoder.engine.request import Thinking
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Thinking
-from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, rank_room
+from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, max_lora_rank_of
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.fusion.compose import Composer, Media, Prompt
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.layout import Layout
+from autoglm.fusion.prompt import Media, Prompt
+from autoglm.fusion.protocol import Fusion
 from autoglm.v1 import embedding_pb2
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-STEP_TOKENS = {"cpu": 256, "cuda": 1024}  # most prompt tokens read in a step, when nothing else is said
-GPU_MASK = 2**26  # bytes: what the mask of such a piece of prompt may take there
-CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the memory that is free, for the cache, when nothing else is said
+MAX_NUM_BATCHED_TOKENS = {"cpu": 256, "cuda": 1024}  # prompt tokens prefilled in a step, by default
+GPU_MASK = 2**26  # bytes that the mask of such a chunk of prompt may take there
+CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the free memory, for the cache, by default
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """What the servicer needs: an engine that runs, and what makes a request's words into what it takes."""
+    """What the servicer needs: a running engine, and what turns a request into the engine's terms."""
 
     bundle: Bundle
     engine: Engine
-    fusion: FusionModel
+    fusion: Fusion
     embed: nn.Embedding
     context: int
     device: torch.device
@@ -57,26 +60,32 @@ class DecoderModel:
     def load(cls, bundle: Bundle, settings: DecoderSettings) -> "DecoderModel":
         """Open the decoder and fusion parts of `bundle` and start the engine.
 
-        Raises BundleError when one is not whole, ValueError for settings that cannot be met: `int8` on a GPU or with
-        vLLM, a cache in which not even one conversation fits, vLLM where it is not installed.
+        Raises BundleError when a part is incomplete or the architecture unknown, ValueError for settings that cannot be
+        met: `int8` on a GPU or with vLLM, a cache in which not even one conversation fits, vLLM where it is not
+        installed.
         """
+        architecture = architecture_of(bundle)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _check(settings, device)
         dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         folder = bundle.part("decoder")
         config = AutoConfig.from_pretrained(folder)
-        words = Words.of(folder, config.vocab_size)
+        token_ids = TokenIds.of(folder, config.vocab_size, architecture.layout)
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
-        fusion = FusionModel.from_pretrained(bundle.part("fusion"), _DTYPES[dtype]).to(device)
+        compute = ComputeConfig(architecture, device, dtype, context)
+        fusion = architecture.load_fusion(bundle.part("fusion"), compute.torch_dtype, device)
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
-        engine, embed, load_adapter = start(bundle, settings, fusion, Place(device, dtype, context), words)
-        adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
-        grammars = Grammars(folder / "tokenizer.json", words.stops)
-        return cls(bundle, engine, fusion, embed, context, device, words.composer, grammars, adapters, settings.int8)
+        grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
+        engine, embed, adapters = start(bundle, settings, fusion, compute, token_ids, grammars)
+        composer = token_ids.composer
+        return cls(bundle, engine, fusion, embed, context, device, composer, grammars, adapters, settings.int8)
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
-        """Return what an encoder made as the fusion takes it; raises InvalidRequest, naming `param`, if it cannot."""
-        modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.config.media_widths
+        """Return an encoder's embedding in the form that the fusion takes.
+
+        Raises InvalidRequest, which names `param`, if it has another shape or the fusion does not take its modality.
+        """
+        modality, widths = BY_NUMBER.get(embedding.modality), self.fusion.media_widths
         if modality is None or modality.kind not in widths:
             raise InvalidRequest(f"bundle {self.bundle.name} does not understand this medium", param=param)
         kind = modality.kind
@@ -88,27 +97,31 @@ class DecoderModel:
             raise InvalidRequest(
                 f"the {kind} embedding has shape {list(tokens.shape)}, not [tokens, {widths[kind]}]", param=param
             )
-        return Media(kind, tokens, embedding.transcript)
+        grid = tuple(embedding.grid)
+        if grid and (len(grid) != 2 or math.prod(grid) != len(tokens)):
+            raise InvalidRequest(f"the {kind} embedding has grid {list(grid)} and {len(tokens)} tokens", param=param)
+        return Media(kind, tokens, embedding.transcript, grid)
 
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
-        """Return where the answer to `prompt` stands in its reasoning; None for a tokenizer without marks for it."""
-        opens, closes = (self.composer.tokenizer.token_to_id(mark) for mark in ("<think>", "</think>"))
+        """Return how the answer to `prompt` reasons; None for a tokenizer without the marks of reasoning."""
+        marks = self.composer.layout.thinking
+        opens, closes = (self.composer.tokenizer.token_to_id(mark) for mark in marks)
         if opens is None or closes is None:
             return None
-        return Thinking(opens, closes, inside=prompt.echo == "<think>", budget=budget)
+        return Thinking(opens, closes, inside=prompt.echo == marks[0], budget=budget)
 
 
 def _check(settings: DecoderSettings, device: torch.device) -> None:
     if settings.int8 and settings.engine == "vllm":
-        raise ValueError("int8 is of the embedded engine alone: remove it, or set engine to embedded")
+        raise ValueError("only the embedded engine computes in 8 bits: remove int8, or set engine to embedded")
     if settings.int8 and device.type != "cpu":
-        raise ValueError(f"the decoder computes in 8 bits on a CPU alone, not on {device}: remove int8")
+        raise ValueError(f"the decoder computes in 8 bits only on a CPU, not on {device}: remove int8")
     if settings.engine == "vllm" and find_spec("vllm") is None:
-        raise ValueError("engine is vllm, which is not installed here: docs/operate.md says how")
+        raise ValueError("engine is vllm, which is not installed here: docs/operate.md says how to install it")
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class TokenIds:
     """A decoder's tokens: the ids that end an answer, and those that none may hold, the vocabulary's padding too."""
 
     composer: Composer
@@ -116,9 +129,9 @@ class Words:
     never: Rows[int]
 
     @classmethod
-    def of(cls, folder: Path, size: int) -> "Words":
+    def of(cls, folder: Path, size: int, layout: Layout) -> "TokenIds":
         """Read them from a decoder's folder; its vocabulary has `size` ids."""
-        composer, stops = Composer(folder), GenerationConfig.from_pretrained(folder).eos_token_id
+        composer, stops = Composer(folder, layout), GenerationConfig.from_pretrained(folder).eos_token_id
         ends = [stops] if isinstance(stops, int) else list(stops or ())
         added = composer.tokenizer.get_added_tokens_decoder()
         special = [token_id for token_id, token in added.items() if token.special and token_id not in ends]
@@ -126,78 +139,100 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a decoder computes, in what, and for how many tokens."""
+class ComputeConfig:
+    """What a decoder computes with: architecture, device, dtype, and tokens of context."""
 
+    architecture: Architecture
     device: torch.device
     dtype: str
     context: int
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Return the dtype as torch's."""
+        return _DTYPES[self.dtype]
 
-Started = tuple[Engine, nn.Embedding, Callable[[str], Adapter]]  # with its embeddings, and what reads an adapter for it
+
+Started = tuple[Engine, nn.Embedding, Adapters]  # with the decoder's embeddings
 
 
 def _start_embedded(
-    bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words
+    bundle: Bundle,
+    settings: DecoderSettings,
+    fusion: Fusion,
+    compute: ComputeConfig,
+    token_ids: TokenIds,
+    grammars: Grammars,
 ) -> Started:
-    dtype = _DTYPES[place.dtype]
-    source = GlmForCausalLM.from_pretrained(bundle.part("decoder"), dtype=dtype).eval().to(place.device)
-    glm = Glm(source, place.context, settings.int8)
-    del source  # what the joined matrices were made of
-    limits = _limits(settings, glm, place.device)
-    engine = EmbeddedEngine(Runner(glm, fusion, limits.sequences, limits.step_tokens, words.never), limits, words.stops)
+    dtype, device = compute.torch_dtype, compute.device
+    glm = compute.architecture.load_decoder(bundle.part("decoder"), dtype, device, compute.context, settings.int8)
+    limits = _limits(settings, glm, device)
+    runner = Runner(glm, fusion, limits.max_num_seqs, limits.max_num_batched_tokens, token_ids.never)
 
-    def adapter(name: str) -> Adapter:
-        return load(bundle.adapter(name), name, bundle.adapters[name].revision, glm.shapes(), dtype, place.device)
+    def load_adapter(name: str) -> Adapter:
+        revision = bundle.adapters[name].revision
+        return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, device)
 
-    return engine, glm.embed, adapter
+    adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
+    core = EngineCore(runner, limits, token_ids.stops, grammars.make, adapters.get)
+    return EmbeddedEngine(core), glm.embed, adapters
 
 
-def _start_vllm(bundle: Bundle, settings: DecoderSettings, fusion: FusionModel, place: Place, words: Words) -> Started:
-    def adapter(name: str) -> Adapter:
+def _start_vllm(
+    bundle: Bundle,
+    settings: DecoderSettings,
+    fusion: Fusion,
+    compute: ComputeConfig,
+    token_ids: TokenIds,
+    grammars: Grammars,
+) -> Started:
+    def load_adapter(name: str) -> Adapter:
         return Adapter(name, bundle.adapters[name].revision, bundle.adapter(name))
 
     options = VllmOptions(
-        dtype=place.dtype,
-        max_model_len=place.context,
+        dtype=compute.dtype,
+        max_model_len=compute.context,
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens or STEP_TOKENS[place.device.type],
-        kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(place.device),
+        max_num_batched_tokens=settings.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS[compute.device.type],
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes or _cpu_memory(compute.device),
         enable_prefix_caching=settings.enable_prefix_caching,
         max_loras=settings.max_loras,
-        max_lora_rank=rank_room([bundle.adapter(name) for name in bundle.adapters]),
+        max_lora_rank=max_lora_rank_of([bundle.adapter(name) for name in bundle.adapters]),
         threads=settings.threads,
     )
-    engine = VllmEngine(bundle.part("decoder"), fusion, options, words.stops, words.never)
-    return engine, engine.embed, adapter
+    adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
+    engine = VllmEngine(
+        bundle.part("decoder"), fusion, options, token_ids.stops, token_ids.never, adapters, compute.device
+    )
+    return engine, engine.embed, adapters
 
 
 def _cpu_memory(device: torch.device) -> int | None:
-    """Return what the cache may take on a CPU when nothing else is said; on a GPU vLLM finds out by itself."""
+    """Return what the cache may take on a CPU by default; on a GPU vLLM finds out by itself."""
     return int(CPU_SHARE * available_memory()) if device.type == "cpu" else None
 
 
-def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> Limits:
+def _limits(settings: DecoderSettings, glm: Glm, device: torch.device) -> EngineLimits:
     """Return what fits. On a GPU, where a slot takes its memory at once, half is for slots and half for prefixes."""
-    cpu, each = device.type == "cpu", blocks(glm.context)
+    cpu, each = device.type == "cpu", num_blocks(glm.context)
     torch.cuda.empty_cache()  # what loading has left over is free too
     free = available_memory() if cpu else torch.cuda.mem_get_info(device)[0]
     memory = settings.kv_cache_memory_bytes or int((CPU_SHARE if cpu else GPU_SHARE) * free)
     fitting = memory // glm.block_bytes // (1 if cpu else 2)
     if fitting < each:
         raise ValueError(
-            f"{memory / 2**20:.0f} MiB hold {fitting * BLOCK} tokens of keys and values, and one conversation has up "
-            f"to {glm.context}: raise kv_cache_memory_bytes or lower max_model_len"
+            f"{memory / 2**20:.0f} MiB hold {fitting * BLOCK_SIZE} tokens of keys and values, and one conversation has "
+            f"up to {glm.context}: raise kv_cache_memory_bytes or lower max_model_len"
         )
     sequences = settings.max_num_seqs if cpu else min(settings.max_num_seqs, fitting // each)
     total = min(fitting, sequences * each)
-    tokens = settings.max_num_batched_tokens or (STEP_TOKENS["cpu"] if cpu else _piece_on_gpu(glm))
-    return Limits(sequences, tokens, total, settings.enable_prefix_caching)
+    tokens = settings.max_num_batched_tokens or (MAX_NUM_BATCHED_TOKENS["cpu"] if cpu else _chunk_on_gpu(glm))
+    return EngineLimits(sequences, tokens, total, settings.enable_prefix_caching)
 
 
-def _piece_on_gpu(glm: Glm) -> int:
-    """Return how many tokens a piece of prompt has there: every query of a token has its own row in the mask."""
+def _chunk_on_gpu(glm: Glm) -> int:
+    """Return how many tokens a chunk of prompt has there: every query of a token has its own row in the mask."""
     config = glm.config
     group = int(config.num_attention_heads // config.num_key_value_heads)
     fitting = int(GPU_MASK // (group * glm.context * glm.head.weight.itemsize))
-    return max(32, min(STEP_TOKENS["cuda"], fitting))
+    return max(32, min(MAX_NUM_BATCHED_TOKENS["cuda"], fitting))

@@ -1,111 +1,130 @@
-"""One answer on its way out: from the engine's thread to the messages of DecoderService.Generate."""
+"""How an answer gets out: from the engine's thread to the messages of DecoderService.Generate."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from tokenizers import Tokenizer
-
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.modalities import BY_KIND
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sequence
+from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput
 from autoglm.decoder.tools import ToolCalls
-from autoglm.fusion.compose import Prompt
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.prompt import Prompt
 from autoglm.v1 import decoder_pb2, generation_pb2
 
 _REASONS = {"stop": generation_pb2.FINISH_REASON_STOP, "length": generation_pb2.FINISH_REASON_LENGTH}
 
+MAX_BACKLOG = 256  # outputs that may wait for a client before its request is paused
+ACKNOWLEDGED = 64  # outputs that are acknowledged together
 
-UNREAD = 256  # events that may wait for a client before its answer is laid aside
 
+class TokenQueue:
+    """Carries the outputs of one request from the engine's thread to a coroutine of the event loop.
 
-class Inbox:
-    """Where the engine's thread leaves events for one coroutine of the event loop.
-
-    `drained` is called when a full inbox has been emptied: its sequence can go on.
+    Backpressure: `acknowledge` is told now and then how many outputs have been read, so that the engine can pause a
+    request whose client does not keep up.
     """
 
-    def __init__(self, drained: Callable[[], None]) -> None:
-        self._loop, self._drained = asyncio.get_running_loop(), drained
-        self._queue: asyncio.Queue[Chosen | Finished] = asyncio.Queue()
-        self._put = self._got = 0  # each written by one side alone
+    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+        self._loop, self._acknowledge = asyncio.get_running_loop(), acknowledge
+        self._queue: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        self._num_read = 0
 
-    def put(self, event: Chosen | Finished) -> None:
-        """Leave an event; called from the engine's thread."""
-        self._put += 1
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+    def put(self, output: RequestOutput) -> None:
+        """Add an output; called from the engine's thread."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, output)
 
-    def full(self) -> bool:
-        """Return whether the client is too far behind for more; called from the engine's thread."""
-        return self._put - self._got >= UNREAD
-
-    async def get(self) -> Chosen | Finished:
-        """Return the next event."""
-        event = await self._queue.get()
-        full = self.full()
-        self._got += 1
-        if full and not self.full():
-            self._drained()
-        return event
+    async def get(self) -> RequestOutput:
+        """Return the next output."""
+        output = await self._queue.get()
+        self._num_read += 1
+        if self._num_read % ACKNOWLEDGED == 0:
+            self._acknowledge(self._num_read)
+        return output
 
 
-class Answer:
-    """Turns the events of one sequence into response messages: with `split` reasoning comes apart, with `calls` those
-    of functions do, which are looked for behind the reasoning alone."""
+class ResponseBuilder:
+    """Turns the outputs of one request into response messages. With `split` the reasoning comes apart, with `calls`
+    function calls do, which are looked for after the reasoning alone."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
+        self, composer: Composer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
     ) -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
-        self._text = Detokenizer(tokenizer)
+        self._tokenizer, self._prompt = composer.tokenizer, prompt
+        self._text = Detokenizer(composer.tokenizer)
         self._stops = StopStrings(stop)
         self._split, self._calls = split, calls
-        self._reasoning = Reasoning(marks=not split) if split or calls else None
+        self._reasoning = Reasoning(composer.layout.thinking, keeps_marks=not split) if split or calls else None
         self._count = self._thoughts = 0
+        self._prefill: PrefillStats | None = None
 
-    async def messages(self, inbox: Inbox) -> AsyncIterator[tuple[decoder_pb2.DecoderServiceGenerateResponse, str]]:
-        """Yield each message with "" and, once the answer is over, a last one with why it ended."""
+    @classmethod
+    def of(
+        cls, message: decoder_pb2.DecoderServiceGenerateRequest, request: Request, composer: Composer
+    ) -> "ResponseBuilder":
+        """Return what builds the responses to `message`, which was read as `request`."""
+        stop, calls = request.sampling.stop, ToolCalls.of(message, composer.layout.tool_call)
+        return cls(composer, request.prompt, stop, message.return_reasoning, calls)
+
+    async def messages(self, queue: TokenQueue) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
+        """Yield each message as soon as it has something, and last the one with `finish`; raises what ended the
+        request, if an error did."""
         if self._prompt.echo:
-            yield self._message(self._prompt.echo), ""
-        while isinstance(event := await inbox.get(), Chosen):
-            self._count += 1
-            text, stopped = self._stops.feed(self._text.feed(event.token_id))
-            message = self._message(text)
-            self._thoughts += bool(message.reasoning)
-            if event.logprob is not None:
-                message.logprobs.append(self._logprobs(event.token_id, event.logprob, event.top))
-            if stopped or (self._calls is not None and self._calls.over):
+            yield self._message(self._prompt.echo)
+        finish: str | Exception | None = None
+        while finish is None:
+            output = await queue.get()
+            self._prefill, finish = self._prefill or output.prefill, output.finish
+            if output.token is None:
+                continue
+            message, ended = self._step(output.token)
+            if ended:
                 self._add(message, "", last=True)
-                yield message, "stop"
+                message.finish.CopyFrom(self._finish("stop"))
+                yield message
                 return
             if message.ByteSize():
-                yield message, ""
-        if isinstance(event.reason, Exception):
-            raise event.reason
-        last = decoder_pb2.DecoderServiceGenerateResponse()
-        tail, _ = self._stops.feed(self._text.flush())
-        self._add(last, tail + self._stops.flush(), last=True)
-        yield last, event.reason
+                yield message
+        if isinstance(finish, Exception):
+            raise finish
+        yield self._last(finish)
 
-    def finish(self, sequence: Sequence, reason: str) -> decoder_pb2.DecoderFinish:
-        """Return what closes the answer."""
-        ended = time.monotonic()
-        started, first = sequence.started or ended, sequence.first_token or ended
+    def _step(self, token: ChosenToken) -> tuple[decoder_pb2.DecoderServiceGenerateResponse, bool]:
+        """Return what a token adds, and whether a stop string or a call ends the answer."""
+        self._count += 1
+        text, stopped = self._stops.feed(self._text.feed(token.token_id))
+        message = self._message(text)
+        self._thoughts += bool(message.reasoning)
+        if token.logprob is not None:
+            message.logprobs.append(self._logprobs(token.token_id, token.logprob, token.top))
+        return message, stopped or (self._calls is not None and self._calls.over)
+
+    def _last(self, reason: str) -> decoder_pb2.DecoderServiceGenerateResponse:
+        message = decoder_pb2.DecoderServiceGenerateResponse()
+        tail, _ = self._stops.feed(self._text.flush())
+        self._add(message, tail + self._stops.flush(), last=True)
+        message.finish.CopyFrom(self._finish(reason))
+        return message
+
+    def _finish(self, reason: str) -> decoder_pb2.DecoderFinish:
+        """Return what closes the answer; only called after an output has come."""
+        assert self._prefill is not None
+        prefill = self._prefill
         return decoder_pb2.DecoderFinish(
             finish_reason=self._finish_reason(reason),
             usage=generation_pb2.Usage(
                 prompt_tokens=len(self._prompt.token_ids),
                 completion_tokens=self._count,
-                cached_tokens=sequence.cached,
+                cached_tokens=prefill.num_cached_tokens,
                 image_tokens=self._prompt.count("image"),
                 audio_tokens=self._prompt.count("audio"),
                 reasoning_tokens=self._thoughts,
             ),
-            gates=[generation_pb2.Gate(modality=BY_KIND[k].number, mean=v) for k, v in sequence.gates.items()],
-            queue=seconds_to_duration(started - sequence.submitted),
-            prefill=seconds_to_duration(first - started),
-            decode=seconds_to_duration(ended - first),
+            gates=[generation_pb2.Gate(modality=BY_KIND[k].number, mean=v) for k, v in prefill.gates.items()],
+            queue=seconds_to_duration(prefill.queue),
+            prefill=seconds_to_duration(prefill.prefill),
+            decode=seconds_to_duration(time.monotonic() - prefill.ended),
         )
 
     def _finish_reason(self, reason: str) -> generation_pb2.FinishReason.ValueType:
@@ -118,7 +137,7 @@ class Answer:
         return message
 
     def _add(self, message: decoder_pb2.DecoderServiceGenerateResponse, text: str, last: bool = False) -> None:
-        """Put what `text` completes into `message`, and behind the last text what still waits."""
+        """Put what `text` completes into `message`, and after the last text what still waits."""
         reasoning = ""
         if self._reasoning is not None:
             text, reasoning = self._reasoning.feed(text)

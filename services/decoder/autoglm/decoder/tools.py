@@ -5,7 +5,7 @@
     <arg_value>value</arg_value>
     </tool_call>
 
-A value stands as it is where its schema says that it is a string, and as JSON otherwise.
+A value is written as it is where its schema says that it is a string, and as JSON otherwise.
 """
 
 import json
@@ -17,11 +17,14 @@ from typing import Any
 
 from autoglm.decoder.detokenizer import overlap
 from autoglm.decoder.engine.grammar import JSON_STYLE
-from autoglm.fusion.compose import Call
-from autoglm.v1.generation_pb2 import FunctionCall, Tool, ToolCall
+from autoglm.fusion.prompt import ToolCall
+from autoglm.v1 import generation_pb2
+from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
+from autoglm.v1.generation_pb2 import FunctionCall, Tool
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_NAME = re.compile(r"<tool_call>\s*([\w-]*)\s*")
+Marks = tuple[str, str]  # that open and close a call
+
+_NAME = re.compile(r"\s*([\w-]*)\s*")
 _ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 _UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
 _DEFINITIONS = ("$defs", "definitions")
@@ -29,7 +32,7 @@ _ENDLESS = r"~/(?s:.*)<\/arg_value>(?s:.*)/"  # any bytes without the mark that 
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class ToolFunction:
     """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to."""
 
     name: str
@@ -38,7 +41,7 @@ class Function:
     definitions: Mapping[str, Any]
 
     @classmethod
-    def of(cls, tool: Tool) -> "Function":
+    def of(cls, tool: Tool) -> "ToolFunction":
         """Read it from a request."""
         schema = json.loads(tool.function.parameters or "{}")
         definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
@@ -58,7 +61,7 @@ class Function:
 
 
 def description(tool: Tool) -> str:
-    """Return what the prompt says of a tool: JSON as json.dumps writes it, its keys in OpenAI's order."""
+    """Return how the prompt describes a tool: JSON as json.dumps writes it, with the keys in OpenAI's order."""
     function = {"name": tool.function.name}
     if tool.function.description:
         function["description"] = tool.function.description
@@ -67,35 +70,48 @@ def description(tool: Tool) -> str:
     return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
 
 
-def written(call: ToolCall) -> Call:
+def written(call: generation_pb2.ToolCall) -> ToolCall:
     """Return an earlier call as the model wrote it."""
     arguments = json.loads(call.function.arguments)
-    return Call(call.function.name, {key: _written(value) for key, value in arguments.items()})
+    return ToolCall(call.function.name, {key: _written(value) for key, value in arguments.items()})
+
+
+def is_single(message: DecoderServiceGenerateRequest) -> bool:
+    """Return whether an answer may have at most one call: the request says so, or names the one function."""
+    forbids = message.HasField("parallel_tool_calls") and not message.parallel_tool_calls
+    return forbids or bool(message.tool_choice.function)
 
 
 class ToolCalls:
-    """Takes the calls out of an answer as it comes; with `single` the answer is `over` behind the first.
+    """Takes the calls out of an answer as it comes; with `single` the answer is `over` after the first.
 
     White space around calls goes with them. What only looks like a call, or calls a function that was not offered,
     is text.
     """
 
-    def __init__(self, functions: Sequence[Function], single: bool) -> None:
+    @classmethod
+    def of(cls, message: DecoderServiceGenerateRequest, marks: Marks) -> "ToolCalls | None":
+        """Return what looks for calls in the answer to a request; None for one that offers no tools."""
+        functions = [ToolFunction.of(tool) for tool in message.tools]
+        return cls(functions, is_single(message), marks) if functions else None
+
+    def __init__(self, functions: Sequence[ToolFunction], single: bool, marks: Marks) -> None:
         self._functions = {function.name: function for function in functions}
+        self._open, self._close = marks
         self._single = single
         self._held = ""
         self.made = 0
 
     @property
     def over(self) -> bool:
-        """Whether nothing may follow."""
+        """Return whether nothing may follow."""
         return self._single and self.made > 0
 
-    def feed(self, text: str) -> tuple[str, list[ToolCall]]:
+    def feed(self, text: str) -> tuple[str, list[generation_pb2.ToolCall]]:
         """Return the text and the calls that `text` completes."""
         self._held += text
         said, calls = "", []
-        while (at := self._held.find(_OPEN)) >= 0 and self._held.find(_CLOSE, at) >= 0:
+        while (at := self._held.find(self._open)) >= 0 and self._held.find(self._close, at) >= 0:
             call, end = self._read(at)
             if end < 0:
                 break
@@ -107,51 +123,53 @@ class ToolCalls:
             self.made += 1
             if self.over:
                 self._held = ""
-        free = at if at >= 0 else len(self._held) - overlap(self._held, _OPEN)
+        free = at if at >= 0 else len(self._held) - overlap(self._held, self._open)
         return said + self._take(len(self._held[:free].rstrip())), calls
 
     def flush(self) -> str:
-        """Return what waited in vain."""
+        """Return the text that was kept back for a call that did not come."""
         rest = self._take(len(self._held))
         return "" if self.made and rest.isspace() else rest
 
-    def _read(self, start: int) -> tuple[ToolCall | None, int]:
-        """Return the call at `start` and its end; no call and the end of the marker for what is none; no call and -1
-        while more of it may come."""
-        head = _NAME.match(self._held, start)
-        assert head is not None  # a marker stands there
+    def _read(self, start: int) -> tuple[generation_pb2.ToolCall | None, int]:
+        """Return the call at `start` and its end: (None, end of the mark) if it is not a call, (None, -1) while more of
+        it may come."""
+        head = _NAME.match(self._held, start + len(self._open))
+        assert head is not None  # it matches nothing at all, too
         function, at, arguments = self._functions.get(head[1]), head.end(), {}
         while argument := _ARGUMENT.match(self._held, at):
             at = argument.end()
             key = argument[1].strip()
             arguments[key] = function.value(key, argument[2]) if function else argument[2]
-        if function and self._held.startswith(_CLOSE, at):
-            return _call(function.name, arguments), at + len(_CLOSE)
-        waits = _UNENDED.match(self._held, at) or self._held.find(_CLOSE, at) < 0
-        return None, -1 if waits else start + len(_OPEN)
+        if function and self._held.startswith(self._close, at):
+            return _call(function.name, arguments), at + len(self._close)
+        waits = _UNENDED.match(self._held, at) or self._held.find(self._close, at) < 0
+        return None, -1 if waits else start + len(self._open)
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
 
 
-def grammar(functions: Sequence[Function], single: bool) -> str:
-    """Return what an answer is, in llguidance's dialect of Lark, that calls one of `functions`, or more unless
-    `single`. Arguments come in the order of their schema; those that are not required may be left out."""
-    rules = [rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function)]
+def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> str:
+    """Return the grammar, in llguidance's dialect of Lark, of an answer that calls one of `functions`, or several
+    unless `single`. Arguments come in the order of their schema; those that are not required may be left out."""
+    rules = [
+        rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function, marks)
+    ]
     names = " | ".join(f"f{number}" for number in range(len(functions)))
     more = "" if single else r' ("\n" call)*'
     return "\n".join([rf'start: "\n"? call{more}', f"call: {names}", *rules])
 
 
-def _function_rules(rule: str, function: Function) -> list[str]:
+def _function_rules(rule: str, function: ToolFunction, marks: Marks) -> list[str]:
     uses, rules = "", []
     for number, (key, schema) in enumerate(function.arguments.items()):
         name = f"{rule}_{number}"
         uses += f" {name}" if key in function.required else f" {name}?"
         rules += _argument_rules(name, key, schema, function.definitions)
-    begin = json.dumps(f"{_OPEN}{function.name}\n")
-    return [f'{rule}: {begin}{uses} "{_CLOSE}"', *rules]
+    begin = json.dumps(f"{marks[0]}{function.name}\n")
+    return [f"{rule}: {begin}{uses} {json.dumps(marks[1])}", *rules]
 
 
 def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
@@ -164,7 +182,7 @@ def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions:
 
 
 def _text(schema: Mapping[str, Any]) -> str:
-    """Return the terminal of a text that its schema allows and that can stand as a value."""
+    """Return the terminal of a text that its schema allows and that can be written as a value."""
     if texts := _choices(schema):
         return " | ".join(json.dumps(text) for text in texts)
     most = schema.get("maxLength", "")
@@ -202,9 +220,9 @@ def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema if isinstance(schema, dict) else {}
 
 
-def _call(name: str, arguments: Mapping[str, Any]) -> ToolCall:
+def _call(name: str, arguments: Mapping[str, Any]) -> generation_pb2.ToolCall:
     function = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
-    return ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
+    return generation_pb2.ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
 
 
 def _no_number(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""The speech encoder: Whisper's encoder on the audio's true length, and a CTC head for the transcript.
+"""The speech encoder: Whisper's encoder on the true length of the audio, and a CTC head for the transcript.
 
-16 kHz samples become log-mel frames (100 a second), encoder states (50 a second) and stacked tokens
-(12.5 a second). The transcript is the greedy reading of the CTC head on the same states, so it costs
-one matrix product. The encoder starts from the published Whisper-tiny.en weights (OpenAI, MIT). A folder
-of a published Whisper serves too; it has no such head, so it gives tokens and no transcript.
+16 kHz samples become log-mel frames (100 a second), encoder states (50 a second) and stacked tokens (12.5 a second).
+The transcript is decoded greedily from the CTC head on the same states, so it costs one matrix product. The encoder
+starts from the published Whisper-tiny.en weights (OpenAI, MIT). The folder of a published Whisper works too; it has no
+such head, so there are tokens but no transcript.
 """
 
 import json
@@ -38,7 +38,7 @@ def normalize(text: str) -> str:
 
 
 def load_config(folder: str | Path) -> WhisperConfig:
-    """Read `config.json`. `vocab_size` counts the CTC head's characters: 0 for a published Whisper, without head."""
+    """Read `config.json`; `vocab_size` is the number of characters of the CTC head, 0 for a published Whisper."""
     config = WhisperConfig.from_pretrained(folder)
     if SpeechEncoder.__name__ not in (config.architectures or ()):
         config.vocab_size = 0
@@ -47,7 +47,7 @@ def load_config(folder: str | Path) -> WhisperConfig:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The characters of the CTC head; the id of a character is its place, id 0 is the blank."""
+    """The characters of the CTC head; the id of a character is its index, id 0 is the blank."""
 
     characters: tuple[str, ...]
 
@@ -68,7 +68,7 @@ class Vocabulary:
         (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of the normalized `text`; characters outside the vocabulary are left out."""
+        """Return the ids of the normalized `text`, without characters that are not in the vocabulary."""
         ids = {character: index for index, character in enumerate(self.characters)}
         return [ids[character] for character in normalize(text) if character in ids]
 
@@ -81,8 +81,8 @@ class Vocabulary:
 class Encoded:
     """One clip as the decoder sees it.
 
-    `tokens` has shape [ceil(samples / 1280), 4 · width]: four 50 Hz states side by side per token.
-    `transcript` is empty where the model has no CTC head.
+    `tokens` has shape [ceil(samples / 1280), 4 · width]: each token is four consecutive 50 Hz states.
+    `transcript` is empty if the model has no CTC head.
     """
 
     tokens: Tensor
@@ -103,15 +103,15 @@ class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode a right-padded batch; what a clip becomes does not depend on its neighbours.
+        """Encode a right-padded batch; the result of a clip does not depend on the others.
 
         Args:
             mel: [B, 80, F] log-mel frames, F even; zeros after a clip's end, as its own convolution would pad.
-            lengths: [B] number of true 50 Hz states (frames / 2) of each clip.
+            lengths: [B] number of 50 Hz states (frames / 2) of each clip without padding.
 
         Returns:
-            The states [B, F/2, width] and the CTC logits [B, F/2, characters], None without a head; rows
-            past a clip's length are meaningless.
+            The states [B, F/2, width] and the CTC logits [B, F/2, characters], None without a head. Rows after the
+            end of a clip are undefined.
         """
         hidden = nn.functional.gelu(self.encoder.conv1(mel))
         hidden = nn.functional.gelu(self.encoder.conv2(hidden)).transpose(1, 2)
@@ -125,7 +125,7 @@ class SpeechEncoder(WhisperPreTrainedModel):  # type: ignore[misc]
 
 
 class SpeechModel:
-    """What is served: features, network and vocabulary, from samples to tokens and transcript."""
+    """Features, network and vocabulary: from samples to tokens and transcript."""
 
     def __init__(self, network: SpeechEncoder, features: WhisperFeatureExtractor, vocabulary: Vocabulary) -> None:
         self.network = network
@@ -157,14 +157,14 @@ class SpeechModel:
 
     @property
     def transcribes(self) -> bool:
-        """Whether there is a CTC head, and so a transcript."""
+        """Whether there is a CTC head, and therefore a transcript."""
         return bool(self.vocabulary.characters)
 
     def mel(self, samples: NDArray[np.float32]) -> Tensor:
         """Return Whisper's log-mel frames [80, F] of one clip [n] at 16 kHz, F a multiple of 8.
 
-        The clip is padded with silence to a whole token, never to 30 s. Whisper clamps the spectrum
-        to eight decades below its loudest frame; that stays per clip.
+        The clip is padded with silence to a multiple of a token, not to 30 s. Whisper clamps the spectrum to eight
+        decades below the loudest frame of the clip.
         """
         padded = np.pad(samples, (0, -len(samples) % SAMPLES_PER_TOKEN))
         features = self.features(padded, sampling_rate=SAMPLE_RATE, padding="do_not_pad", return_tensors="np")
@@ -184,6 +184,6 @@ class SpeechModel:
 
 
 def pad_mels(mels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mels [80, F_i] as one zero-padded batch [B, 80, max F] and their lengths in states [B]."""
+    """Return mels [80, F_i] as one zero-padded batch [B, 80, max F], and their lengths in states [B]."""
     batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2)
     return batch, torch.tensor([mel.shape[1] // FRAMES_PER_STATE for mel in mels])

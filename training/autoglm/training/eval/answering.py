@@ -15,14 +15,16 @@ from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.modalities import MediaKind
-from autoglm.decoder.engine.cache import blocks
-from autoglm.decoder.engine.embedded import EmbeddedEngine, Limits
+from autoglm.decoder.engine.cache import num_blocks
+from autoglm.decoder.engine.core import EngineCore
+from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.samples import Case
 
 MAX_TOKENS, CONTEXT, SLOTS, STEP_TOKENS = 96, 2048, 32, 1024
@@ -67,7 +69,7 @@ class Speaker:
 
     composer: Composer
     glm: Glm
-    fusion: FusionModel
+    fusion: GcmaFusion
     stops: Sequence[int]
 
     @classmethod
@@ -76,8 +78,8 @@ class Speaker:
         held and multiplied as 8-bit integers, as the vision encoder's are."""
         source = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True).eval()
         glm = Glm(source, CONTEXT, int8)
-        fusion = FusionModel.from_pretrained(folder / "fusion")
-        return cls(Composer(folder / "decoder"), glm, fusion, source.generation_config.eos_token_id)
+        fusion = GcmaFusion.from_pretrained(folder / "fusion")
+        return cls(Composer(folder / "decoder", GCMA_LAYOUT), glm, fusion, source.generation_config.eos_token_id)
 
     def runner(self, slots: int) -> Runner:
         """Return the engine's forward passes over `slots` conversations at once."""
@@ -88,21 +90,16 @@ class Speaker:
 def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
     """Return the greedy answer of `speaker` to every case, in order."""
     composer = speaker.composer
-    limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
-    engine = EmbeddedEngine(speaker.runner(SLOTS), limits, speaker.stops)
-    sinks = [_Answer() for _ in cases]
-    requests = [
-        Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)
-        for case, sink in zip(cases, sinks, strict=True)
-    ]
-    for request in requests:
-        engine.submit(request)
+    limits = EngineLimits(SLOTS, STEP_TOKENS, SLOTS * num_blocks(CONTEXT))
+    engine = EmbeddedEngine(EngineCore(speaker.runner(SLOTS), limits, speaker.stops))
+    sinks, greedy = [_Answer() for _ in cases], SamplingConfig(temperature=0, max_tokens=MAX_TOKENS)
+    for case, sink in zip(cases, sinks, strict=True):
+        engine.submit(Request(composer.compose(case.messages, case.thinking), greedy, CONTEXT), sink)
     for sink in tqdm(sinks, desc="answers", unit="case", mininterval=1):
         sink.wait()
     engine.close()
     return [
-        Given(case, composer.tokenizer.decode(sink.tokens), request.gates)
-        for case, sink, request in zip(cases, sinks, requests, strict=True)
+        Given(case, composer.tokenizer.decode(sink.tokens), sink.gates) for case, sink in zip(cases, sinks, strict=True)
     ]
 
 
@@ -111,14 +108,17 @@ class _Answer:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.gates: dict[MediaKind, float] = {}
         self._end: str | Exception = ""
         self._done = threading.Event()
 
-    def __call__(self, event: Chosen | Finished) -> None:
-        if isinstance(event, Chosen):
-            self.tokens.append(event.token_id)
-        else:
-            self._end = event.reason
+    def __call__(self, output: RequestOutput) -> None:
+        if output.prefill is not None:
+            self.gates = dict(output.prefill.gates)
+        if output.token is not None:
+            self.tokens.append(output.token.token_id)
+        if output.finish is not None:
+            self._end = output.finish
             self._done.set()
 
     def wait(self) -> None:

@@ -16,13 +16,13 @@ import numpy as np
 from jiwer import cer, wer
 from scipy.stats import mannwhitneyu
 
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.samples import EXAM, STEPS, Case, Sampler
 from autoglm.training.stages.features import NOISE, WORDS, FeaturesConfig, Shelf
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 REPORT = "evaluation.json"
 
@@ -87,7 +87,7 @@ class Exam:
     def draw(cls, folder: Path, config: ExamConfig) -> Self:
         """Draw what `config` asks for; the encoders in `folder` see and hear it."""
         seed, limit = config.seed, config.limit
-        vision = VisionModel.from_pretrained(folder / "vision")
+        vision = MobileVit.from_pretrained(folder / "vision")
         speech = SpeechModel.from_pretrained(folder / "speech")
         with tempfile.TemporaryDirectory() as scratch:
             shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
@@ -137,7 +137,7 @@ def _noises(shelf: Shelf) -> list[Media]:
 def _beside(case: Case, media: Media) -> Case:
     """Return a case of text alone with a picture or noise that has nothing to do with it."""
     first = case.turns[0]
-    message = Message("user", (media, *first.message.parts))
+    message = PromptMessage("user", (media, *first.message.parts))
     return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
 
 

@@ -19,15 +19,15 @@ from tqdm import tqdm
 
 from autoglm.bench.measured import Figure
 from autoglm.common.bundle import default_bundle
+from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
-from autoglm.decoder.engine.sequence import Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
-from autoglm.fusion.compose import Message
+from autoglm.decoder.engine.sequence import Sequence as Generation
+from autoglm.fusion.prompt import PromptMessage
 from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import Speaker
 from autoglm.training.eval.speed import clocked, threads
 from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, collate, screens_of
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 SEED = 29
 TRAIN_SCREENS, HELD_OUT_SCREENS, BATCH = 1500, 1000, 25
@@ -69,11 +69,11 @@ class Cells:
         ]
 
 
-def encode(model: VisionModel, screens: Sequence[Screen], what: str) -> Tensor:
+def encode(model: MobileVit, screens: Sequence[Screen], what: str) -> Tensor:
     """Return the features [n · 49, width] of `screens`."""
     starts = tqdm(range(0, len(screens), BATCH), what, unit="batch", mininterval=1)
     pixels = (torch.stack([model.preprocessing.tensor(s.image) for s in screens[i : i + BATCH]]) for i in starts)
-    return torch.cat([model.encode(batch).float().flatten(0, 1) for batch in pixels])
+    return torch.cat([model.features(batch).flatten(0, 1) for batch in pixels])
 
 
 def fit(features: Tensor, labels: Tensor) -> nn.Linear:
@@ -95,7 +95,7 @@ def fit(features: Tensor, labels: Tensor) -> nn.Linear:
 def accuracy(folder: Path) -> str:
     """Return a Markdown table of what probes read in float and INT8 features of held-out screens."""
     torch.manual_seed(SEED)
-    exact, rounded = (VisionModel.from_pretrained(folder, int8=int8) for int8 in (False, True))
+    exact, rounded = (MobileVit.from_pretrained(folder, int8=int8) for int8 in (False, True))
     train, held_out = screens_of("train", SEED, TRAIN_SCREENS), screens_of("heldout", SEED + 1, HELD_OUT_SCREENS)
     seen, known, asked = encode(exact, train, "train, float"), Cells.of(train), Cells.of(held_out)
     scale = seen.std(0).clamp(min=1e-6)
@@ -127,11 +127,11 @@ def speed(bundle: Path) -> str:
 
 
 def _vision_work(folder: Path) -> list[tuple[str, Work, Work]]:
-    exact, rounded = (VisionModel.from_pretrained(folder, int8=int8) for int8 in (False, True))
+    exact, rounded = (MobileVit.from_pretrained(folder, int8=int8) for int8 in (False, True))
     side, work = exact.preprocessing.side, list[tuple[str, Work, Work]]()
     for n in BATCHES:
         pixels = torch.rand(n, 3, side, side)
-        work.append((f"vision, {n} at a time", partial(exact.encode, pixels), partial(rounded.encode, pixels)))
+        work.append((f"vision, {n} at a time", partial(exact.features, pixels), partial(rounded.features, pixels)))
     return work
 
 
@@ -143,22 +143,23 @@ def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
 
 def _generation(speaker: Speaker, streams: int) -> Work:
     """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
-    runner, prompt = speaker.runner(streams), speaker.composer.compose([Message("user", ("你好" * 50,))], None)
-    running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
-    for slot, request in enumerate(running):
-        runner.prepare(request)
-        runner.read(request, slot, request.known)
-        request.output.append(0)
+    runner, prompt = speaker.runner(streams), speaker.composer.compose([PromptMessage("user", ("你好" * 50,))], None)
+    request = Request(prompt, SamplingConfig(temperature=0), runner.context)
+    running = [Generation(request) for _ in range(streams)]
+    for slot, sequence in enumerate(running):
+        runner.prepare(sequence)
+        runner.prefill(sequence, slot, sequence.num_tokens)
+        sequence.output.append(0)
     return partial(_decode, runner, running)
 
 
-def _decode(runner: Runner, running: Sequence[Request]) -> None:
-    for request in running:
-        request.length = len(request.prompt.token_ids)
+def _decode(runner: Runner, running: Sequence[Generation]) -> None:
+    for sequence in running:
+        sequence.num_computed_tokens = len(sequence.request.prompt.token_ids)
     for _ in range(TOKENS):
         runner.decode(running)
-        for request in running:
-            request.length += 1
+        for sequence in running:
+            sequence.num_computed_tokens += 1
 
 
 if __name__ == "__main__":

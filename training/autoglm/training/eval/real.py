@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
-from autoglm.fusion.compose import Media, Message
+from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import APPS, Language
 from autoglm.training.data.screens import Screen, draw_screen
@@ -33,7 +33,7 @@ from autoglm.training.eval.encoder_drift import Remains, remains
 from autoglm.training.eval.published import PublishedWhisper
 from autoglm.training.eval.real_media import SOURCES, MediaError, Recording, photographs, recordings
 from autoglm.training.samples import Case, Turn
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 SEED = 11
 HEARERS = {  # the bundle hears the person, or espeak saying the same
@@ -136,12 +136,12 @@ def _words(text: str) -> str:
 
 def look(folder: Path, photos: Mapping[str, bytes]) -> list[Look]:
     """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
-    vision = VisionModel.from_pretrained(folder / "vision")
+    vision = MobileVit.from_pretrained(folder / "vision")
     rng = np.random.default_rng(SEED)
     drawn = [draw_screen("heldout", rng, kind) for kind in ("app", "home")]
     pictures = {f"photograph: {name}": vision.preprocess(data) for name, data in photos.items()}
     pictures |= {f"drawn: {_title(screen)}": vision.preprocessing.tensor(screen.image) for screen in drawn}
-    tokens = vision.encode(torch.stack(list(pictures.values())))
+    tokens = vision.features(torch.stack(list(pictures.values())))
     asked = [
         (name, picture, question) for name, picture in zip(pictures, tokens, strict=True) for question in QUESTIONS
     ]
@@ -159,7 +159,7 @@ def _title(screen: Screen) -> str:
 
 
 def _case(picture: Tensor, question: str) -> Case:
-    turn = Turn(Message("user", (Media("image", picture), question)), Reply("", ""))
+    turn = Turn(PromptMessage("user", (Media("image", picture), question)), Reply("", ""))
     return Case(task="which_app", source="screen", language="en", turns=(turn,))
 
 

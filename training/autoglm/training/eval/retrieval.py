@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.common.modalities import MediaKind
-from autoglm.fusion.compose import Media
-from autoglm.fusion.gcma.pool import pool_media, pool_text
+from autoglm.fusion.prompt import Media
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language
 from autoglm.training.data.screens import Screen, draw_screen
@@ -29,7 +28,7 @@ from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
 from autoglm.training.document import fill, weights
 from autoglm.training.eval.answering import Speaker
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 SEED, COUNT = 11, 150
 SMALLER, QUALITY, BATCH = 0.6, 50, 16
@@ -52,21 +51,21 @@ class Vectors:
 
     def __init__(self, folder: Path) -> None:
         self._speaker = Speaker.load(folder)
-        self._vision = VisionModel.from_pretrained(folder / "vision")
+        self._vision = MobileVit.from_pretrained(folder / "vision")
         self._speech = SpeechModel.from_pretrained(folder / "speech")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of `texts`."""
         speaker = self._speaker
         return torch.stack(
-            [pool_text(speaker.fusion, speaker.glm.embed, speaker.composer.encode(text)) for text in texts]
+            [speaker.fusion.pool_text(speaker.glm.embed, speaker.composer.encode(text)) for text in texts]
         )
 
     def screens(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the vectors of `images`."""
         pixels = [self._vision.preprocessing.tensor(image) for image in images]
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-        tokens = [self._vision.encode(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
+        tokens = [self._vision.features(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
         return self._media("image", torch.cat(tokens))
 
     def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> tuple[Tensor, list[str]]:
@@ -80,7 +79,7 @@ class Vectors:
         return self._media("audio", [each.tokens for each in heard]), [each.transcript for each in heard]
 
     def _media(self, kind: MediaKind, items: Sequence[Tensor] | Tensor) -> Tensor:
-        return torch.stack([pool_media(self._speaker.fusion, Media(kind, tokens)) for tokens in items])
+        return torch.stack([self._speaker.fusion.pool_media(Media(kind, tokens)) for tokens in items])
 
 
 def measure(vectors: Vectors) -> list[Row]:

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from autoglm.bench.measured import Figure
+from autoglm.decoder.engine.request import ChosenToken, Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose
-from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
-from autoglm.decoder.engine.sequence import Sequence as Request
+from autoglm.decoder.engine.sequence import Sequence as Generation
 from autoglm.fusion.compose import Composer
 from autoglm.training.eval.answering import Speaker
 from autoglm.training.samples import Case
@@ -86,25 +86,21 @@ def _answer(composer: Composer, runner: Runner, case: Case) -> tuple[float, floa
     """Answer one case; return the seconds of a token and of the whole answer."""
     start = time.perf_counter()
     prompt = composer.compose(case.messages, case.thinking)
-    request = Request.start(prompt, Sampling(temperature=0), TOKENS + 1, _nowhere)
-    runner.prepare(request)
-    _choose(runner.read(request, 0, request.known), request)
+    sequence = Generation(Request(prompt, SamplingConfig(temperature=0), runner.context))
+    runner.prepare(sequence)
+    _choose(runner.prefill(sequence, 0, sequence.num_tokens), sequence)
     first = time.perf_counter()
     for _ in range(TOKENS):
-        _choose(runner.decode([request]), request)
-        request.length += 1
+        _choose(runner.decode([sequence]), sequence)
+        sequence.num_computed_tokens += 1
     end = time.perf_counter()
     return (end - first) / TOKENS, end - start
 
 
-def _choose(logits: Tensor, request: Request) -> None:
-    (chosen,) = choose(logits, [request])
-    assert isinstance(chosen, Chosen)
-    request.output.append(chosen.token_id)
-
-
-def _nowhere(event: Chosen | Finished) -> None:
-    """Take no notice."""
+def _choose(logits: Tensor, sequence: Generation) -> None:
+    (chosen,) = choose(logits, [sequence])
+    assert isinstance(chosen, ChosenToken)
+    sequence.output.append(chosen.token_id)
 
 
 def clocked(work: Callable[[], object]) -> float:

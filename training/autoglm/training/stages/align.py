@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoglm.common.modalities import MediaKind
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.stages.features import Shelf
 
 ITEMS = 400  # of each modality, to know how far each reading spreads
@@ -27,7 +27,7 @@ def save_head(workdir: Path, kind: MediaKind, rows: Tensor, weights: Tensor) -> 
     save_file(tensors, workdir / HEADS[kind])
 
 
-def align(model: FusionModel, shelf: Shelf, workdir: Path) -> None:
+def align(model: GcmaFusion, shelf: Shelf, workdir: Path) -> None:
     """Start the projection of each modality from its head, in place."""
     shelves: dict[MediaKind, list[Tensor]] = {"image": shelf.screens, "audio": shelf.clips}
     for kind, items in shelves.items():

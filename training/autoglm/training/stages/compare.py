@@ -8,7 +8,6 @@ behind the last model that had answered. Cases are drawn again (it takes seconds
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ import torch
 from torch import Tensor
 
 from autoglm.bench.measured import Figure, conditions
+from autoglm.common.files import write_atomically
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.eval.evaluate import Exam, ExamConfig, Row, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
 from autoglm.training.samples import SHARES
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 REPORT = "comparison.json"
 TEACHER, STEPS, ALL = "teacher", "agent's steps", "all"
@@ -115,10 +115,7 @@ def run(config: CompareConfig, workdir: Path) -> None:
 
 
 def _write(what: Mapping[str, Any], path: Path) -> None:
-    """Write JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(what, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(what, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _open(entry: Entry, workdir: Path) -> Speaker:
@@ -129,9 +126,9 @@ def _open(entry: Entry, workdir: Path) -> Speaker:
 
 def _sight(workdir: Path, seed: int) -> Callable[[], Tensor]:
     """Return the vision encoder's work for one screen: from a PNG file to tokens."""
-    vision, png = VisionModel.from_pretrained(workdir / "vision"), io.BytesIO()
+    vision, png = MobileVit.from_pretrained(workdir / "vision"), io.BytesIO()
     draw_screen("heldout", np.random.default_rng(seed), "home").image.save(png, "PNG")
-    return lambda: vision.encode(vision.preprocess(png.getvalue())[None])
+    return lambda: vision.features(vision.preprocess(png.getvalue())[None])
 
 
 def _kept(entry: Entry, exam: Exam, workdir: Path, speaker: Speaker) -> Marks:

@@ -5,7 +5,6 @@ a folder: tensors as safetensors, descriptions as JSON lines; a shard that is th
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from autoglm.common.files import replacing
 from autoglm.speech.model import SpeechModel
 from autoglm.training.data.catalog import APPS, LANGUAGES, SETTINGS, Language, Split
 from autoglm.training.data.screens import Element, ScreenKind, draw_screen
@@ -26,7 +26,7 @@ from autoglm.training.data.speech import draw_voice, room, synthesize
 from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, as_heard, polite, templates, typed
-from autoglm.vision.models.mobilevit import VisionModel
+from autoglm.vision.models.mobilevit import MobileVit
 
 TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen
 SHARD = 500
@@ -74,7 +74,7 @@ class Shelf:
     clips: list[Tensor]
 
     @classmethod
-    def make(cls, split: Split, folder: Path, vision: VisionModel, speech: SpeechModel, config: FeaturesConfig) -> Self:
+    def make(cls, split: Split, folder: Path, vision: MobileVit, speech: SpeechModel, config: FeaturesConfig) -> Self:
         """Draw what `config` asks for, encode it, and keep it in `folder`; what is there already stays."""
         draw_screens, draw_clips = partial(_screens, vision, split), partial(_clips, speech, split)
         _shards(folder / "screens", config.screens, config.seed, draw_screens)
@@ -91,7 +91,7 @@ class Shelf:
 
 def run(config: FeaturesConfig, workdir: Path) -> None:
     """Fill `workdir`/features from its trained encoders."""
-    vision = VisionModel.from_pretrained(workdir / "vision")
+    vision = MobileVit.from_pretrained(workdir / "vision")
     speech = SpeechModel.from_pretrained(workdir / "speech")
     Shelf.make("train", workdir / "features", vision, speech, config)
 
@@ -114,9 +114,8 @@ def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.
 def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:
     path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lengths = torch.tensor([len(tensor) for tensor in tensors])
-    temporary = path.with_suffix(".tmp")
-    save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
 
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
@@ -129,14 +128,14 @@ def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
     return rows, tensors
 
 
-def _screens(model: VisionModel, split: Split, n: int, rng: np.random.Generator) -> Made:
+def _screens(model: MobileVit, split: Split, n: int, rng: np.random.Generator) -> Made:
     drawn = [draw_screen(split, rng, KINDS[rng.choice(len(KINDS), p=KIND_SHARES)]) for _ in range(n)]
     rows = [{"kind": s.kind, "app": s.app, "elements": [asdict(e) for e in s.elements]} for s in drawn]
     tokens: list[Tensor] = []
     for start in range(0, n, 25):
         pixels = torch.stack([model.preprocessing.tensor(s.image) for s in drawn[start : start + 25]])
         with torch.autocast("cpu", torch.bfloat16):
-            tokens += model.encode(pixels).float().unbind()
+            tokens += model.features(pixels).unbind()
     return rows, tokens
 
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, cross_entropy, pad
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
-from autoglm.fusion.compose import Composer, Prompt
-from autoglm.fusion.gcma.init import initialise, initialise_places
-from autoglm.fusion.gcma.model import FusionConfig, FusionModel
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.init import initialise, initialise_positions
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
+from autoglm.fusion.prompt import Prompt
 from autoglm.training.fuse_batch import Additions, FusionBatch, collate, fuse_batch
 from autoglm.training.loop import Loop, LoopConfig, Position, weights
 from autoglm.training.samples import SHARES, Case, Diet, Sampler, Turn
@@ -62,7 +64,7 @@ class RunConfig:
 class Assistant(nn.Module):
     """Fusion and decoder side by side, as they are trained and saved."""
 
-    def __init__(self, fusion: FusionModel, decoder: GlmForCausalLM) -> None:
+    def __init__(self, fusion: GcmaFusion, decoder: GlmForCausalLM) -> None:
         super().__init__()
         self.fusion, self.decoder = fusion, decoder
 
@@ -71,7 +73,7 @@ class Assistant(nn.Module):
         """Return an untrained model, initialised by `seed`."""
         torch.manual_seed(seed)
         decoder = GlmForCausalLM(glm_config(config, vocabulary))
-        fusion = FusionModel(FusionConfig(text_width=config.hidden))
+        fusion = GcmaFusion(GcmaConfig(text_width=config.hidden))
         initialise(decoder)
         initialise(fusion)
         with torch.no_grad():
@@ -79,14 +81,14 @@ class Assistant(nn.Module):
             for layer in decoder.model.layers:  # an untrained layer adds nothing: a token is itself to the end
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-        initialise_places(fusion)
+        initialise_positions(fusion)
         return cls(fusion, decoder)
 
     @classmethod
     def saved(cls, folder: Path) -> "Assistant":
         """Return what `save` wrote into `folder`, in float32."""
         decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True)
-        return cls(FusionModel.from_pretrained(folder / "fusion"), decoder)
+        return cls(GcmaFusion.from_pretrained(folder / "fusion"), decoder)
 
     def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
         """Return logits [N, vocabulary] for the N tokens that are learned, and what the fusion added."""
@@ -286,7 +288,7 @@ class Desk:
     def open(cls, workdir: Path) -> Self:
         """Open what the stages before left in `workdir`."""
         tokenizer.build(workdir / "decoder")
-        return cls(workdir, Composer(workdir / "decoder"), Shelf.open("train", workdir / "features"))
+        return cls(workdir, Composer(workdir / "decoder", GCMA_LAYOUT), Shelf.open("train", workdir / "features"))
 
     def left(self, checkpoint: str, decoder: DecoderConfig) -> Assistant:
         """Return the model that a run left in its checkpoint; raises SystemExit where the run has not begun."""

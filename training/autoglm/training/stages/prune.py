@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.samples import Sampler
 from autoglm.training.stages.distil import DistilConfig, lesson
 from autoglm.training.stages.joint import ALL, Assistant, Batch, Batcher, DecoderConfig, Desk, Grade, save, train
@@ -104,7 +104,7 @@ def prune(model: Assistant, matters: Weights, layers: int, heads: int, channels:
     _check(old, layers, heads, channels)
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": channels}
     decoder = GlmForCausalLM(GlmConfig.from_dict(old.to_dict() | sizes))
-    pruned = Assistant(FusionModel(model.fusion.config), decoder)
+    pruned = Assistant(GcmaFusion(model.fusion.config), decoder)
     groups = old.num_key_value_heads
     for layer, number in zip(decoder.model.layers, _best(matters.layers, layers).tolist(), strict=True):
         per_group = _best(matters.heads[number].reshape(groups, -1), heads // groups)

@@ -22,7 +22,7 @@ from autoglm.training.loop import LOG_STEPS
 from autoglm.training.stages.align import save_head
 from autoglm.training.stages.vision_data import Batch, Pictures, screens_of
 from autoglm.training.stages.vision_heads import LOUDNESS, Student, loss
-from autoglm.vision.models.mobilevit import Preprocessing, VisionModel
+from autoglm.vision.models.mobilevit import MobileVit, Preprocessing
 
 CHECKPOINT_SECONDS = 120
 ARTEFACT = "vision"
@@ -175,5 +175,5 @@ def _export(encoder: MobileViTModel, folder: Path) -> None:
     draft = folder.with_suffix(".tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    VisionModel(encoder.to(memory_format=torch.contiguous_format), Preprocessing()).save_pretrained(draft)
+    MobileVit(encoder.to(memory_format=torch.contiguous_format), Preprocessing()).save_pretrained(draft)
     os.replace(draft, folder)

@@ -1,4 +1,4 @@
-"""LoRA adapters: small additions to the decoder's matrices, chosen per request and computed beside others in one batch.
+"""LoRA adapters: small additions to the decoder's matrices, chosen per request; one batch can hold several of them.
 
 An adapter is a folder in PEFT's format (adapter_config.json, adapter_model.safetensors).
 Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
@@ -8,12 +8,12 @@ import json
 import math
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from cachetools import LRUCache
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +41,7 @@ class Adapter:
 
 
 def load(folder: Path, name: str, revision: str, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Adapter:
-    """Read an adapter; raises BundleError for what is no LoRA of a decoder of these `shapes`."""
+    """Read an adapter; raises BundleError if it is not a LoRA of a decoder of these `shapes`."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     odd = [key for key, value in _PLAIN.items() if config.get(key, value) != value]
     odd += [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
@@ -90,25 +90,27 @@ def _joined(
 
 
 class Adapters:
-    """The adapters of a bundle by name; `limit` are kept in memory, the one asked for longest ago goes first."""
+    """The adapters of a bundle by name, of which the last `limit` that were asked for stay in memory.
+
+    Any thread may ask.
+    """
 
     def __init__(self, load_one: Callable[[str], Adapter], names: Iterable[str], limit: int) -> None:
-        self._load, self.names, self._limit = load_one, tuple(names), limit
-        self._held: OrderedDict[str, Adapter] = OrderedDict()
+        self._load, self.names = load_one, tuple(names)
+        self._loaded: LRUCache[str, Adapter] = LRUCache(limit)
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Adapter:
-        """Return an adapter, read now if need be; raises KeyError for one that the bundle has not, BundleError for one
-        that cannot be used."""
+        """Return an adapter, read from disk if it is not in memory; raises KeyError for one that the bundle does not
+        have, BundleError for one that cannot be used."""
         if name not in self.names:
             raise KeyError(name)
         with self._lock:
-            adapter = self._held.pop(name, None) or self._load(name)
-            self._held[name] = adapter
-            if len(self._held) > self._limit:
-                self._held.popitem(last=False)
+            if (adapter := self._loaded.get(name)) is None:
+                adapter = self._loaded[name] = self._load(name)
             return adapter
 
-    def held(self) -> Iterator[str]:
-        """Yield the names of those in memory, the one asked for longest ago first."""
-        yield from self._held
+    @property
+    def loaded(self) -> frozenset[str]:
+        """Return the names of those in memory."""
+        return frozenset(self._loaded)

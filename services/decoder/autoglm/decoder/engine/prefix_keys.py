@@ -1,8 +1,8 @@
-"""What a prefix is made of, as keys: two prefixes with one key have the same keys and values in the cache.
+"""Keys of the prefix cache: two prefixes with one key have the same keys and values.
 
-A block's key is the SHA-256 of the key before it and of what stands in the block: token ids, whether a token takes
-from media, and for media the content of the whole item. Everything a token becomes depends on what stands before it
-alone, so a key says all.
+A block's key is the SHA-256 of the key before it and of the block's content: token ids, whether a token takes from
+media, and for media the content and grid of the whole item (2 x 6 and 3 x 4 tokens can have equal bytes and have other
+rope positions). What a token becomes depends on what is before it alone, so the key says everything.
 """
 
 import hashlib
@@ -11,13 +11,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from autoglm.fusion.compose import Media, Prompt
-
-BLOCK = 64  # tokens
+from autoglm.decoder.engine.cache import BLOCK_SIZE
+from autoglm.fusion.prompt import Media, Prompt
 
 
 def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes]:
-    """Return the key of every whole block of a prompt and what was generated behind it.
+    """Return the key of every whole block of a prompt and of what was generated after it.
 
     `salt` starts the chain: sequences with different salts share nothing.
     """
@@ -26,12 +25,12 @@ def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes
     flags = np.zeros(len(tokens), np.uint8)  # generated text takes nothing, as an assistant's text in a prompt
     flags[: len(kinds)] = kinds
     keys, before = list[bytes](), hashlib.sha256(salt).digest()
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+    for start in range(0, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
         digest = hashlib.sha256(before)
-        digest.update(tokens[start : start + BLOCK].tobytes())
-        digest.update(flags[start : start + BLOCK].tobytes())
+        digest.update(tokens[start : start + BLOCK_SIZE].tobytes())
+        digest.update(flags[start : start + BLOCK_SIZE].tobytes())
         for first, content in contents:
-            if start <= first < start + BLOCK:
+            if start <= first < start + BLOCK_SIZE:
                 digest.update(content)
         before = digest.digest()
         keys.append(before)
@@ -51,5 +50,5 @@ def _contents(prompt: Prompt) -> tuple[list[int], list[tuple[int, bytes]]]:
 
 def _digest(media: Media) -> bytes:
     data = media.tokens.detach().cpu().contiguous()
-    head = f"{media.kind} {data.dtype} {tuple(data.shape)}".encode()
+    head = f"{media.kind} {data.dtype} {tuple(data.shape)} {media.grid}".encode()
     return hashlib.sha256(head + data.view(torch.uint8).numpy().tobytes()).digest()

@@ -1,15 +1,18 @@
 """What the servicer asks of an engine. The embedded one and vLLM's are chosen by `engine` in the Serve config."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.request import Request, RequestOutput
+
+Consumer = Callable[[RequestOutput], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How busy an engine is, and what it has done: prompt tokens asked of the prefix cache and found there, and
-    sequences put back because the cache was full."""
+    """How busy an engine is, and what it has done: prompt tokens looked for in the prefix cache and found there, and
+    sequences preempted because the cache was full."""
 
     running: int = 0
     waiting: int = 0
@@ -22,24 +25,24 @@ class Stats:
 class Engine(Protocol):
     """Continuous batching over one decoder. Everything may be called from any thread."""
 
-    def submit(self, sequence: Sequence, within: float | None = None) -> None:
-        """Queue a sequence; its sink gets every token and then one Finished, from a thread of the engine's.
+    def submit(self, request: Request, consumer: Consumer, within: float | None = None) -> None:
+        """Queue a request; `consumer` gets its outputs, the last with `finish`, from a thread of the engine's.
 
-        Raises RateLimited when its first token cannot be expected `within` so many seconds, UpstreamUnavailable when
-        the engine has stopped.
+        Raises RateLimited if the estimated time to first token exceeds `within` seconds (load shedding),
+        UpstreamUnavailable when the engine has stopped.
         """
 
-    def abort(self, sequence: Sequence) -> None:
-        """Drop a sequence wherever it is; nothing more reaches its sink after the current step."""
+    def abort(self, request_id: int) -> None:
+        """Drop a request in whatever state it is; nothing more reaches its consumer after the current step."""
 
-    def wake(self) -> None:
-        """Look again: a consumer that was full has room."""
+    def acknowledge(self, request_id: int, num_outputs: int) -> None:
+        """Report that the consumer has read `num_outputs` so far, for requests with a `max_backlog` (backpressure)."""
 
     def stats(self) -> Stats:
         """Return how busy the engine is."""
 
     def alive(self) -> bool:
-        """Return whether it can answer still."""
+        """Return whether it can still answer."""
 
     def close(self) -> None:
         """Stop; what runs is given up."""

@@ -1,87 +1,111 @@
-"""The forward passes: part of a prompt into a slot, and one token for running sequences."""
+"""The forward passes: a chunk of a prompt into a slot, and one token for running sequences."""
 
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from autoglm.decoder.engine.cache import Slots
-from autoglm.decoder.engine.graphs import Graphs, Room
+from autoglm.decoder.engine.graphs import Graphs, GraphSizes
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.models.glm import Glm, View
 from autoglm.decoder.engine.sequence import Sequence
-from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.decoder.engine.slots import Slots
+from autoglm.fusion.protocol import Fusion, Inputs
 
 
 class Runner:
-    """Owns the weights and the slots; knows nothing of scheduling. It reads up to `tokens` of a prompt at a time; the
-    ids in `never` are never chosen."""
+    """Owns the weights and the slots; knows nothing of scheduling. It computes up to `max_num_batched_tokens` of a
+    prompt at a time; the ids in `never` are never chosen."""
 
-    def __init__(self, glm: Glm, fusion: FusionModel, slots: int, tokens: int, never: Rows[int] = ()) -> None:
+    def __init__(
+        self, glm: Glm, fusion: Fusion, max_num_seqs: int, max_num_batched_tokens: int, never: Rows[int] = ()
+    ) -> None:
         self.glm, self.fusion, self.context = glm, fusion, glm.context
         config, weight = glm.config, glm.head.weight
         self.device = weight.device
-        shape = (slots, 2 * config.num_key_value_heads, self.context + 1, config.head_dim)
+        shape = (max_num_seqs, 2 * config.num_key_value_heads, self.context + 1, config.head_dim)
         self.slots = Slots(config.num_hidden_layers, shape, weight.dtype, self.device)
         self._banned = torch.zeros(config.vocab_size, dtype=torch.bool, device=self.device)
         self._banned[list(never)] = True
-        room = Room(slots, tokens, self.context, config.hidden_size)
+        sizes = GraphSizes(max_num_seqs, max_num_batched_tokens, self.context, config.hidden_size, glm.position_rows)
         on_gpu = self.device.type == "cuda"
-        self._graphs = Graphs(self.step, self.piece, room, weight.dtype) if on_gpu else None
+        self._graphs = Graphs(self.decode_step, self.prefill_chunk, sizes, weight.dtype) if on_gpu else None
 
     @torch.inference_mode()
     def prepare(self, sequence: Sequence) -> None:
-        """Set the inputs of all that has to be read behind `sequence.length`, and the gates of the prompt."""
-        fused = fuse(self.fusion, self.glm.embed, sequence.prompt, sequence.length)
-        sequence.gates = fused.gates
-        generated = torch.tensor(sequence.output[:-1], dtype=torch.long, device=self.device)
-        behind = max(0, sequence.length - len(sequence.prompt.token_ids))
-        sequence.inputs = torch.cat([fused.embeddings, self.glm.embed(generated)[behind:]])
+        """Set the inputs of all tokens that are not computed yet, the gates of the prompt, and where decoding goes on:
+        the first generated token has the fusion's next position, and each one after it one more."""
+        prompt, computed = sequence.request.prompt, sequence.num_computed_tokens
+        inputs = self.fusion.inputs(self.glm.embed, prompt, computed)
+        sequence.gates, sequence.rope_delta = inputs.gates, inputs.next_position - len(prompt.token_ids)
+        sequence.inputs = self._with_generated(inputs, sequence.output[:-1], computed - len(prompt.token_ids))
+
+    def _with_generated(self, inputs: Inputs, generated: list[int], computed: int) -> Inputs:
+        """Return a prompt's inputs and those of generated tokens, of which `computed` have been computed."""
+        left = generated[max(0, computed) :]
+        if not left:
+            return inputs
+        first = inputs.next_position + len(generated) - len(left)
+        positions = torch.arange(first, first + len(left), device=self.device).expand(len(inputs.positions), -1)
+        embeddings = self.glm.embed(torch.tensor(left, device=self.device))
+        return replace(
+            inputs,
+            embeddings=torch.cat([inputs.embeddings, embeddings]),
+            positions=torch.cat([inputs.positions, positions], dim=1),
+        )
 
     @torch.inference_mode()
-    def read(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
-        """Read the next `tokens` of what `prepare` set into `slot`; returns logits [1, vocabulary] behind them."""
-        assert sequence.inputs is not None
-        chunk, sequence.inputs = sequence.inputs[:tokens], sequence.inputs[tokens:]
-        start, sequence.length = sequence.length, sequence.length + tokens
+    def prefill(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
+        """Compute the next `tokens` of what `prepare` set in `slot`; returns logits [1, vocabulary] after them."""
+        inputs, start = sequence.inputs, sequence.num_computed_tokens
+        assert inputs is not None
+        embeddings, positions = inputs.embeddings[:tokens], inputs.positions[:, :tokens]
+        sequence.inputs = replace(inputs, embeddings=inputs.embeddings[tokens:], positions=inputs.positions[:, tokens:])
+        sequence.num_computed_tokens = end = start + tokens
         if self._graphs is not None and sequence.adapter is None:
-            return self._graphs.piece(chunk, start, slot)
-        positions = torch.arange(start, sequence.length, device=self.device)
-        return self.piece(chunk, positions, slice(slot, slot + 1), sequence.length, [sequence.adapter])
+            return self._graphs.prefill(embeddings, positions, start, slot)
+        indices = torch.arange(start, end, device=self.device)
+        slots = slice(slot, slot + 1)
+        return self.prefill_chunk(embeddings, positions, indices, slots, end, [sequence.adapter])
 
     @torch.inference_mode()
     def decode(self, running: Rows[Sequence], first: int = 0) -> Tensor:
-        """Read each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary], which
+        """Compute each sequence's newest token (sequence i in slot `first` + i); returns logits [n, vocabulary], which
         are good until the next call.
 
-        The sequences' lengths stay as they are, so that a failed pass can be tried again.
+        The sequences' counts of computed tokens stay as they are, so that a failed pass can be tried again.
         """
-        tokens, positions = [sequence.output[-1] for sequence in running], [sequence.length for sequence in running]
+        tokens = [sequence.output[-1] for sequence in running]
+        indices = [sequence.num_computed_tokens for sequence in running]
+        positions = [sequence.num_computed_tokens + sequence.rope_delta for sequence in running]
         adapters = [sequence.adapter for sequence in running]
         if self._graphs is not None and first == 0 and not any(adapters):
-            return self._graphs.step(tokens, positions)
-        inputs = torch.tensor([tokens, positions], device=self.device)
-        return self.step(inputs, max(positions) + 1, first, adapters)
+            return self._graphs.decode(tokens, indices, positions)
+        inputs = torch.tensor([tokens, indices, positions], device=self.device)
+        return self.decode_step(inputs, max(indices) + 1, first, adapters)
 
-    def piece(
+    def prefill_chunk(
         self,
         embeddings: Tensor,
         positions: Tensor,
+        indices: Tensor,
         slot: slice | Tensor,
         visible: int,
         adapters: Rows[Adapter | None] = (),
     ) -> Tensor:
-        """Read `embeddings` [t, width] at `positions` [t] of one slot, which see the first `visible`; returns logits
-        [1, vocabulary] behind the last. A token at position `context` disturbs no sequence."""
-        return self._forward(embeddings[None], View(self.glm.turns, slot, positions[None], visible, adapters))
+        """Compute `embeddings` [t, width] with rope `positions` [P, t] at `indices` [t] of one slot's cache, which see
+        the first `visible`; returns logits [1, vocabulary] after the last. A token at index `context` disturbs no
+        sequence."""
+        view = View(self.glm.rope(positions[:, None]), slot, indices[None], visible, adapters)
+        return self._forward(embeddings[None], view)
 
-    def step(self, inputs: Tensor, visible: int, first: int = 0, adapters: Rows[Adapter | None] = ()) -> Tensor:
-        """Read one token in each slot from `first` on: `inputs` [2, n] are tokens and positions, of which each sees
-        the first `visible`. A row at position `context` disturbs no sequence."""
-        tokens, positions = inputs
+    def decode_step(self, inputs: Tensor, visible: int, first: int = 0, adapters: Rows[Adapter | None] = ()) -> Tensor:
+        """Compute one token in each slot from `first` on: `inputs` [3, n] are token ids, indices in the cache and rope
+        positions, and each token sees the first `visible` indices. A row at index `context` disturbs no sequence."""
+        tokens, indices, positions = inputs
         slots = slice(first, first + len(tokens))
-        view = View(self.glm.turns, slots, positions[:, None], visible, adapters)
+        view = View(self.glm.rope(positions[None, :, None]), slots, indices[:, None], visible, adapters)
         return self._forward(self.glm.embed(tokens)[:, None], view)
 
     def _forward(self, embeddings: Tensor, view: View) -> Tensor:

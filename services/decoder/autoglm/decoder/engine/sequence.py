@@ -1,164 +1,115 @@
-"""One request inside the engine: what it asks, where it stands, and how its answer gets out."""
+"""The state of one request inside an engine."""
 
-import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from autoglm.common.modalities import MediaKind
-from autoglm.decoder.engine.grammar import Grammar
-from autoglm.decoder.engine.lora import Adapter
-from autoglm.fusion.compose import Prompt
+from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput, Thinking
 
-logger = logging.getLogger("autoglm.decoder")
+if TYPE_CHECKING:  # the scheduler works without torch
+    import torch
+    from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen; the defaults are OpenAI's. `top_logprobs` None means no log probabilities."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    top_logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """A token with, if asked for, its log probability and its likeliest rivals, (token, log probability) each."""
-
-    token_id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Why generation ended: "stop", "length", or an exception that ended this request alone."""
-
-    reason: str | Exception
+    from autoglm.decoder.engine.grammar import Grammar
+    from autoglm.decoder.engine.lora import Adapter
+    from autoglm.fusion.protocol import Inputs
 
 
 @dataclass(slots=True)
-class Thinking:
-    """Whether a sequence is inside its reasoning, between the tokens `opens` and `closes`, and how much of it may come:
-    behind `budget` tokens only `closes` can follow (None: as much as it likes)."""
+class ThinkingState:
+    """How far an answer's reasoning is: whether it is inside it, and how many tokens it has."""
 
-    opens: int
-    closes: int
+    thinking: Thinking
     inside: bool
-    budget: int | None = None
-    thoughts: int = 0
+    num_tokens: int = 0
 
     @property
-    def over(self) -> bool:
-        """Whether the reasoning has to end with the next token."""
-        return self.inside and self.budget is not None and self.thoughts >= self.budget
+    def must_close(self) -> bool:
+        """Return whether the next token has to end the reasoning."""
+        budget = self.thinking.budget
+        return self.inside and budget is not None and self.num_tokens >= budget
 
-    def note(self, token: int, first: bool) -> None:
-        """Go on behind `token`; only the first token of an answer can open the reasoning."""
-        if self.inside and token != self.closes:
-            self.thoughts += 1
-        self.inside = (self.inside and token != self.closes) or (first and token == self.opens)
-
-
-Sink = Callable[[Chosen | Finished], None]
-
-
-def never() -> bool:
-    """Be a consumer that always keeps up."""
-    return False
+    def advance(self, token: int, first: bool) -> None:
+        """Go on to after `token`; only the first token of an answer can open the reasoning."""
+        closes = token == self.thinking.closes
+        if self.inside and not closes:
+            self.num_tokens += 1
+        self.inside = (self.inside and not closes) or (first and token == self.thinking.opens)
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request from submit to finish. Owned by the engine's thread once submitted.
+    """A request from its submission to its end, owned by one engine.
 
-    `salt` keeps the cached prefixes of one tenant from every other; `full` tells that the consumer does not keep up;
-    `grammar` is what the answer behind the reasoning has to look like.
-    `length` counts the positions whose keys and values stand in the sequence's slot, `blocks` what it holds of the
-    cache, `cached` the tokens of the prompt that came from the prefix cache. Times are monotonic seconds.
+    `output` holds the generated token ids and `keys` the prefix cache's key of each whole block. `num_computed_tokens`
+    counts the indices whose keys and values are in the sequence's slot, `num_blocks` what it has reserved in the
+    cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache. The rope position of a
+    generated token is its index plus `rope_delta`, which is not 0 where media have rows and columns of positions.
+    `num_outputs` have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0
+    before they are known.
+
+    What follows them belongs to the core and the sampler, which make it when the sequence is prefilled.
     """
 
-    prompt: Prompt
-    sampling: Sampling
-    max_tokens: int
-    sink: Sink
-    generator: torch.Generator
-    salt: bytes = b""
-    full: Callable[[], bool] = never
-    thinking: Thinking | None = None
-    grammar: Grammar | None = None
-    adapter: Adapter | None = None
+    request: Request
     output: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    inputs: Tensor | None = None
-    length: int = 0
-    blocks: int = 0
-    cached: int = 0
-    gates: dict[MediaKind, float] = field(default_factory=dict)
-    counts: Tensor | None = None
-    submitted: float = field(default_factory=time.monotonic)
+    num_computed_tokens: int = 0
+    num_blocks: int = 0
+    num_cached_tokens: int = 0
+    rope_delta: int = 0
+    num_outputs: int = 0
+    num_acknowledged: int = 0
     started: float = 0.0
     first_token: float = 0.0
-    aborted: bool = False
+    max_new_tokens: int = field(init=False)
+    thinking: ThinkingState | None = field(init=False)
+    gates: dict[MediaKind, float] = field(default_factory=dict)
+    inputs: "Inputs | None" = None
+    grammar: "Grammar | None" = None
+    adapter: "Adapter | None" = None
+    generator: "torch.Generator | None" = None
+    counts: "Tensor | None" = None
 
-    @classmethod
-    def start(
-        cls,
-        prompt: Prompt,
-        sampling: Sampling,
-        room: int,
-        sink: Sink,
-        salt: bytes = b"",
-        full: Callable[[], bool] = never,
-        thinking: Thinking | None = None,
-        grammar: Grammar | None = None,
-        adapter: Adapter | None = None,
-    ) -> "Sequence":
-        """Return a waiting sequence that may generate up to `room` tokens."""
-        generator = torch.Generator()
-        generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed % 2**63)
-        most = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
-        return cls(prompt, sampling, most, sink, generator, salt, full, thinking, grammar, adapter)
+    def __post_init__(self) -> None:
+        """Read from the request what every token needs."""
+        thinking = self.request.thinking
+        self.max_new_tokens = self.request.max_new_tokens
+        self.thinking = None if thinking is None else ThinkingState(thinking, thinking.inside)
 
     @property
-    def origin(self) -> bytes:
-        """Return what the keys of its blocks begin with: nothing is shared across tenants, or across adapters."""
-        return self.salt if self.adapter is None else self.salt + b"\0" + self.adapter.revision.encode()
+    def num_tokens(self) -> int:
+        """Return how many tokens have to be computed before the next one can be chosen: the prompt, and all that was
+        generated except for the newest token, which the next decode step computes."""
+        return len(self.request.prompt.token_ids) + max(0, len(self.output) - 1)
 
-    def take(self, token: int) -> None:
-        """Note that the model chose `token`."""
+    @property
+    def is_backlogged(self) -> bool:
+        """Return whether the consumer is too far behind for more tokens."""
+        limit = self.request.max_backlog
+        return limit is not None and self.num_outputs - self.num_acknowledged >= limit
+
+    def append_token(self, token: int) -> None:
+        """Add a token that the model chose."""
         self.first_token = self.first_token or time.monotonic()
         self.output.append(token)
 
-    def tell(self, chosen: Chosen, stops: Collection[int]) -> str:
-        """Pass the newest token on; returns why the answer is over with it ("stop" is said to nobody), or ""."""
-        if chosen.token_id in stops:
+    def finish_reason(self, stops: Collection[int]) -> str | None:
+        """Return why the answer is over with its newest token, or None; `stops` are the tokens that end it."""
+        if self.output[-1] in stops:
             return "stop"
-        self.sink(chosen)
-        return "length" if len(self.output) >= self.max_tokens else ""
+        return "length" if len(self.output) >= self.max_new_tokens else None
 
-    def end(self, reason: str | Exception) -> None:
-        """Tell the consumer why the answer is over; one that is gone harms nobody else."""
-        try:
-            self.sink(Finished(reason))
-        except Exception:
-            logger.exception("nobody takes the end of a sequence")
+    def output_of(self, token: ChosenToken | None, finish: str | Exception | None = None) -> RequestOutput:
+        """Return the next output, which tells the consumer of `token` and of the end; see RequestOutput."""
+        first = self.num_outputs == 0
+        self.num_outputs += 1
+        return RequestOutput(self.request.id, token, finish, self._prefill_stats() if first else None)
 
-    @property
-    def known(self) -> int:
-        """Return how many tokens have to be read before the next one can be chosen: the prompt, and all that was
-        generated but the newest, which the next pass reads."""
-        return len(self.prompt.token_ids) + max(0, len(self.output) - 1)
+    def _prefill_stats(self) -> PrefillStats:
+        ended = self.first_token or time.monotonic()
+        started = self.started or ended
+        queue = started - self.request.arrival_time
+        return PrefillStats(ended, queue, ended - started, self.num_cached_tokens, self.gates)

@@ -1,4 +1,4 @@
-"""How fast the engine is going, and what that means for a request that has a deadline."""
+"""How fast the engine is, and which requests it refuses because of that: load shedding."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,34 +9,38 @@ NEW = 0.1  # weight of the newest observation
 
 
 @dataclass(slots=True)
-class Pace:
-    """Running means of the seconds that a prompt's token takes to be read and that pass between two answers' ends.
+class ThroughputEstimate:
+    """Running means of the seconds that the prefill of one token takes, and that pass between the ends of two answers.
 
-    Both are None until they have been seen: a fresh engine promises nothing and refuses nobody.
+    Both are None until they have been observed: a fresh engine promises nothing and refuses no request.
     """
 
     token: float | None = None
     answer: float | None = None
-    _ended: float = field(default=0.0)
+    _finished: float = field(default=0.0)
 
-    def read(self, tokens: int, seconds: float) -> None:
-        """Note that `tokens` of prompts took `seconds`, decoding beside them included."""
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """Record that the prefill of `tokens` tokens took `seconds`, the decode steps in between included."""
         self.token = _mean(self.token, seconds / tokens)
 
-    def end(self, busy: bool) -> None:
-        """Note that an answer ended; `busy` says whether every place was taken, for else the gap tells nothing."""
+    def finished(self, busy: bool) -> None:
+        """Record that an answer ended; `busy` says that no slot was free, as otherwise the time since the last end
+        says nothing about how fast the engine is."""
         now = time.monotonic()
-        if busy and self._ended:
-            self.answer = _mean(self.answer, now - self._ended)
-        self._ended = now
+        if busy and self._finished:
+            self.answer = _mean(self.answer, now - self._finished)
+        self._finished = now
 
-    def wait(self, tokens: int, answers: int) -> float:
-        """Return the seconds until a first token, with `tokens` to read up to it and `answers` to end before."""
+    def time_to_first_token(self, tokens: int, answers: int) -> float:
+        """Return the expected seconds until a first token, with `tokens` to prefill and `answers` to end before it."""
         return max(tokens * (self.token or 0.0), answers * (self.answer or 0.0))
 
-    def admit(self, tokens: int, answers: int, within: float | None) -> None:
-        """Raise RateLimited when `wait` is longer than `within` seconds."""
-        wait = self.wait(tokens, answers)
+    def shed_load(self, tokens: int, answers: int, within: float | None) -> None:
+        """Raise RateLimited if the estimated time to first token exceeds `within` seconds; see `time_to_first_token`.
+
+        A request that cannot start before its deadline is refused while it has cost nothing.
+        """
+        wait = self.time_to_first_token(tokens, answers)
         if within is not None and wait > within:
             raise RateLimited(
                 f"the answer could not begin before the deadline: {wait:.1f} s of work are queued, {within:.1f} s "

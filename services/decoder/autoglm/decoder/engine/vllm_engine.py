@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,25 +23,25 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from autoglm.common.errors import InternalError
-from autoglm.decoder.engine.grammar import JSON_STYLE, Grammar
-from autoglm.decoder.engine.lora import Adapter
-from autoglm.decoder.engine.protocol import Stats
-from autoglm.decoder.engine.sequence import Chosen, Sequence
-from autoglm.decoder.engine.throughput import Pace
-from autoglm.fusion.gcma.fuse import fuse
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.decoder.engine.grammar import JSON_STYLE
+from autoglm.decoder.engine.lora import Adapter, Adapters
+from autoglm.decoder.engine.protocol import Consumer, Stats
+from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
+from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.throughput import ThroughputEstimate
+from autoglm.fusion.protocol import Fusion
 
 logger = logging.getLogger("autoglm.decoder")
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEVER = -100.0  # vLLM takes no lower bias
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, as vLLM makes room for them
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, for which vLLM can reserve memory
 
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What vLLM is told when it starts, in its own words; the rest are its defaults. `max_lora_rank` 0: no adapters;
-    `threads` 0: on a CPU, as many as vLLM takes by itself."""
+    """vLLM's engine arguments by their own names; all others have vLLM's defaults. `max_lora_rank` 0: no adapters;
+    `threads` 0: on a CPU, as many as vLLM chooses."""
 
     dtype: str
     max_model_len: int
@@ -59,28 +59,35 @@ class VllmOptions:
         given = {name: getattr(self, name) for name in self.__slots__ if name not in own}
         if self.max_lora_rank:
             given |= {"enable_lora": True, "max_loras": self.max_loras, "max_lora_rank": self.max_lora_rank}
-        # Formats are checked here with llguidance; with the same library there, what passes here passes there.
+        # Formats are checked with llguidance before they are sent; vLLM uses the same library, so it accepts them too.
         formats = {"backend": "guidance", "disable_any_whitespace": True}
         return given | {"model": str(folder), "enable_prompt_embeds": True, "structured_outputs_config": formats}
 
 
 class VllmEngine:
-    """vLLM's AsyncLLM. It reads the decoder's folder itself; here stand only its embeddings, for the fusion.
+    """vLLM's AsyncLLM. It reads the decoder's folder itself; here are only its embeddings, for the fusion.
 
-    `never` are the ids that no answer may hold. Where a request's reasoning has a budget, or its format begins
-    behind the reasoning, the answer is asked for in two parts, the second from vLLM's prefix cache; penalties of the
-    second part count the first as prompt.
+    `never` are the ids that no answer may hold. Where a request's reasoning has a budget, or its format begins after
+    the reasoning, vLLM is called twice, the second time from its prefix cache; penalties of the second part count the
+    first as prompt.
     """
 
     def __init__(
-        self, folder: Path, fusion: FusionModel, options: VllmOptions, stops: Rows[int], never: Rows[int]
+        self,
+        folder: Path,
+        fusion: Fusion,
+        options: VllmOptions,
+        stops: Rows[int],
+        never: Rows[int],
+        adapters: Adapters,
+        device: torch.device,
     ) -> None:
         self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
-        self._never = dict.fromkeys(never, NEVER)
-        table = embeddings(folder).to(fusion.out.weight)
+        self._never, self._adapters = dict.fromkeys(never, NEVER), adapters
+        table = embeddings(folder).to(device, getattr(torch, options.dtype))
         self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
-        self._meter, self._pace = _Meter(), Pace()
-        self._asked: dict[Sequence, _Asked] = {}
+        self._meter, self._estimate = _Meter(), ThroughputEstimate()
+        self._running: dict[int, _Running] = {}  # by their requests' ids
         self._lock = threading.Lock()
         self._fusing = ThreadPoolExecutor(1, "fusion")
         self._loop = asyncio.new_event_loop()
@@ -91,7 +98,7 @@ class VllmEngine:
 
     @staticmethod
     async def _start(folder: Path, options: VllmOptions, meter: "_Meter") -> Any:
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would call home
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would send usage statistics
         if options.threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
         from vllm import AsyncEngineArgs
@@ -102,38 +109,33 @@ class VllmEngine:
 
     # --- the protocol -------------------------------------------------------------------------------
 
-    def submit(self, sequence: Sequence, within: float | None = None) -> None:
-        """Queue a sequence; raises RateLimited when its first token is not to be expected `within` so many seconds."""
+    def submit(self, request: Request, consumer: Consumer, within: float | None = None) -> None:
+        """Queue a request; see Engine.submit."""
         with self._lock:
-            crowd = len(self._asked) + 1 - self._limit
-            self._pace.admit(sequence.known, max(0, crowd), within)
-            room = asyncio.Event()
-            task = asyncio.run_coroutine_threadsafe(self._run(sequence, room), self._loop)
-            self._asked[sequence] = _Asked(task, room)
+            answers = len(self._running) + 1 - self._limit
+            self._estimate.shed_load(len(request.prompt.token_ids), max(0, answers), within)
+            running = self._running[request.id] = _Running(Sequence(request), consumer)
+            running.task = asyncio.run_coroutine_threadsafe(self._run(running), self._loop)
 
-    def abort(self, sequence: Sequence) -> None:
-        """Drop a sequence; vLLM frees what it holds."""
-        sequence.aborted = True
+    def abort(self, request_id: int) -> None:
+        """Drop a request; vLLM frees what it holds."""
         with self._lock:
-            asked = self._asked.pop(sequence, None)
-        if asked is not None:
-            asked.task.cancel()
+            running = self._running.pop(request_id, None)
+        if running is not None and running.task is not None:
+            running.task.cancel()
 
-    def wake(self) -> None:
-        """Let those go on whose consumers have room again."""
-        self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
+    def acknowledge(self, request_id: int, num_outputs: int) -> None:
+        """Report how many outputs a consumer has read."""
         with self._lock:
-            asked = list(self._asked.items())
-        for sequence, one in asked:
-            if not sequence.full():
-                one.room.set()
+            running = self._running.get(request_id)
+        if running is not None:
+            running.sequence.num_acknowledged = num_outputs
+            self._loop.call_soon_threadsafe(running.resumed.set)
 
     def stats(self) -> Stats:
         """Return how busy vLLM is, as of its last step."""
         with self._lock:
-            known = sum(not sequence.aborted for sequence in self._asked)
+            known = len(self._running)
         return replace(self._meter.stats, running=min(known, self._meter.stats.running)) if known else self._meter.idle
 
     def alive(self) -> bool:
@@ -155,95 +157,108 @@ class VllmEngine:
 
     # --- one answer ---------------------------------------------------------------------------------
 
-    async def _run(self, sequence: Sequence, room: asyncio.Event) -> None:
+    async def _run(self, running: "_Running") -> None:
         try:
-            reason: str | Exception = await self._answer(sequence, room)
+            finish: str | Exception = await self._answer(running)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
-            reason = error
+            finish = error
         finally:
             with self._lock:
-                busy = len(self._asked) > self._limit
-                self._asked.pop(sequence, None)
-        self._pace.end(busy)
-        sequence.end(reason)
+                busy = len(self._running) > self._limit
+                self._running.pop(running.sequence.request.id, None)
+        self._estimate.finished(busy)
+        try:
+            running.consumer(running.sequence.output_of(None, finish))
+        except Exception:
+            logger.exception("a consumer failed at the end of its request")
 
-    async def _answer(self, sequence: Sequence, room: asyncio.Event) -> str:
+    async def _answer(self, running: "_Running") -> str:
         """Pass vLLM's tokens on until the answer is over, and return why it is."""
+        sequence = running.sequence
         prompt, thinking = await self._loop.run_in_executor(self._fusing, self._fuse, sequence), sequence.thinking
         while True:
-            if thinking is not None and thinking.over:
-                close = Chosen(thinking.closes, 0.0 if sequence.sampling.top_logprobs is not None else None)
-                if ended := await self._give(sequence, close, room):
-                    return ended
-            said = torch.tensor(sequence.output, dtype=torch.long, device=prompt.device)
-            async with aclosing(self._tokens(sequence, torch.cat([prompt, self.embed(said)]))) as tokens:
+            if thinking is not None and thinking.must_close:
+                logprob = 0.0 if sequence.request.sampling.top_logprobs is not None else None
+                if finish := await self._emit(running, ChosenToken(thinking.thinking.closes, logprob)):
+                    return finish
+            generated = torch.tensor(sequence.output, dtype=torch.long, device=prompt.device)
+            async with aclosing(self._tokens(sequence, torch.cat([prompt, self.embed(generated)]))) as tokens:
                 async for chosen in tokens:
-                    if ended := await self._give(sequence, chosen, room):
-                        return ended
-                    if self._turns(sequence, chosen.token_id):
+                    if finish := await self._emit(running, chosen):
+                        return finish
+                    if self._starts_second_part(sequence, chosen.token_id):
                         break
                 else:
-                    return "stop"  # vLLM ended it without saying a token
+                    return "stop"  # vLLM ended it without a token
 
     @torch.inference_mode()
     def _fuse(self, sequence: Sequence) -> Tensor:
-        fused = fuse(self._fusion, self.embed, sequence.prompt)
-        sequence.gates = fused.gates
-        return fused.embeddings
+        inputs = self._fusion.inputs(self.embed, sequence.request.prompt)
+        if len(inputs.positions) > 1:
+            raise InternalError("vLLM takes one row of rope positions, and the bundle's fusion gives three")
+        sequence.gates = inputs.gates
+        return inputs.embeddings
 
     @staticmethod
-    def _turns(sequence: Sequence, token: int) -> bool:
-        """Return whether what follows has to be asked for anew: the reasoning must end, or has and a format begins."""
+    def _starts_second_part(sequence: Sequence, token: int) -> bool:
+        """Return whether vLLM has to be called again: the reasoning must end, or has ended and a format begins."""
         thinking = sequence.thinking
-        return thinking is not None and (thinking.over or (sequence.grammar is not None and token == thinking.closes))
+        if thinking is None:
+            return False
+        return thinking.must_close or (sequence.request.grammar is not None and token == thinking.thinking.closes)
 
-    async def _give(self, sequence: Sequence, chosen: Chosen, room: asyncio.Event) -> str:
-        """Pass a token on, when its consumer has room; returns why the answer is over with it, or ""."""
-        while sequence.full():
-            room.clear()
-            if sequence.full():
-                await room.wait()
-        sequence.take(chosen.token_id)
+    async def _emit(self, running: "_Running", chosen: ChosenToken) -> str | None:
+        """Pass a token on once its consumer keeps up (backpressure); returns why the answer is over with it."""
+        sequence, resumed = running.sequence, running.resumed
+        while sequence.is_backlogged:
+            resumed.clear()
+            if sequence.is_backlogged:
+                await resumed.wait()
+        sequence.append_token(chosen.token_id)
         if sequence.thinking is not None:
-            sequence.thinking.note(chosen.token_id, first=len(sequence.output) == 1)
-        return sequence.tell(chosen, self._stops)
+            sequence.thinking.advance(chosen.token_id, first=len(sequence.output) == 1)
+        finish = sequence.finish_reason(self._stops)
+        if finish != "stop":
+            running.consumer(sequence.output_of(chosen))
+        return finish
 
-    async def _tokens(self, sequence: Sequence, inputs: Tensor) -> AsyncGenerator[Chosen, None]:
-        """Yield vLLM's tokens behind `inputs` [tokens, width]; raises InternalError when it gives up."""
-        token_ids = [*sequence.prompt.token_ids, *sequence.output]
+    async def _tokens(self, sequence: Sequence, inputs: Tensor) -> AsyncGenerator[ChosenToken, None]:
+        """Yield vLLM's tokens after `inputs` [tokens, width]; raises InternalError when it gives up."""
+        request = sequence.request
+        token_ids = [*request.prompt.token_ids, *sequence.output]
         prompt = {
             "prompt_embeds": inputs.cpu(),
             "prompt_token_ids": token_ids,  # for the penalties alone
             "prompt_is_token_ids": [False] * len(token_ids),
-            "cache_salt": sequence.salt.hex() or "-",
+            "cache_salt": request.salt.hex() or "-",
         }
-        adapter = sequence.adapter and _request(sequence.adapter)
+        adapter = request.adapter and _lora_request(self._adapters.get(request.adapter.name))
         asked = self._vllm.generate(prompt, self._parameters(sequence), uuid4().hex, lora_request=adapter)
         async with aclosing(asked) as outputs:
             async for output in outputs:
                 self._note_start(sequence, output)
                 (part,) = output.outputs
-                for place, token in enumerate(part.token_ids):
-                    yield _chosen(token, part.logprobs[place] if part.logprobs else None, sequence)
+                for number, token in enumerate(part.token_ids):
+                    yield _chosen(token, part.logprobs[number] if part.logprobs else None, sequence)
                 if part.finish_reason not in (None, "stop", "length"):
-                    raise InternalError(f"vLLM gave the request up: {part.finish_reason}")
+                    raise InternalError(f"vLLM gave up the request: {part.finish_reason}")
 
     def _note_start(self, sequence: Sequence, output: Any) -> None:
         if sequence.started:
             return
         sequence.started = output.metrics.scheduled_ts or time.monotonic()
-        sequence.cached = output.num_cached_tokens or 0
-        if fresh := sequence.known - sequence.cached:
-            self._pace.read(fresh, max(0.0, time.monotonic() - sequence.started))
+        sequence.num_cached_tokens = output.num_cached_tokens or 0
+        if fresh := sequence.num_tokens - sequence.num_cached_tokens:
+            self._estimate.prefilled(fresh, max(0.0, time.monotonic() - sequence.started))
 
     def _parameters(self, sequence: Sequence) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        sampling, thinking = sequence.sampling, sequence.thinking
+        sampling, thinking, grammar = sequence.request.sampling, sequence.thinking, sequence.request.grammar
         silent = thinking is not None and thinking.inside
         return SamplingParams(
             temperature=sampling.temperature,
@@ -256,20 +271,22 @@ class VllmEngine:
             repetition_penalty=sampling.repetition_penalty,
             logit_bias={**sampling.logit_bias, **self._never} or None,
             logprobs=sampling.top_logprobs,
-            max_tokens=sequence.max_tokens - len(sequence.output),
+            max_tokens=sequence.max_new_tokens - len(sequence.output),
             stop_token_ids=self._stops,
-            structured_outputs=None if silent or sequence.grammar is None else _format(sequence.grammar),
+            structured_outputs=None if silent or grammar is None else _format(grammar),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request that is under way, and whether its consumer has room."""
+@dataclass(slots=True)
+class _Running:
+    """A request that is under way; `resumed` is set whenever its consumer has read some of its outputs."""
 
-    task: Future[None]
-    room: asyncio.Event
+    sequence: Sequence
+    consumer: Consumer
+    resumed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: Future[None] | None = None
 
 
 class _Meter:
@@ -280,11 +297,11 @@ class _Meter:
 
     @property
     def idle(self) -> Stats:
-        """Return what has been done, with nothing under way: vLLM does not report when its last request was aborted."""
+        """Return the counters with no requests: vLLM does not report after its last request was aborted."""
         return replace(self.stats, running=0, waiting=0, cache_usage=0.0)
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-        """Take what vLLM says of a step."""
+        """Store what vLLM reports of a step."""
         if scheduler_stats is None:
             return
         prefixes, put_back = scheduler_stats.prefix_cache_stats, getattr(iteration_stats, "num_preempted_reqs", 0)
@@ -297,7 +314,7 @@ class _Meter:
             self.stats.preemptions + put_back,
         )
 
-    def __getattr__(self, name: str) -> Any:  # log, log_engine_initialized and what later versions call
+    def __getattr__(self, name: str) -> Any:  # log, log_engine_initialized, and what later versions call
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *_, **__: None
@@ -314,32 +331,33 @@ def embeddings(folder: Path) -> Tensor:
     return tensor
 
 
-def rank_room(folders: Rows[Path]) -> int:
-    """Return what vLLM has to be told for the adapters in `folders`: the least rank it knows that holds them all."""
+def max_lora_rank_of(folders: Rows[Path]) -> int:
+    """Return vLLM's `max_lora_rank` for the adapters in `folders`: the lowest rank it supports that fits them all."""
     ranks = [json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"] for folder in folders]
     return next(known for known in RANKS if known >= max(ranks)) if ranks else 0
 
 
-def _request(adapter: Adapter) -> Any:
+def _lora_request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
     number = int(adapter.revision[:14], 16)  # vLLM tells them apart by it, in 63 bits
     return LoRARequest(adapter.name, number, str(adapter.folder))
 
 
-def _format(grammar: Grammar) -> Any:
+def _format(grammar: GrammarSpec) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
     if grammar.kind == "json_schema":
         assert isinstance(grammar.given, str)
         return StructuredOutputsParams(json=json.dumps({**json.loads(grammar.given), "x-guidance": JSON_STYLE}))
-    return StructuredOutputsParams(**{grammar.kind: grammar.given})
+    given = grammar.given if isinstance(grammar.given, str) else list(grammar.given)
+    return StructuredOutputsParams(**{grammar.kind: given})
 
 
-def _chosen(token: int, found: Any, sequence: Sequence) -> Chosen:
+def _chosen(token: int, found: Any, sequence: Sequence) -> ChosenToken:
     """Return a token; `found` are vLLM's log probabilities by id, the chosen token's among them."""
-    rivals = sequence.sampling.top_logprobs
+    rivals = sequence.request.sampling.top_logprobs
     if rivals is None or found is None:
-        return Chosen(token)
+        return ChosenToken(token)
     ranked = sorted(found.items(), key=lambda pair: -pair[1].logprob)
-    return Chosen(token, found[token].logprob, tuple((other, row.logprob) for other, row in ranked[:rivals]))
+    return ChosenToken(token, found[token].logprob, tuple((other, row.logprob) for other, row in ranked[:rivals]))

@@ -1,48 +1,47 @@
 """Decoder inputs for one prompt, run by run, so that a prefix never changes.
 
-Floating-point sums depend on the shapes they are computed in. Every run is therefore computed in
-shapes that depend only on what stands before it, text in blocks of a fixed number of rows: the
-inputs of a prefix are bit for bit the same with and without what follows, and what is known of a prefix need not be
-computed again.
+Floating-point sums depend on the shapes in which they are computed. Every run is therefore computed in shapes that
+depend only on the tokens before it, text in blocks of a fixed number of rows. The inputs of a prefix are then bit for
+bit the same with and without what follows, and a cached prefix need not be computed again.
 """
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from autoglm.common.modalities import BY_KIND, MediaKind
-from autoglm.fusion.compose import Prompt, Run
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.positions import sequential_positions
+from autoglm.fusion.prompt import Prompt, Run
+from autoglm.fusion.protocol import Inputs
+
+if TYPE_CHECKING:
+    from autoglm.fusion.gcma.model import GcmaFusion
 
 BLOCK = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """`embeddings` [T − after, text_width] for the decoder; `gates` modality → mean over the asked text."""
-
-    embeddings: Tensor
-    gates: dict[MediaKind, float]
-
-
 @torch.inference_mode()
-def fuse(model: FusionModel, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Fused:
-    """Return the decoder's inputs for `prompt` from token `after` on; without media they are plain text embeddings."""
+def fuse(model: "GcmaFusion", embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
+    """Return the inputs of `prompt` from token `after` on; without media they are plain text embeddings."""
+    length = len(prompt.token_ids)
     embeddings = embed(torch.tensor(prompt.token_ids, device=embed.weight.device))
+    positions = sequential_positions(length)[:, after:].to(embeddings.device)
     if all(run.media is None for run in prompt.runs):
-        return Fused(embeddings[after:], {})
-    return _Fuser(model, embeddings, after).fuse(prompt.runs)
+        return Inputs(embeddings[after:], positions, length)
+    fuser = _Fuser(model, embeddings, after)
+    fuser.read(prompt.runs)
+    return Inputs(fuser.out[after:], positions, length, fuser.gates())
 
 
 class _Fuser:
-    """The state of one pass from left to right; inputs before `after` are left as plain text."""
+    """The state of one pass from left to right; inputs before `after` stay plain text embeddings."""
 
-    def __init__(self, model: FusionModel, embeddings: Tensor, after: int) -> None:
+    def __init__(self, model: "GcmaFusion", embeddings: Tensor, after: int) -> None:
         self.model, self.plain, self.out, self.after = model, embeddings, embeddings.clone(), after
         weight = model.out.weight
-        # Rows before the first token are zeros: `queries` always has its left context. So are images' rows.
+        # Rows before the first token are zeros, so that `queries` always has a left context; rows of images are too.
         self.context = weight.new_zeros(embeddings.shape[0] + self.margin, model.config.width)
         self.sources: dict[MediaKind, list[Tensor]] = {}
         self.asked: dict[MediaKind, list[Tensor]] = {}
@@ -51,8 +50,9 @@ class _Fuser:
     def margin(self) -> int:
         return self.model.config.context - 1
 
-    def fuse(self, runs: tuple[Run, ...]) -> Fused:
-        # What is computed again: the block or medium that `after` stands in, and all of the asked text, for its gates.
+    def read(self, runs: tuple[Run, ...]) -> None:
+        """Fill `out`, run by run."""
+        # Computed again: the block or the medium that contains `after`, and all of the asked text, for its gates.
         cut = (r.start for r in runs if r.asked or (r.media is not None and r.start < self.after < r.stop))
         first = min([self.after - BLOCK, *cut])
         for run in runs:
@@ -60,8 +60,10 @@ class _Fuser:
                 self._media(run, run.media.kind)
             else:
                 self._text(run, first)
-        gates = {kind: torch.cat(values).mean().item() for kind, values in self.asked.items()}
-        return Fused(self.out[self.after :], gates)
+
+    def gates(self) -> dict[MediaKind, float]:
+        """Return the mean gate of each modality over the asked text."""
+        return {kind: torch.cat(values).mean().item() for kind, values in self.asked.items()}
 
     def _media(self, run: Run, kind: MediaKind) -> None:
         assert run.media is not None
@@ -96,6 +98,6 @@ class _Fuser:
                 self.asked.setdefault(kind, []).append(gate[0, :rows])
 
     def _visible(self, rows: int, but: MediaKind | None = None) -> dict[MediaKind, tuple[Tensor, Tensor]]:
-        """Return every source so far, wholly visible to each of `rows` queries, except the kind `but`."""
+        """Return every source so far, except the kind `but`: each of `rows` queries sees all of its tokens."""
         joined = {kind: torch.cat(items, dim=1) for kind, items in self.sources.items() if kind != but}
         return {kind: (s, s.new_ones(1, rows, s.shape[1], dtype=torch.bool)) for kind, s in joined.items()}

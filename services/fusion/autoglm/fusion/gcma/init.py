@@ -1,23 +1,23 @@
-"""Initialisation for models that start from nothing.
+"""Initialisation for models that are trained from scratch.
 
-Hugging Face's default, normal with 0.02, leaves small MobileViT and GLM models at chance (in MobileViT it
-falls on the scales of the batch norms too); these rules make the same tasks learnable within minutes.
+With Hugging Face's default, normal with 0.02, small MobileViT and GLM models do not get beyond chance (in MobileViT it
+also applies to the scales of the batch norms). With these rules the same tasks are learned within minutes.
 """
 
 import torch
 from torch import nn
 
-from autoglm.fusion.gcma.model import FusionModel
+from autoglm.fusion.gcma.model import GcmaFusion
 
 EMBEDDING_STD = 0.1
 POSITION_STD = 0.7
-CONTEXT_TAP = 0.1  # the same for every place: at first a query reads the bag of the last words
+CONTEXT_TAP = 0.1  # the same for every offset: at first a query reads the last words as a bag
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise every layer below `module`: Kaiming on convolutions, xavier on matrices, N(0, 0.1) on embeddings.
+    """Initialise every layer in `module`: Kaiming on convolutions, Xavier on matrices, N(0, 0.1) on embeddings.
 
-    Norms become the identity, biases zero. Bare parameters keep what their own modules gave them.
+    Norms become the identity, biases zero. Parameters outside of such layers keep their values.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -33,8 +33,8 @@ def initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialise_places(model: FusionModel) -> None:
-    """Start what `initialise` leaves of a fusion: positions, modality vectors and the taps of the context."""
+def initialise_positions(model: GcmaFusion) -> None:
+    """Initialise the rest of a fusion: positions, modality vectors and the taps of the context."""
     model.context.weight.fill_(CONTEXT_TAP)
     for table in (model.image_row, model.image_column, model.audio_time):
         nn.init.normal_(table.weight, std=POSITION_STD)

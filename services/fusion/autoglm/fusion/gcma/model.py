@@ -1,12 +1,12 @@
-"""Gated cross-modal attention (GCMA) and the fusion module around it. Pure torch.
+"""Gated cross-modal attention (GCMA) and the fusion around it.
 
-Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 (a 7 × 7 map),
-audio tokens 12.5 a second × 1536, decoder width 256.
+Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 (a 7 × 7 map), audio tokens
+12.5 a second × 1536, decoder width 256.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -16,11 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoglm.common.modalities import MediaKind
+from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.pool import unit_sum, windows
+from autoglm.fusion.prompt import Media, Prompt
+from autoglm.fusion.protocol import Inputs
 
 
 @dataclass(frozen=True, slots=True)
-class FusionConfig:
-    """Sizes of the fusion. `media_widths` names the modalities that it understands."""
+class GcmaConfig:
+    """Sizes of the fusion. `media_widths` has the modalities that it takes, with the width of their tokens."""
 
     text_width: int
     media_widths: Mapping[MediaKind, int] = field(default_factory=lambda: {"image": 320, "audio": 1536})
@@ -41,10 +45,9 @@ class FusionConfig:
 class GCMA(nn.Module):
     """Gated cross-modal attention: σ(W_g·[Q; K; V]) ⊗ softmax(QKᵀ/√d)·V.
 
-    Q comes from the target, K and V from a source of another length, so the gate of a query reads
-    its own attended summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key
-    A = 1 and this is the formula to the letter. With h heads, Q, K and V are cut into h slices of
-    d/h that attend apart; the gate sees them joined again.
+    Q comes from the target, K and V from a source of another length, so the gate of a query reads its own attended
+    summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key A = 1, and this is exactly the formula.
+    With h heads, Q, K and V are split into h slices of d/h that attend separately; the gate reads them joined again.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -58,7 +61,7 @@ class GCMA(nn.Module):
     def forward(self, target: Tensor, source: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend from `target` [B, T, d] to `source` [B, S, d] where `visible` [B, T, S] is true.
 
-        Returns what each target token takes [B, T, d], its gate [B, T, d] and the attention
+        Returns what each target token takes from the source [B, T, d], its gate [B, T, d] and the attention
         [B, heads, T, S]. A token that sees no source takes exactly zero.
         """
         q, k, v = self.query(target), self.key(source), self.value(source)
@@ -80,10 +83,9 @@ class GCMA(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Enriched:
-    """What GCMA added to some target tokens, before the projection to the decoder's width.
+    """What GCMA adds to target tokens, before the projection to the decoder's width.
 
-    `delta` [B, T, d]; `gates` modality → mean gate of each token [B, T]; `attention` modality →
-    [B, heads, T, S].
+    `delta` [B, T, d]; `gates` modality → mean gate of each token [B, T]; `attention` modality → [B, heads, T, S].
     """
 
     delta: Tensor
@@ -91,16 +93,15 @@ class Enriched:
     attention: dict[MediaKind, Tensor]
 
 
-class FusionModel(nn.Module):
-    """Projects text and media into one space, enriches them across modalities, hands them on.
+class GcmaFusion(nn.Module):
+    """Fusion with GCMA: projects text and media into one space and enriches each from the other modalities.
 
-    A query also reads what was written or said in the `context` tokens that end with it (a causal
-    depthwise convolution), so that a name spread over several tokens can ask as one. Positions know the
-    modality: a modality vector, plus row and column for images, plus time for audio; text has its
-    order from the decoder. Everything looks back only.
+    A query also reads the text or speech of the `context` tokens that end with it (a causal depthwise convolution), so
+    that a name of several tokens can act as one query. Positions depend on the modality: a modality vector, with row
+    and column for images and time for audio; text has its order from the decoder. A token depends on earlier ones only.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: GcmaConfig) -> None:
         super().__init__()
         self.config = config
         d = config.width
@@ -120,6 +121,41 @@ class FusionModel(nn.Module):
         self.media_norm = nn.LayerNorm(d)
         self.out = nn.Linear(d, config.text_width, bias=False)
 
+    @property
+    def media_widths(self) -> Mapping[MediaKind, int]:
+        """The modalities that it takes, with the width of their encoder's tokens."""
+        return self.config.media_widths
+
+    @property
+    def text_width(self) -> int:
+        """The width of the decoder's embeddings."""
+        return self.config.text_width
+
+    @property
+    def width(self) -> int:
+        """The width of the common space, and so of pooled vectors."""
+        return self.config.width
+
+    def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
+        """Return embeddings [T − after, text_width] and positions [1, T − after] of `prompt`, prefix-stable."""
+        return fuse(self, embed, prompt, after)
+
+    @torch.inference_mode()
+    def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
+        """Return the mean of a text's tokens in the common space, of length 1: float32 [d] on the CPU.
+
+        Tokens are taken before they look at each other: a text counts its words and not their order, and the rest of a
+        conversation changes nothing. docs/embeddings.md says what the vectors are good for.
+        """
+        blocks = (embed(torch.tensor(ids, device=embed.weight.device)) for ids in windows(token_ids))
+        return unit_sum(self.project_text(block.to(self.text_kind)) for block in blocks)
+
+    @torch.inference_mode()
+    def pool_media(self, media: Media) -> Tensor:
+        """Return the mean of a medium's tokens in the common space, of length 1: float32 [d] on the CPU."""
+        tokens = media.tokens.to(self.text_kind)
+        return unit_sum([self.project_media(media.kind, tokens, torch.arange(len(tokens), device=tokens.device))])
+
     def project_text(self, embeddings: Tensor) -> Tensor:
         """Bring decoder embeddings [..., text_width] into the common space [..., d]."""
         projected: Tensor = self.text_in(embeddings) + self.text_kind
@@ -134,9 +170,9 @@ class FusionModel(nn.Module):
         return projected.add(self.image_row(index // columns)).add(self.image_column(index % columns))
 
     def queries(self, tokens: Tensor, context: Tensor) -> Tensor:
-        """Return queries [B, T, d] of `tokens` [B, T, d], each with what was said up to it.
+        """Return queries [B, T, d] of `tokens` [B, T, d], each with the text and speech up to it.
 
-        `context` [B, context - 1 + T, d] holds the same tokens and those before them, with zeros for images.
+        `context` [B, context - 1 + T, d] has the same tokens and those before them, with zeros for images.
         """
         normed: Tensor = self.query_norm(tokens + self.context(context.transpose(1, 2)).transpose(1, 2))
         return normed
@@ -151,9 +187,9 @@ class FusionModel(nn.Module):
         return Enriched(delta, gates, attention)
 
     def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
-        """Add what text tokens took from media to their decoder embeddings; zero adds exactly nothing.
+        """Add what text tokens took from media to their decoder embeddings; a `delta` of zero changes nothing.
 
-        What is added has a root mean square below `max_added`, so that a token is still itself.
+        The root mean square of what is added stays below `max_added`, so that the token's own embedding dominates.
         """
         added: Tensor = self.out(delta)
         size = added.float().square().mean(-1, keepdim=True)
@@ -171,8 +207,8 @@ class FusionModel(nn.Module):
         save_file({k: v.to(torch.bfloat16) for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "FusionModel":
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Self:
         """Read what `save_pretrained` wrote, ready for inference in `dtype`."""
-        model = cls(FusionConfig.load(folder))
+        model = cls(GcmaConfig.load(folder))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(dtype).eval()

@@ -1,39 +1,31 @@
-"""The vision encoder: an image file becomes 49 tokens of a MobileViT's last feature map.
+"""MobileViT: an image becomes the 7 × 7 tokens of the last feature map.
 
-Any width of `MobileViTModel` serves, apple/mobilevit-small included. The whole picture is squashed to a
-square; nothing is cropped, for a phone's screen matters up to its edges.
+Any width of `MobileViTModel` works, apple/mobilevit-small included. The whole picture is squashed to a square; nothing
+is cropped, because a phone's screen matters up to its edges.
 """
 
-import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import MobileViTModel
 
 from autoglm.common.int8 import quantize_int8
+from autoglm.vision.image import decode_image
+from autoglm.vision.models.protocol import ImageTokens
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-MAX_PIXELS = 40_000_000
-STRIDE = 32
-
-
-class ImageError(ValueError):
-    """The bytes are not an image that can be encoded; the message says why and holds no file content."""
-
-
-class ImageTooLarge(ImageError):
-    """The image has more than `MAX_PIXELS` pixels."""
+STRIDE = 32  # pixels of a token's side
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How pixels become numbers: the fields of preprocessor_config.json that matter here."""
+    """How pixels become numbers: the fields of preprocessor_config.json that are used here."""
 
     side: int = 224
     resample: int = int(Image.Resampling.BILINEAR)
@@ -42,7 +34,7 @@ class Preprocessing:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read `preprocessor_config.json`; a size that is no square ("shortest_edge", a number) means 224."""
+        """Read `preprocessor_config.json`; a size without a height ("shortest_edge", a number) means 224."""
         raw = json.loads((folder / "preprocessor_config.json").read_text())
         size = raw.get("size")
         return cls(
@@ -76,50 +68,21 @@ class Preprocessing:
         return (pixels.flip(0) if self.flip_channels else pixels).float() * self.rescale_factor
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a JPEG, PNG, WebP or GIF (first frame) to RGB: upright, transparency on white.
-
-    Raises ImageTooLarge for more than `MAX_PIXELS` pixels, which the header tells before anything is
-    decoded, and ImageError for anything that is not such a file or is broken.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
-            image.load()
-            return _on_white(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not a JPEG, PNG, WebP or GIF image") from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError("image is truncated or broken") from error
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-class VisionModel:
-    """A MobileViT with its preprocessing, ready to encode."""
+class MobileVit:
+    """A MobileViT with its preprocessing, ready to encode: a `VisionModel`."""
 
     def __init__(self, model: MobileViTModel, preprocessing: Preprocessing, device: torch.device | str = "cpu") -> None:
         self.model: MobileViTModel = model.eval().requires_grad_(False).to(device)
         self.preprocessing = preprocessing
         self.device = torch.device(device)
         self.width: int = model.config.neck_hidden_sizes[-1]
-        self.tokens = (preprocessing.side // STRIDE) ** 2
+        self.grid = (preprocessing.side // STRIDE, preprocessing.side // STRIDE)
 
     @classmethod
     def from_pretrained(cls, folder: Path, device: torch.device | str = "cpu", int8: bool = False) -> Self:
         """Load a folder with config.json, model.safetensors and preprocessor_config.json; compute in float32.
 
-        With `int8` the weights are held as 8-bit integers, see `quantize_int8`.
+        With `int8` the weights are kept in 8 bits, see `quantize_int8`.
         """
         model = MobileViTModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         if int8:
@@ -127,16 +90,25 @@ class VisionModel:
         return cls(model, Preprocessing.load(Path(folder)), device)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the three files, weights in bfloat16, the preprocessing included. The model becomes bfloat16."""
+        """Write the three files, with weights in bfloat16. The model itself becomes bfloat16."""
         self.model.to(torch.bfloat16).save_pretrained(folder)
         self.preprocessing.save(folder)
 
     def preprocess(self, data: bytes) -> Tensor:
-        """Decode an image file to float32 [3, side, side]. Raises ImageError."""
+        """Decode an image file to float32 [3, side, side]; raises ImageError."""
         return self.preprocessing.tensor(decode_image(data))
 
+    def blank(self) -> Tensor:
+        """Return a black image as `preprocess` would: float32 [3, side, side]."""
+        return torch.zeros(3, self.preprocessing.side, self.preprocessing.side)
+
+    def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
+        """Encode preprocessed images, each [3, side, side], as one batch; tokens are bfloat16 on the CPU."""
+        features = self.features(torch.stack(list(images))).to(torch.bfloat16).cpu()
+        return [ImageTokens(tokens, self.grid) for tokens in features]
+
     @torch.inference_mode()
-    def encode(self, batch: Tensor) -> Tensor:
-        """Encode images [B, 3, side, side] to float32 tokens [B, tokens, width], row by row from the top left."""
+    def features(self, batch: Tensor) -> Tensor:
+        """Return the tokens of images [B, 3, side, side]: float32 [B, tokens, width], row by row from the top left."""
         features: Tensor = self.model(batch.to(self.device)).last_hidden_state
         return features.flatten(2).transpose(1, 2).float()

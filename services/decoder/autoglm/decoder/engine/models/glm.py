@@ -1,11 +1,12 @@
 """GLM as the engine runs it: the arithmetic of transformers' GlmForCausalLM in fewer, larger steps, over a cache of
 its own.
 
-Queries, keys and values come from one matrix product, a rotation is one complex product, and a key's queries attend
-as rows of one matrix, so that no key is ever repeated.
+Queries, keys and values come from one matrix product, rope (rotary position embedding) is one complex product, and a
+key's queries attend as rows of one matrix, so that no key is ever repeated.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +14,37 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
 from autoglm.common.int8 import quantize_int8
+from autoglm.decoder.engine.cache import BLOCK_SIZE
 from autoglm.decoder.engine.lora import Adapter, Shapes
-from autoglm.decoder.engine.prefix_keys import BLOCK
 
 PACKED_FOR = 32  # rows that matrices are packed for; the order is the same for any number from 8 on
 
 
 class View:
-    """What one forward pass writes and sees: in each of `slots` (a slice, or their numbers), the keys and values of
-    tokens at `positions` [n, t]. A token sees none behind it, and none behind the first `visible`.
+    """What one forward pass writes and sees.
+
+    Token i of row r has its keys and values at `indices` [n, t] of slot r of `slots` (a slice, or their numbers), and
+    is turned by `rope` [n, t, 1, rotated / 2]. Its index in the cache and its rope position are two things. It sees
+    what is up to its own index, and of that only the first `visible`.
     """
 
     def __init__(
         self,
-        turns: Tensor,
+        rope: Tensor,
         slots: slice | Tensor,
-        positions: Tensor,
+        indices: Tensor,
         visible: int,
         adapters: Sequence[Adapter | None] = (),
     ) -> None:
-        self.slots, self.positions, self.visible = slots, positions, visible
-        rows = torch.arange(slots.start, slots.stop, device=positions.device) if isinstance(slots, slice) else slots
+        self.rope, self.slots, self.indices, self.visible = rope, slots, indices, visible
+        rows = torch.arange(slots.start, slots.stop, device=indices.device) if isinstance(slots, slice) else slots
         self.rows = rows[:, None]
         by_adapter: dict[Adapter, list[int]] = {}
         for row, adapter in enumerate(adapters):
             if adapter is not None:
                 by_adapter.setdefault(adapter, []).append(row)
         self.adapters = list(by_adapter.items())
-        self.turns = turns[positions][:, :, None]  # [n, t, 1, rotated / 2], complex
-        self._hidden = torch.arange(visible, device=positions.device) > positions[..., None]
+        self._hidden = torch.arange(visible, device=indices.device) > indices[..., None]
         self._masks: dict[int, Tensor] = {}
 
     def mask(self, group: int, dtype: torch.dtype) -> Tensor:
@@ -65,7 +68,8 @@ class Layer(nn.Module):
         self.head_dim = attention.head_dim
 
     def forward(self, x: Tensor, store: Tensor, view: View) -> Tensor:
-        """Return what follows `x` [n, t, width], whose keys and values go into `store` where `view` says."""
+        """Return the layer's output [n, t, width] for `x` [n, t, width], and write keys and values to `store` where
+        `view` says."""
         x = x + self._linear("o", self._attend(_normed(x, self.norm), store, view), view)
         gate, up = self._linear("gate_up", _normed(x, self.mlp_norm), view).chunk(2, dim=-1)
         return x + self._linear("down", up * silu(gate), view)
@@ -82,11 +86,11 @@ class Layer(nn.Module):
         n, t, _ = x.shape
         kv_heads = store.shape[1] // 2
         heads = self._linear("qkv", x, view).view(n, t, -1, self.head_dim)
-        _rotate(heads[:, :, :-kv_heads], view.turns)
+        apply_rope(heads[:, :, :-kv_heads], view.rope)
         queries, new = heads[:, :, : -2 * kv_heads], heads[:, :, -2 * kv_heads :]
-        store[view.rows, :, view.positions] = new
+        store[view.rows, :, view.indices] = new
         past = store[view.slots, :, : view.visible]
-        # The queries of one key head stand side by side as rows: [n, kv_heads, t · group, head_dim].
+        # The queries of one key head become rows side by side: [n, kv_heads, t · group, head_dim].
         group = queries.shape[2] // kv_heads
         rows = queries.view(n, t, kv_heads, group, -1).transpose(1, 2).reshape(n, kv_heads, t * group, -1)
         seen = scaled_dot_product_attention(rows, past[:, :kv_heads], past[:, kv_heads:], view.mask(group, rows.dtype))
@@ -94,10 +98,14 @@ class Layer(nn.Module):
 
 
 class Glm(nn.Module):
-    """The weights of a GlmForCausalLM, in inference only, for `context` positions and one more, which no token of a
-    sequence has; with `int8` the layers' matrices are held and multiplied in 8 bits, on a CPU."""
+    """The weights of a GlmForCausalLM, for inference only.
 
-    turns: Tensor  # [context + 1, rotated / 2], complex: how far each pair is turned at each position
+    There are `context` positions, and one more that no token of a sequence has. With `int8` the layers' matrices are
+    stored and multiplied in 8 bits, on a CPU.
+    """
+
+    _rope: Tensor  # [context + 1, rotated / 2], complex: how far each pair of dimensions is turned at each position
+    _rope_rows: Tensor | None  # [rotated / 2]: which of three rows of positions turns each pair; None for one row
 
     def __init__(self, source: GlmForCausalLM, context: int, int8: bool = False) -> None:
         super().__init__()
@@ -108,24 +116,52 @@ class Glm(nn.Module):
         angles = torch.outer(
             torch.arange(context + 1, dtype=torch.float32, device=rotary.inv_freq.device), rotary.inv_freq.float()
         )
-        turns = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
-        self.register_buffer("turns", turns, persistent=False)
+        rope = torch.polar(torch.full_like(angles, rotary.attention_scaling), angles)
+        self.register_buffer("_rope", rope, persistent=False)
+        sections = source.config.rope_parameters.get("mrope_section")
+        self.register_buffer("_rope_rows", _rope_rows(sections, rope.shape[1], rope.device), persistent=False)
         if int8:
             quantize_int8(self.layers)
         if _onednn(self.head.weight):
             _pack(self)
 
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, dtype: torch.dtype, device: torch.device, context: int, int8: bool = False
+    ) -> "Glm":
+        """Read the weights of a GlmForCausalLM from a folder in Hugging Face's format."""
+        source = GlmForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(device)
+        return cls(source, context, int8)
+
     @property
     def context(self) -> int:
-        """Return how many positions a sequence has."""
-        return len(self.turns) - 1
+        """Return how many tokens a sequence can have."""
+        return len(self._rope) - 1
+
+    @property
+    def position_rows(self) -> int:
+        """Return how many rows of positions rope takes for a prompt: 1, or 3 (multimodal rope)."""
+        return 1 if self._rope_rows is None else 3
+
+    def rope(self, positions: Tensor) -> Tensor:
+        """Return how far tokens at `positions` [P, n, t] are turned: [n, t, 1, rotated / 2], complex.
+
+        P is 1, or 3 for a decoder whose config has `mrope_section`: each of these sections of dimension pairs is turned
+        by the positions of one row, in turns. Equal rows are turned as one.
+        """
+        if len(positions) == 1:
+            return self._rope[positions[0]][:, :, None]
+        if self._rope_rows is None:
+            raise ValueError("the fusion gives three rows of positions, and the decoder's config has no mrope_section")
+        pairs = torch.arange(self._rope.shape[1], device=positions.device)
+        return self._rope[positions[self._rope_rows].permute(1, 2, 0), pairs][:, :, None]
 
     @property
     def block_bytes(self) -> int:
         """Return how many bytes the keys and values of a block have."""
         config = self.config
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
-        return int(heads * config.head_dim * BLOCK * self.head.weight.itemsize)
+        return int(heads * config.head_dim * BLOCK_SIZE * self.head.weight.itemsize)
 
     def shapes(self) -> Shapes:
         """Return outputs and inputs of a layer's matrices, by transformers' names, in the order of the joined one."""
@@ -138,8 +174,8 @@ class Glm(nn.Module):
         }  # fmt: skip
 
     def forward(self, embeddings: Tensor, view: View, stores: Sequence[Tensor]) -> Tensor:
-        """Read `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
-        behind the last one of each row."""
+        """Compute `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
+        after the last one of each row."""
         x = embeddings.to(self.head.weight.dtype)
         for layer, store in zip(self.layers, stores, strict=True):
             x = layer(x, store, view)
@@ -148,7 +184,7 @@ class Glm(nn.Module):
 
 
 def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
-    """Return one linear layer that computes what `parts` do, side by side."""
+    """Return one linear layer whose outputs are those of `parts`, one after another."""
     weights, biases = zip(*((part.weight.detach(), part.bias) for part in parts), strict=True)
     weight = torch.cat(weights)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=biases[0] is not None, device="meta")
@@ -159,9 +195,9 @@ def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a CPU whose matrix lies in oneDNN's own order: from two rows on up to three times as fast as
-    torch's own. One row alone in float32 is faster by a matrix that lies input by input, which is held beside it: the
-    figures are in docs/adr/0008. torch.compile packs matrices by the same operator."""
+    """A linear layer on a CPU whose matrix has oneDNN's own memory layout, which makes two rows or more up to three
+    times as fast as in torch's. One row alone in float32 is faster with a matrix in column-major order, which is kept
+    as well; figures are in docs/adr/0008. torch.compile packs matrices with the same operator."""
 
     weight: Tensor
     by_inputs: Tensor | None
@@ -185,7 +221,7 @@ class PackedLinear(nn.Module):
 
 
 def _onednn(weight: Tensor) -> bool:
-    """Return whether oneDNN multiplies by such a weight here."""
+    """Return whether oneDNN can multiply by such a weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -203,8 +239,19 @@ def _normed(x: Tensor, norm: GlmRMSNorm) -> Tensor:
     return rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def _rotate(heads: Tensor, turns: Tensor) -> None:
-    """Turn the first dimensions of `heads` [n, t, heads, head_dim] in place, pair by pair, in float32."""
-    part = heads[..., : 2 * turns.shape[-1]]
+def _rope_rows(sections: Sequence[int] | None, pairs: int, device: torch.device) -> Tensor | None:
+    """Return the row of positions of each pair of dimensions, as `mrope_section` says: [pairs]."""
+    if sections is None:
+        return None
+    if sum(sections) != pairs:
+        raise ValueError(f"mrope_section {list(sections)} does not add up to the {pairs} pairs that are rotated")
+    lengths = torch.tensor(sections, device=device)
+    return (torch.arange(len(sections), device=device) % 3).repeat_interleave(lengths)
+
+
+def apply_rope(heads: Tensor, rope: Tensor) -> None:
+    """Turn the first dimensions of `heads` [n, t, heads, head_dim] in place, pair by pair, in float32; `rope` is
+    [n, t, 1, rotated / 2], complex."""
+    part = heads[..., : 2 * rope.shape[-1]]
     pairs = torch.view_as_complex(part.float().reshape(*part.shape[:-1], -1, 2))
-    part.copy_(torch.view_as_real(pairs * turns).flatten(-2))
+    part.copy_(torch.view_as_real(pairs * rope).flatten(-2))

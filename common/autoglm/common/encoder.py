@@ -1,0 +1,121 @@
+"""What the vision and the speech service share: media in, batched forward passes, embeddings out.
+
+A medium is preprocessed in a pool of threads. Its forward pass runs in a batch with those of other requests. Every
+request keeps its deadline, and every error becomes one that clients may see.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import torch
+
+from autoglm.common.batching import Batched, Batcher
+from autoglm.common.deadlines import Deadline, Timed, seconds_to_duration
+from autoglm.common.errors import RequestTooLarge, UnsupportedMedia
+from autoglm.common.modalities import MediaModality
+from autoglm.common.serve_settings import EncoderSettings
+from autoglm.common.server import Context, fail
+from autoglm.common.torch_tensors import from_torch
+from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo, EncoderTimes
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+Response = TypeVar("Response")
+
+
+class StageMetrics(Protocol):
+    """Records how long each stage of a request took."""
+
+    def encoded(self, preprocess: float, batched: Batched[object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding(Generic[Item, Value]):
+    """One medium after its forward pass: `item` is its preprocessed form, `preprocess` the seconds that this took."""
+
+    item: Item
+    preprocess: float
+    batched: Batched[Value]
+
+    def times(self) -> EncoderTimes:
+        """Return where the time went."""
+        return EncoderTimes(
+            queue=seconds_to_duration(self.batched.queue),
+            preprocess=seconds_to_duration(self.preprocess),
+            compute=seconds_to_duration(self.batched.compute),
+        )
+
+
+class EncoderServicer(Generic[Item, Value]):
+    """The base of an encoder's servicer.
+
+    A subclass names its modality, the request field (`param`) that errors blame, and the errors of `preprocess`:
+    `oversized` for media over a limit, `unsupported` for other bytes that cannot be encoded.
+    """
+
+    modality: ClassVar[MediaModality]
+    param: ClassVar[str]
+    unsupported: ClassVar[type[Exception]]
+    oversized: ClassVar[type[Exception]]
+
+    def __init__(
+        self,
+        info: EncoderInfo,
+        settings: EncoderSettings,
+        preprocess: Callable[[bytes], Item],
+        forward: Callable[[Sequence[Item]], Sequence[Value]],
+    ) -> None:
+        self._info = info
+        self._preprocess = preprocess
+        self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="preprocess")
+        self._batcher = Batcher(forward, limit=settings.max_batch, linger=settings.batch_wait_s)
+
+    async def check(self) -> None:
+        """Return once the forward thread answers."""
+        await self._batcher.check()
+
+    async def _answer(
+        self, request: Timed, context: Context, failed: Response, work: Callable[[], Awaitable[Response]]
+    ) -> Response:
+        """Return what `work` returns before the request's timeout; else put the error on `context` and return
+        `failed`."""
+        try:
+            async with asyncio.timeout(Deadline.of(request).remaining()):
+                return await work()
+        except Exception as error:
+            fail(context, self._for_client(error))
+            return failed
+
+    async def _run(self, media: bytes, metrics: StageMetrics) -> Encoding[Item, Value]:
+        """Preprocess and encode one file."""
+        started = time.monotonic()
+        item = await asyncio.get_running_loop().run_in_executor(self._pool, self._preprocess, media)
+        preprocess = time.monotonic() - started
+        batched = await self._batcher.submit(item)
+        metrics.encoded(preprocess, batched)
+        return Encoding(item, preprocess, batched)
+
+    def _embedding(
+        self, media: bytes, tokens: torch.Tensor, transcript: str = "", grid: Sequence[int] = ()
+    ) -> Embedding:
+        """Return the embedding of a file whose `tokens` are [n, width]."""
+        return Embedding(
+            modality=self.modality.number,
+            encoder_revision=self._info.revision,
+            tokens=from_torch(tokens),
+            media_sha256=hashlib.sha256(media).digest(),
+            transcript=transcript,
+            grid=grid,
+        )
+
+    def _for_client(self, error: Exception) -> Exception:
+        if isinstance(error, self.oversized):
+            return RequestTooLarge(str(error), param=self.param)
+        if isinstance(error, self.unsupported):
+            return UnsupportedMedia(str(error), param=self.param)
+        return error

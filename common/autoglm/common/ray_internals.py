@@ -1,0 +1,51 @@
+"""Every private part of Ray that the mesh uses, in one place. tests/unit/common checks them on the pinned version.
+
+Ray is imported inside the functions: the module can be imported where Ray is not installed.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
+UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
+
+
+def listen_on_loopback() -> None:
+    """Have this replica's gRPC server listen on loopback if AUTOGLM_LOOPBACK_ONLY is 1; Serve uses all interfaces."""
+    if os.environ.get("AUTOGLM_LOOPBACK_ONLY") != "1":
+        return
+    from ray.serve._private import default_impl
+
+    add = default_impl.add_grpc_address
+    default_impl.add_grpc_address = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
+
+
+def is_fallback_proxy(server: Any) -> bool:
+    """Return whether a gRPC server is that of the proxy that Serve's HAProxy falls back to, not that of a replica."""
+    owner = getattr(getattr(server, "service_handler_factory", None), "__self__", None)
+    return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and type(owner).__name__ == FALLBACK_PROXY
+
+
+def pass_through(server: Any, service: str) -> None:
+    """Have the fallback proxy's `server` pass the calls of `service` on to handlers that are registered on it."""
+    server.add_passthrough_service(service)
+
+
+def slim_start(agent_ports: Mapping[str, int]) -> None:
+    """Patch `ray.init` for a single machine: without the processes that only a dashboard or a cluster needs, and with
+    the given ports for Ray's agents.
+
+    Ray waits 15 s for its agents to choose ports themselves and then gives up; on a busy machine they take longer.
+    """
+    from ray._private import parameter
+    from ray._private.node import Node
+
+    for name in UNNEEDED_PROCESSES:
+        setattr(Node, name, _start_nothing)
+    parameter.RayParams = partial(parameter.RayParams, **agent_ports)
+
+
+def _start_nothing(node: Any, **_options: object) -> None:
+    node._webui_url = None

@@ -1,0 +1,52 @@
+"""What the three Serve applications share: deployment options, the start of a replica, and an encoder's health."""
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from ray import serve
+
+from autoglm.common.memory import release_free_memory
+from autoglm.common.ray_internals import listen_on_loopback
+from autoglm.common.serve_metrics import EncoderMetrics
+from autoglm.common.serve_settings import ServiceSettings
+
+Servicer = TypeVar("Servicer")
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def application(replica: type[Any], settings: ServiceSettings) -> serve.Application:
+    """Return the application that runs `replica` with the options in `settings`."""
+    deployment = serve.deployment(
+        replica,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=10,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+    )
+    return deployment.bind(settings.model_dump())
+
+
+def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> Servicer:
+    """Prepare the process of a replica and return its loaded servicer: loopback if asked for, threads, memory."""
+    import torch
+
+    listen_on_loopback()
+    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // 2))
+    servicer = load(settings)
+    release_free_memory()
+    return servicer
+
+
+class EncoderReplica:
+    """The base of the encoders' replicas: metrics and the health check."""
+
+    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+        self._check = check
+        self._metrics = EncoderMetrics()
+
+    async def check_health(self) -> None:
+        """Return while the forward thread answers; after a timeout Serve restarts the replica."""
+        await self._check()

@@ -1,0 +1,231 @@
+"""The embedded engine's core: a step is a chunk of the waiting prompts, then one token for all running sequences.
+
+It knows no thread, no event loop, no tokenizer and no client: requests, acknowledgements and aborts come in, outputs go
+out, all of it plain data.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from collections.abc import Sequence as Rows
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from torch import Tensor
+
+from autoglm.common.errors import InternalError
+from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
+from autoglm.decoder.engine.grammar import Grammar
+from autoglm.decoder.engine.lora import Adapter
+from autoglm.decoder.engine.prefix_keys import block_keys
+from autoglm.decoder.engine.protocol import Stats
+from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request, RequestOutput
+from autoglm.decoder.engine.runner import Runner
+from autoglm.decoder.engine.sampling import advance, choose
+from autoglm.decoder.engine.scheduler import EngineLimits, Scheduler
+from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.throughput import ThroughputEstimate
+
+logger = logging.getLogger("autoglm.decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the core has to do, as of its last step: `pending_tokens` to prefill and `unfinished` sequences to end
+    before a new request's turn, and how fast that has been going."""
+
+    stats: Stats = field(default_factory=Stats)
+    pending_tokens: int = 0
+    unfinished: int = 0
+    estimate: ThroughputEstimate = field(default_factory=ThroughputEstimate)
+
+
+def _not_given(name: object) -> NoReturn:
+    raise InternalError(f"this engine was started without {name}")
+
+
+class EngineCore:
+    """Computes what its scheduler says. `stops` are the tokens that end an answer; `make_grammar` and `get_adapter`
+    give what requests name, and may be left out where none does."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        limits: EngineLimits,
+        stops: Collection[int],
+        make_grammar: Callable[[GrammarSpec], Grammar] = _not_given,
+        get_adapter: Callable[[str], Adapter] = _not_given,
+    ) -> None:
+        self.runner, self.limits, self._stops = runner, limits, frozenset(stops)
+        self._make_grammar, self._get_adapter = make_grammar, get_adapter
+        self._cache: BlockCache[Tensor] = BlockCache(limits.num_blocks, limits.enable_prefix_caching)
+        self.scheduler = Scheduler(limits, self._cache, runner.slots)
+        self._sequences: dict[int, Sequence] = {}  # by their requests' ids
+        self._estimate = ThroughputEstimate()
+        self._prefix_queries = self._prefix_hits = 0
+        self._num_prefilled = 0  # what was found in the prefix cache included
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        sequence = self._sequences[request.id] = Sequence(request)
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: int) -> None:
+        """Drop a request in whatever state it is; one that has ended already is none of these."""
+        if sequence := self._sequences.pop(request_id, None):
+            self.scheduler.abort(sequence)
+
+    def acknowledge(self, request_id: int, num_outputs: int) -> None:
+        """Record that the consumer has read `num_outputs` outputs of a request so far."""
+        if sequence := self._sequences.get(request_id):
+            sequence.num_acknowledged = num_outputs
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return how busy the core is."""
+        scheduler = self.scheduler
+        running, waiting = len(scheduler.placed), len(scheduler.waiting)
+        stats = Stats(
+            running, waiting + len(scheduler.paused), self._cache.usage, self._prefix_queries, self._prefix_hits,
+            scheduler.num_preemptions,
+        )  # fmt: skip
+        return EngineLoad(stats, scheduler.num_pending_tokens, running + waiting, self._estimate)
+
+    def step(self) -> Iterator[list[RequestOutput]]:
+        """Do one step, and yield what each forward pass adds to the answers as soon as it is known."""
+        with self._timed_prefill():
+            self.scheduler.pause_slow_consumers()
+            yield from self._prefill()
+            self.scheduler.reserve_blocks()
+            yield from self._decode()
+
+    @contextmanager
+    def _timed_prefill(self) -> Iterator[None]:
+        """Estimate throughput from one step. Tokens that the prefix cache has count, so that those that wait are
+        expected to find as many there."""
+        started, before = time.monotonic(), self._num_prefilled
+        yield
+        if tokens := self._num_prefilled - before:
+            self._estimate.prefilled(tokens, time.monotonic() - started)
+
+    # --- prefill ------------------------------------------------------------------------------------
+
+    def _prefill(self) -> Iterator[list[RequestOutput]]:
+        """Chunked prefill: compute prompts, one after another, up to the step's limit of tokens."""
+        budget = self.limits.max_num_batched_tokens
+        while budget and (sequence := self.scheduler.admit()):
+            try:
+                if sequence.inputs is None:
+                    self._prepare(sequence)
+                chunk = self.scheduler.prefill_chunk(sequence, budget)
+                budget -= chunk
+                outputs = self._prefill_chunk(sequence, chunk)
+            except Exception as error:
+                outputs = [self._fail(sequence, error)]
+            if outputs:
+                yield outputs
+
+    def _prepare(self, sequence: Sequence) -> None:
+        """Make what a sequence needs to be computed, and begin after what the prefix cache has of it: of all but the
+        last of its tokens at most, as that one's logits are needed."""
+        request = sequence.request
+        sequence.started = sequence.started or time.monotonic()
+        if request.grammar is not None and sequence.grammar is None:
+            sequence.grammar = self._make_grammar(request.grammar)
+        if request.adapter is not None and sequence.adapter is None:
+            sequence.adapter = self._get_adapter(request.adapter.name)
+        sequence.keys = block_keys(request.prompt, sequence.output[:-1], request.cache_salt)
+        found = self._cache.match(sequence.keys[: (sequence.num_tokens - 1) // BLOCK_SIZE])
+        self.runner.slots.put(self.scheduler.slot(sequence), found)
+        sequence.num_computed_tokens = len(found) * BLOCK_SIZE
+        self._num_prefilled += sequence.num_computed_tokens
+        if not sequence.output:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._prefix_queries += sequence.num_tokens
+            self._prefix_hits += sequence.num_cached_tokens
+        self.runner.prepare(sequence)
+
+    def _prefill_chunk(self, sequence: Sequence, tokens: int) -> list[RequestOutput]:
+        """Compute the next `tokens` of a prompt; returns the first token of its answer if they are its last."""
+        first_block = sequence.num_computed_tokens // BLOCK_SIZE
+        logits = self.runner.prefill(sequence, self.scheduler.slot(sequence), tokens)
+        self._num_prefilled += tokens
+        self._cache_blocks(sequence, first_block)
+        if sequence.num_computed_tokens < sequence.num_tokens:
+            return []
+        self.scheduler.run(sequence)
+        sequence.inputs = None
+        return [] if sequence.output else self._sample([sequence], logits)  # after a preemption its token is known
+
+    def _cache_blocks(self, sequence: Sequence, first: int) -> None:
+        """Prefix cache: keep a sequence's whole blocks from number `first` on."""
+        slot = self.scheduler.slot(sequence)
+        for number in range(first, min(sequence.num_computed_tokens // BLOCK_SIZE, len(sequence.keys))):
+            if self._cache.accepts(key := sequence.keys[number]):
+                self._cache.store(key, self.runner.slots.block(slot, number))
+
+    # --- decode -------------------------------------------------------------------------------------
+
+    def _decode(self) -> Iterator[list[RequestOutput]]:
+        """Compute and sample one token for every running sequence."""
+        for sequences, outcome in list(self._outcomes(list(self.scheduler.running), 0)):
+            if isinstance(outcome, Exception):
+                yield [self._fail(sequence, outcome) for sequence in sequences]
+                continue
+            for sequence in sequences:
+                sequence.num_computed_tokens += 1
+            yield self._sample(sequences, outcome)
+
+    def _outcomes(self, batch: list[Sequence], first: int) -> Iterator[tuple[list[Sequence], Tensor | Exception]]:
+        """Yield logits for `batch`, which begins in slot `first`; a batch that fails is tried in halves, so that in the
+        end only those sequences fail that fail alone."""
+        if not batch:
+            return
+        try:
+            yield batch, self.runner.decode(batch, first)
+        except Exception as error:
+            if len(batch) == 1:
+                yield batch, error
+                return
+            logger.warning("a step for %d sequences failed, trying halves: %s", len(batch), type(error).__name__)
+            half = len(batch) // 2
+            yield from self._outcomes(batch[:half], first)
+            yield from self._outcomes(batch[half:], first + half)
+
+    # --- sample and emit ----------------------------------------------------------------------------
+
+    def _sample(self, sequences: Rows[Sequence], logits: Tensor) -> list[RequestOutput]:
+        """Choose a token for each sequence from `logits` [n, vocabulary]."""
+        outputs = []
+        for sequence, chosen in zip(sequences, choose(logits, sequences), strict=True):
+            try:
+                if isinstance(chosen, Exception):
+                    raise chosen
+                outputs.append(self._emit(sequence, chosen))
+            except Exception as error:
+                outputs.append(self._fail(sequence, error))
+        return outputs
+
+    def _emit(self, sequence: Sequence, chosen: ChosenToken) -> RequestOutput:
+        """Add a token to its sequence, and return what the consumer sees of it: all but the token that ends it."""
+        sequence.append_token(chosen.token_id)
+        advance(sequence, chosen.token_id)
+        finish = sequence.finish_reason(self._stops)
+        output = sequence.output_of(None if finish == "stop" else chosen, finish)
+        if finish is not None:
+            self._finish(sequence)
+        return output
+
+    def _finish(self, sequence: Sequence) -> None:
+        """End a running sequence; what follows in its conversation will begin with this answer."""
+        sequence.keys = block_keys(sequence.request.prompt, sequence.output[:-1], sequence.request.cache_salt)
+        self._cache_blocks(sequence, 0)
+        self._estimate.finished(busy=len(self.scheduler.running) == self.limits.max_num_seqs)
+        self.abort(sequence.request.id)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> RequestOutput:
+        """End a sequence alone with an error."""
+        logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
+        self.abort(sequence.request.id)
+        return sequence.output_of(None, error)

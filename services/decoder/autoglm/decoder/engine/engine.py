@@ -1,0 +1,154 @@
+"""The embedded engine: a thread around the core, and the two queues between them and everyone else.
+
+In go requests, aborts and acknowledgements, out come outputs. All of it can be pickled, so that the core can move into
+a process of its own.
+"""
+
+import logging
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from autoglm.common.errors import UpstreamUnavailable
+from autoglm.decoder.engine.core import EngineCore, EngineLoad
+from autoglm.decoder.engine.protocol import Consumer, Stats
+from autoglm.decoder.engine.request import Request, RequestOutput
+
+logger = logging.getLogger("autoglm.decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """A request is dropped."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A consumer has read so many outputs of a request."""
+
+    request_id: int
+    num_outputs: int
+
+
+class EmbeddedEngine:
+    """The engine that needs nothing but torch; see Engine for what it promises."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.core = core
+        self._input: list[Request | Abort | Acknowledgement] = []
+        self._consumers: dict[int, Consumer] = {}
+        self._load = core.load
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # --- for everyone -------------------------------------------------------------------------------
+
+    def submit(self, request: Request, consumer: Consumer, within: float | None = None) -> None:
+        """Queue a request; see Engine.submit."""
+        with self._changed:
+            if self._closed:
+                raise _stopped()
+            self._shed_load(request, within)
+            self._consumers[request.id] = consumer
+            self._send(request)
+
+    def abort(self, request_id: int) -> None:
+        """Drop a request in whatever state it is; nothing more reaches its consumer."""
+        with self._changed:
+            if self._consumers.pop(request_id, None) is not None:
+                self._send(Abort(request_id))
+
+    def acknowledge(self, request_id: int, num_outputs: int) -> None:
+        """Report how many outputs a consumer has read."""
+        with self._changed:
+            self._send(Acknowledgement(request_id, num_outputs))
+
+    def stats(self) -> Stats:
+        """Return how busy the engine is."""
+        with self._changed:
+            stats = self._load.stats
+            return replace(stats, waiting=stats.waiting + len(self._queued()))
+
+    def alive(self) -> bool:
+        """Return whether the thread still runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop after the current step."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _send(self, message: Request | Abort | Acknowledgement) -> None:
+        self._input.append(message)
+        self._changed.notify()
+
+    def _queued(self) -> list[Request]:
+        return [message for message in self._input if isinstance(message, Request)]
+
+    def _shed_load(self, request: Request, within: float | None) -> None:
+        """Raise RateLimited for a request that cannot start before its deadline."""
+        ahead, load = [*self._queued(), request], self._load
+        tokens = load.pending_tokens + sum(len(one.prompt.token_ids) for one in ahead)
+        answers = load.unfinished + len(ahead) - self.core.limits.max_num_seqs
+        load.estimate.shed_load(tokens, max(0, answers), within)
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._receive():
+                for outputs in self.core.step():
+                    self._publish(self.core.load)
+                    self._deliver(outputs)
+        except Exception:  # not even a failed sequence could be released: the device is gone, for example
+            logger.exception("the engine has stopped")
+            self._give_up()
+
+    def _receive(self) -> bool:
+        """Wait for work and hand the core what has come in; returns whether to go on."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._input or self._closed or self.core.scheduler.has_work)
+            for message in self._input:
+                match message:
+                    case Request():
+                        self.core.add(message)
+                    case Abort():
+                        self.core.abort(message.request_id)
+                    case Acknowledgement():
+                        self.core.acknowledge(message.request_id, message.num_outputs)
+            self._input.clear()
+            self._load = self.core.load
+            return not self._closed
+
+    def _publish(self, load: EngineLoad) -> None:
+        with self._changed:
+            self._load = load
+
+    def _deliver(self, outputs: Collection[RequestOutput]) -> None:
+        """Hand outputs to their consumers; one that fails is aborted and harms no other."""
+        for output in outputs:
+            done = output.finish is not None
+            consumer = self._consumers.pop(output.request_id, None) if done else self._consumers.get(output.request_id)
+            if consumer is None:  # aborted
+                continue
+            try:
+                consumer(output)
+            except Exception:
+                logger.exception("a consumer failed, its request is aborted")
+                self.abort(output.request_id)
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._closed = True
+            left = list(self._consumers)
+        self._deliver([RequestOutput(request_id, finish=_stopped()) for request_id in left])
+
+
+def _stopped() -> UpstreamUnavailable:
+    return UpstreamUnavailable("the decoder's engine has stopped and is being started again; try again")

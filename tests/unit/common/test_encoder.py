@@ -1,0 +1,121 @@
+"""What both encoders get from their base: batching, the deadline, errors that blame a field, times, the grid."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import status_pb2
+
+from autoglm.common.batching import Batched
+from autoglm.common.encoder import EncoderServicer
+from autoglm.common.errors import DeadlineExceeded, MeshError, RequestTooLarge, UnsupportedMedia, from_status
+from autoglm.common.modalities import BY_KIND
+from autoglm.common.serve_settings import EncoderSettings
+from autoglm.common.torch_tensors import to_torch
+from autoglm.v1.embedding_pb2 import EncoderInfo
+from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest, VisionServiceEncodeResponse
+
+
+class UnreadableError(ValueError):
+    pass
+
+
+class TooLongError(UnreadableError):
+    pass
+
+
+def preprocess(data: bytes) -> torch.Tensor:
+    if data == b"slow":
+        time.sleep(0.2)
+    if len(data) > 8:
+        raise TooLongError("the word is too long")
+    if not data.isalpha():
+        raise UnreadableError("not a word")
+    return torch.tensor(list(data))
+
+
+class Words(EncoderServicer[torch.Tensor, torch.Tensor]):
+    """Encodes words: a token for each letter."""
+
+    modality, param = BY_KIND["image"], "image"
+    unsupported, oversized = UnreadableError, TooLongError
+
+    def __init__(self) -> None:
+        super().__init__(EncoderInfo(revision="r1"), EncoderSettings.model_validate({}), preprocess, self.forward)
+
+    def forward(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [item[:, None].float() for item in items]
+
+    async def encode(self, word: bytes, context: "Told", seconds: float | None = None) -> VisionServiceEncodeResponse:
+        request = VisionServiceEncodeRequest(image=word)
+        if seconds is not None:
+            request.timeout.CopyFrom(Duration(nanos=round(seconds * 1e9)))
+
+        async def work() -> VisionServiceEncodeResponse:
+            encoding = await self._run(word, context)
+            embedding = self._embedding(word, encoding.batched.value, grid=(1, len(word)))
+            return VisionServiceEncodeResponse(embedding=embedding, times=encoding.times())
+
+        return await self._answer(request, context, VisionServiceEncodeResponse(), work)
+
+
+class Told:
+    """A context and metrics that keep what they are told."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+        self.error: MeshError | None = None
+        self.encoded = partial(self._keep)
+        self.stages = list[float]()
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
+        self.error = from_status(status_pb2.Status.FromString(metadata[0][1]))
+
+    def _keep(self, preprocess: float, batched: Batched[object]) -> None:
+        self.stages = [preprocess, batched.queue, batched.compute]
+
+
+async def test_a_medium_becomes_an_embedding_with_its_times() -> None:
+    told = Told()
+    response = await Words().encode(b"abc", told)
+    embedding = response.embedding
+    assert to_torch(embedding.tokens).tolist() == [[97.0], [98.0], [99.0]]
+    assert (embedding.modality, embedding.encoder_revision) == (BY_KIND["image"].number, "r1")
+    assert (embedding.media_sha256, list(embedding.grid)) == (hashlib.sha256(b"abc").digest(), [1, 3])
+    times = [getattr(response.times, stage).ToNanoseconds() / 1e9 for stage in ("preprocess", "queue", "compute")]
+    assert times == pytest.approx(told.stages, abs=1e-8)
+    assert told.error is None
+
+
+@pytest.mark.parametrize(
+    ("word", "seconds", "kind", "message"),
+    [
+        (b"123", None, UnsupportedMedia, "not a word"),
+        (b"abcdefghi", None, RequestTooLarge, "the word is too long"),
+        (b"slow", 0.02, DeadlineExceeded, "the deadline passed"),
+        (b"abc", 0, DeadlineExceeded, "the deadline passed"),
+    ],
+)
+async def test_an_error_is_one_that_clients_may_see(
+    word: bytes, seconds: float | None, kind: type[MeshError], message: str
+) -> None:
+    told = Told()
+    assert await Words().encode(word, told, seconds) == VisionServiceEncodeResponse()
+    assert isinstance(told.error, kind)
+    assert told.error.message.startswith(message)
+    assert told.error.param == ("image" if seconds is None else None)
+
+
+async def test_the_check_returns_while_the_forward_thread_is_free() -> None:
+    await Words().check()
