@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -207,8 +207,7 @@ def _channel(settings: Settings) -> grpc.aio.Channel:
 
 def _own_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     """Return the google.rpc.Status of `error` if this mesh made it, even if a proxy changed the code and message."""
-    metadata = cast(tuple[tuple[str, str | bytes], ...], error.trailing_metadata() or ())
-    for key, value in metadata:
+    for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             with contextlib.suppress(DecodeError):
                 status, info = status_pb2.Status.FromString(value), error_details_pb2.ErrorInfo()

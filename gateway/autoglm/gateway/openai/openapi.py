@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from autoglm.common.errors import (
     AuthenticationFailed,
@@ -106,11 +106,12 @@ def complete(app: FastAPI, specs: Iterable[Spec], answers: Iterable[type[BaseMod
 
 
 def _components(specs: Iterable[Spec], answers: Iterable[type[BaseModel]]) -> dict[str, Any]:
-    named = [(model, "serialization") for model in (Error, *answers)]
+    named: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
+    named += [(model, "serialization") for model in answers]
     for spec in specs:
         named += [(model, "validation") for model in _models(spec.request)]
         named += [(model, "serialization") for model in _models(spec.answers)]
-    _, schemas = models_json_schema(named, ref_template=REFERENCE)  # type: ignore[arg-type]
+    _, schemas = models_json_schema(named, ref_template=REFERENCE)
     key = {"type": "http", "scheme": "bearer", "description": "An API key, if the server has any."}
     return {"schemas": _by_title(schemas["$defs"]), "securitySchemes": {"key": key}}
 
