@@ -131,11 +131,11 @@ def _port(host: str, port: int, option: str) -> str:
 
 def _settings() -> str:
     from autoglm.gateway.admission.keys import Keys
-    from autoglm.gateway.file_watcher import Files
-    from autoglm.gateway.metrics import Metrics
+    from autoglm.gateway.file_watcher import FileWatcher
+    from autoglm.gateway.metrics import GatewayMetrics
     from autoglm.gateway.tls import Certificate
 
-    settings, files = checks.gateway_settings(), Files(Metrics())
+    settings, files = checks.gateway_settings(), FileWatcher(GatewayMetrics())
     Keys(settings, files)
     if settings.ssl_certfile:
         Certificate(settings, files)

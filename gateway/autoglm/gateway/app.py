@@ -1,7 +1,7 @@
-"""Both doors in one process, on one loop.
+"""The gateway process: the HTTP door and the gRPC door on one event loop.
 
-Run as `python -m autoglm.gateway.app`, with settings from AUTOGLM_ variables. SIGTERM and SIGINT
-let running requests finish within `drain_timeout`, while health says that no more are taken.
+Run as `python -m autoglm.gateway.app`, with settings from AUTOGLM_ variables. On SIGTERM or SIGINT, health reports
+NOT_SERVING, new connections are refused, and running requests get `drain_timeout` seconds to finish.
 """
 
 import asyncio
@@ -22,18 +22,20 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
-from autoglm.gateway.admission.byte_budget import Memory
+from autoglm.gateway.admission.admission import Admission
+from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.admission.keys import Keys
 from autoglm.gateway.admission.quota import Quota
-from autoglm.gateway.assistant import Desk
-from autoglm.gateway.file_watcher import FileError, Files
+from autoglm.gateway.assistant import Assistant
+from autoglm.gateway.backend import Backend
+from autoglm.gateway.file_watcher import FileError, FileWatcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache
 from autoglm.gateway.media.fetch import Fetcher
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.openai.app import create_app
 from autoglm.gateway.pipeline import Pipeline
-from autoglm.gateway.redis_store import Store
+from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
 from autoglm.gateway.settings import Settings, wrong_setting
 from autoglm.gateway.tls import Certificate
@@ -44,13 +46,13 @@ from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_t
 
 logger = logging.getLogger("autoglm.gateway")
 
-PING_MILLISECONDS = 10_000  # no client may ask more often whether the connection stands; gRPC's own is five minutes
-KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that it is they who end it
+PING_MILLISECONDS = 10_000  # clients may ping an idle connection this often; gRPC's default is five minutes
+KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that they are the ones to close it
 PUBLIC_SERVICES = ("autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService")
 
 
-class StartError(Exception):
-    """The gateway cannot start; the message says in one line what to do."""
+class PortTaken(Exception):
+    """A port cannot be listened on; the message says in one line what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ def main(settings: Settings | None = None) -> int:
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         uvloop.run(_serve(settings))
     except ValidationError as error:
-        print(f"autoglm gateway: bad setting: {wrong_setting(error)}", file=sys.stderr)
+        print(f"autoglm gateway: invalid setting: {wrong_setting(error)}", file=sys.stderr)
         return 1
-    except (StartError, FileError) as error:
+    except (PortTaken, FileError) as error:
         print(f"autoglm gateway: {error}", file=sys.stderr)
         return 1
     return 0
@@ -81,16 +83,16 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings):
-        _spare_collections()
+        _rare_full_collections()
         await stop.wait()
-        logger.info("stopping; running requests have %.0f s", settings.drain_timeout)
+        logger.info("stopping: running requests have %.0f s to finish", settings.drain_timeout)
 
 
-def _spare_collections() -> None:
-    """Make full garbage collections ten times as rare, and keep what the start has made out of them.
+def _rare_full_collections() -> None:
+    """Run full garbage collections a tenth as often, and exclude the objects that exist now.
 
-    Every stream waits for them: a tenth of a second with 512 streams open. They find nothing, because what a request
-    leaves behind has no cycles.
+    A full collection stops every stream, for a tenth of a second with 512 open. It finds nothing, because finished
+    requests leave no reference cycles.
     """
     gc.collect()
     gc.freeze()
@@ -102,29 +104,30 @@ def _spare_collections() -> None:
 async def running(settings: Settings) -> AsyncIterator[Doors]:
     """Run a gateway inside the block, and drain it at the end.
 
-    Raises StartError when a port is taken, FileError when a file of the settings cannot be used.
+    Raises PortTaken when a port is in use, FileError when a file named by the settings cannot be used.
     """
-    metrics, mesh = Metrics(), Mesh(settings)
-    files = Files(metrics)
+    metrics, mesh = GatewayMetrics(), Mesh(settings)
+    files = FileWatcher(metrics)
     keys = Keys(settings, files)
     certificate = Certificate(settings, files) if settings.ssl_certfile else None
     listener = _listen(settings)
-    store = Store(settings, metrics) if settings.redis_url.get_secret_value() else None
+    store = RedisStore(settings, metrics) if settings.redis_url.get_secret_value() else None
     cache = EmbeddingCache(settings, metrics, store)
     state = MeshState(mesh, store, settings)
-    memory = Memory(settings, metrics)
-    fetcher = Fetcher(settings, metrics, memory)
-    pipeline = Pipeline(mesh, cache, state, fetcher)
-    desk = Desk(settings, pipeline, fetcher, mesh, state, metrics, keys, Quota(store, metrics), memory)
+    budget = ByteBudget(settings, metrics)
+    fetcher = Fetcher(settings, metrics, budget)
+    admission = Admission(settings, metrics, keys, Quota(store, metrics), budget)
+    assistant = Assistant(Pipeline(mesh, cache, state, fetcher), fetcher, mesh, state, metrics)
+    backend = Backend(settings, admission, assistant, state, metrics)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (
-            _grpc_door(desk, certificate) as (grpc_server, grpc_port),
-            _http_door(desk, certificate, listener) as http_port,
+            _grpc_door(backend, certificate) as (grpc_server, grpc_port),
+            _http_door(backend, certificate, listener) as http_port,
         ):
             yield Doors(http_port, grpc_port)
             await state.drain()
-            # Both doors close at once; leaving the blocks waits for each.
+            # Both doors close at the same time; leaving the blocks waits for each.
             closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout))
         await closing
     finally:
@@ -143,26 +146,26 @@ def _listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.http_port), family=family, backlog=1024)
     except OSError as error:
-        raise StartError(
+        raise PortTaken(
             f"cannot listen on port {settings.http_port} ({error.strerror}); stop what uses it or set AUTOGLM_HTTP_PORT"
         ) from None
 
 
 @asynccontextmanager
-async def _http_door(desk: Desk, certificate: Certificate | None, listener: socket.socket) -> AsyncIterator[int]:
+async def _http_door(backend: Backend, certificate: Certificate | None, listener: socket.socket) -> AsyncIterator[int]:
     port = listener.getsockname()[1]
     scheme = "http" if certificate is None else "https"
-    logger.info("Starting FastAPI server at %s://%s:%d", scheme, desk.settings.host, port)
+    logger.info("Starting FastAPI server at %s://%s:%d", scheme, backend.settings.host, port)
     server = _HttpServer(
         uvicorn.Config(
-            create_app(desk),
+            create_app(backend),
             access_log=False,
             lifespan="off",
             log_config=None,
             server_header=False,
             ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(desk.settings.drain_timeout),
+            timeout_graceful_shutdown=math.ceil(backend.settings.drain_timeout),
             ws="none",
         )
     )
@@ -177,18 +180,18 @@ async def _http_door(desk: Desk, certificate: Certificate | None, listener: sock
 
 
 @asynccontextmanager
-async def _grpc_door(desk: Desk, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
-    settings = desk.settings
+async def _grpc_door(backend: Backend, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+    settings = backend.settings
     options = (
         ("grpc.max_receive_message_length", settings.max_body_bytes),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_MILLISECONDS),
-        ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
+        ("grpc.so_reuseport", 0),  # otherwise a second gateway would silently share the port
     )
     server = grpc.aio.server(options=options)
-    add_ChatServiceServicer_to_server(ChatServicer(desk), server)
-    add_ModelServiceServicer_to_server(ModelServicer(desk), server)
-    add_TranscriptionServiceServicer_to_server(TranscriptionServicer(desk), server)
-    health_pb2_grpc.add_HealthServicer_to_server(desk.state.grpc_health, server)
+    add_ChatServiceServicer_to_server(ChatServicer(backend), server)
+    add_ModelServiceServicer_to_server(ModelServicer(backend), server)
+    add_TranscriptionServiceServicer_to_server(TranscriptionServicer(backend), server)
+    health_pb2_grpc.add_HealthServicer_to_server(backend.state.grpc_health, server)
     reflection.enable_server_reflection((*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -198,7 +201,7 @@ async def _grpc_door(desk: Desk, certificate: Certificate | None) -> AsyncIterat
         else:
             port = server.add_secure_port(address, certificate.grpc_credentials())
     except RuntimeError:
-        raise StartError(
+        raise PortTaken(
             f"cannot listen on port {settings.grpc_port}; stop what uses it or set AUTOGLM_GRPC_PORT"
         ) from None
     await server.start()

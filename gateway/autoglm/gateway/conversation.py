@@ -1,15 +1,12 @@
-"""What both doors make of a request; from here on nobody knows whether it was JSON or protobuf.
+"""What both doors make of a request. From here on nothing depends on whether it was JSON or protobuf.
 
-Every piece remembers `param`, the path of the client's field that it came from, so that whoever
-finds fault with it can name the field.
+Every piece keeps `param`, the path of the client's field that it came from, so that an error can name the field.
 """
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.v1.generation_pb2 import ROLE_TOOL, ROLE_USER, Role, SamplingParams, Tool, ToolCall, ToolChoice
 from autoglm.v1.modality_pb2 import Modality
@@ -30,7 +27,9 @@ class Range:
         return (self.low < value if self.open_low else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
-        return f"{'above' if self.open_low else 'from'} {self.low:g} to {self.high:g}"
+        if self.open_low:
+            return f"greater than {self.low:g} and at most {self.high:g}"
+        return f"between {self.low:g} and {self.high:g}"
 
 
 # The comments of SamplingParams in generation.proto say what each means.
@@ -59,9 +58,9 @@ class TextPart:
 
 @dataclass(slots=True)
 class MediaPart:
-    """An image or a recording as it came: bytes, their base64 as text, or only their SHA-256. Not yet verified.
+    """An image or a recording as received: bytes, base64 text, or only a SHA-256. Not yet verified.
 
-    With a `url`, `source` is empty until it has been fetched from there.
+    With a `url`, `source` is empty until the file has been fetched.
     """
 
     modality: Modality.ValueType
@@ -71,13 +70,13 @@ class MediaPart:
     url: str = ""
 
     def release(self) -> None:
-        """Forget the content, which is embedded by now: an answer may take minutes, and holds only what it needs."""
+        """Drop the content once it is embedded: an answer can take minutes and does not need it."""
         self.source = b""
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn. `calls` are functions that the assistant called, `call_id` names the call that a result is of."""
+class ConversationMessage:
+    """One turn. `calls` are the functions that the assistant called; a tool's result names its call in `call_id`."""
 
     role: Role.ValueType
     parts: Sequence[TextPart | MediaPart]
@@ -87,21 +86,39 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation and how to go on with it."""
+class FieldPaths:
+    """How the fields that an error can name are spelled in one API.
 
-    messages: Sequence[Message]
+    `messages` is the path of the field with the messages, `root` leads the path of every other field, and `function`
+    leads from a tool to its function.
+    """
+
+    messages: str
+    root: str = ""
+    function: str = ".function"
+
+    def tool(self, number: int) -> str:
+        """Return the path of a tool's function."""
+        return f"{self.root}tools[{number}]{self.function}"
+
+    def blamed(self, param: str | None) -> str:
+        """Return the client's field for `param`, the decoder's: the messages when it names none."""
+        return self.messages if param in (None, "messages") else f"{self.root}{param}"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation and how to go on with it. `paths` is how its API names the fields."""
+
+    messages: Sequence[ConversationMessage]
     sampling: SamplingParams
+    paths: FieldPaths
     enable_thinking: bool | None = None
     return_reasoning: bool = False
     n: int = 1
     tools: Sequence[Tool] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
-    adapter: str = ""  # of the bundle, to answer with
-    prefix: str = ""  # of the path of every field of the client's request
-    source: str = "messages"  # the path of the field that holds the messages
-    function: str = ".function"  # the path from a tool to its function
 
     @property
     def media(self) -> list[MediaPart]:
@@ -110,73 +127,34 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What vectors are wanted of, each by itself. `param` is the field to blame for a text that came alone; vectors
-    shall have `dimensions` elements, if that is said."""
+class EmbeddingInputs:
+    """The parts to embed, each into a vector of its own. `param` is the field to blame for a text that came alone;
+    `dimensions` is the number of elements that the client expects, if it says so."""
 
     parts: Sequence[TextPart | MediaPart]
     param: str
     dimensions: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who shares a cache and limits. `id`, a hash, tells tenants apart; `name` is for the log; 0 is no limit."""
-
-    name: str = "-"
-    id: str = ""
-    requests_per_minute: int = 0
-    max_concurrent_requests: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """Requests that a tenant may send in a minute, what is left of them, and the seconds until one more is."""
-
-    limit: int
-    remaining: int
-    reset: float
-
-
-@dataclass(slots=True)
-class Call:
-    """One request on its way through: who asks, until when, and what its log line will say."""
-
-    request_id: str
-    deadline: Deadline = field(default_factory=Deadline)
-    tenant: Tenant = Tenant()
-    allowance: Allowance | None = None
-    traceparent: str | None = None
-    started: float = field(default_factory=time.monotonic)
-    received: int = 0
-    media: list[str] = field(default_factory=list)
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What follows the request into the services."""
-        trace = () if self.traceparent is None else (("traceparent", self.traceparent),)
-        return (("x-request-id", self.request_id), *trace)
-
-
-def check_messages(messages: Sequence[Message], param: str, max_media: int) -> None:
+def check_messages(messages: Sequence[ConversationMessage], param: str, max_media: int) -> None:
     """Raise InvalidRequest unless `messages` is a conversation that can be answered."""
     if not messages:
-        raise InvalidRequest(f"{param} must hold at least one message", param=param)
+        raise InvalidRequest(f"{param} must contain at least one message", param=param)
     for message in messages:
         _check_message(message)
     if sum(isinstance(part, MediaPart) for message in messages for part in message.parts) > max_media:
-        raise InvalidRequest(f"{param} holds more than {max_media} images and recordings", param=param)
+        raise InvalidRequest(f"{param} contains more than {max_media} images and recordings", param=param)
 
 
-def _check_message(message: Message) -> None:
-    speaks = any(isinstance(part, MediaPart) or part.text for part in message.parts)
-    if not (speaks or message.calls or message.role == ROLE_TOOL):
+def _check_message(message: ConversationMessage) -> None:
+    has_content = any(isinstance(part, MediaPart) or part.text for part in message.parts)
+    if not (has_content or message.calls or message.role == ROLE_TOOL):
         raise InvalidRequest(f"{message.param} must not be empty", param=message.param)
     if message.role == ROLE_USER:
         return
     for part in message.parts:
         if isinstance(part, MediaPart):
-            raise InvalidRequest("images and recordings belong in messages of the user", param=part.param)
+            raise InvalidRequest("images and recordings are allowed only in user messages", param=part.param)
 
 
 def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
@@ -188,6 +166,6 @@ def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
     if not all(math.isfinite(bias) and bias in LOGIT_BIAS for bias in sampling.logit_bias.values()):
         raise InvalidRequest(f"{prefix}logit_bias must be {LOGIT_BIAS}", param=prefix + "logit_bias")
     if sampling.HasField("choice") and not (sampling.choice.texts and all(sampling.choice.texts)):
-        raise InvalidRequest(f"{prefix}choice needs texts, none empty", param=prefix + "choice")
+        raise InvalidRequest(f"{prefix}choice needs at least one text, and no empty ones", param=prefix + "choice")
     if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
-        raise InvalidRequest(f"{prefix}stop takes at most {MAX_STOPS} strings, none empty", param=prefix + "stop")
+        raise InvalidRequest(f"{prefix}stop takes up to {MAX_STOPS} non-empty strings", param=prefix + "stop")

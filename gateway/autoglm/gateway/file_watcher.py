@@ -1,4 +1,4 @@
-"""Files that may change while the gateway runs, such as a mounted secret: read at start, and again when they change."""
+"""Files that may change while the gateway runs, such as mounted secrets: loaded at start, reloaded when they change."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.metrics import GatewayMetrics
 
 logger = logging.getLogger("autoglm.gateway.file_watcher")
 
@@ -14,7 +14,7 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileError(ValueError):
-    """A file cannot be used; the message says why in one line, and holds nothing of its content."""
+    """A file cannot be used. The message says why in one line, and contains nothing from the file."""
 
 
 def read(path: Path) -> bytes:
@@ -27,7 +27,7 @@ def read(path: Path) -> bytes:
 
 @dataclass(slots=True)
 class _Followed:
-    """Files that are read together, and how they were when they were read last."""
+    """Files that are loaded together, and their state when they were last loaded."""
 
     name: str
     paths: Sequence[Path]
@@ -35,28 +35,28 @@ class _Followed:
     stamp: Stamp
 
 
-class Files:
-    """Has what was made of files made again when they change; while they are broken it stays as it was."""
+class FileWatcher:
+    """Calls loaders again when their files change. While new files are invalid, the previous version stays in use."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
         self._followed: list[_Followed] = []
 
     def follow(self, name: str, paths: Sequence[Path], load: Callable[[], None]) -> None:
-        """Call `load` now and whenever one of `paths` has changed; raises the FileError of the first time."""
+        """Call `load` now, and again when one of `paths` changes; raises the FileError of the first call."""
         followed = _Followed(name, paths, load, _stamp(paths))
         load()
         self._metrics.reloaded(name, True)
         self._followed.append(followed)
 
     async def run(self, interval: float) -> None:
-        """Look every `interval` seconds until cancelled."""
+        """Check every `interval` seconds until cancelled."""
         while True:
             await asyncio.sleep(interval)
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Read again what has changed since the last look."""
+    def check(self) -> None:
+        """Reload what has changed since the last check."""
         for followed in self._followed:
             stamp = _stamp(followed.paths)
             if stamp != followed.stamp:
@@ -68,14 +68,14 @@ class Files:
             followed.load()
         except FileError as error:
             self._metrics.reloaded(followed.name, False)
-            logger.error("%s has changed and cannot be used, so the last one holds: %s", followed.name, error)
+            logger.error("reloading %s failed, keeping the previous version: %s", followed.name, error)
         else:
             self._metrics.reloaded(followed.name, True)
-            logger.info("%s has changed and was read again", followed.name)
+            logger.info("reloaded %s", followed.name)
 
 
 def _stamp(paths: Sequence[Path]) -> Stamp:
-    """Return what differs after a change, also when a symbolic link on the way points elsewhere, as in Kubernetes."""
+    """Return a value that differs after a change, including a symbolic link that points elsewhere, as in Kubernetes."""
     return tuple(map(_stamp_of, paths))
 
 

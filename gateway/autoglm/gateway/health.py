@@ -1,4 +1,4 @@
-"""What is up: a poll of every service, kept for the requests, for /health and for grpc.health.v1."""
+"""Which services are up: polled regularly, for requests, for /health and for grpc.health.v1."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, RateLimited
 from autoglm.common.modalities import MEDIA_MODALITIES, MODALITY_NAMES
-from autoglm.gateway.conversation import Call
-from autoglm.gateway.redis_store import Store
+from autoglm.gateway.context import RequestContext
+from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.gateway.upstream import Mesh, absent, unavailable
 from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse
@@ -22,7 +22,7 @@ from autoglm.v1.modality_pb2 import MODALITY_TEXT, Modality
 
 logger = logging.getLogger("autoglm.gateway.health")
 
-PATIENCE = 3  # polls in a row that a busy service may leave unanswered before it counts as down
+PATIENCE = 3  # consecutive polls that a busy service may miss before it counts as down
 
 T = TypeVar("T")
 
@@ -30,7 +30,8 @@ T = TypeVar("T")
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """grpc.health.v1. A name that was never set, or set to SERVICE_UNKNOWN, is unknown.
 
-    grpcio-health-checking 1.80 has one too, whose watchers of a name hear nothing more once another of them leaves.
+    The servicer of grpcio-health-checking 1.80 is not used: when one watcher of a name leaves, the others get no more
+    updates.
     """
 
     def __init__(self) -> None:
@@ -39,14 +40,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._closed = False
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
-        """Tell a status; ends with NOT_FOUND for an unknown name."""
+        """Return a status; ends with NOT_FOUND for an unknown name."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        """Tell a status now and whenever it changes; a slow reader may miss what did not last."""
+        """Send a status now and after each change; a slow reader may miss short-lived ones."""
         told = None
         while True:
             async with self._changed:
@@ -56,7 +57,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             await context.write(health_pb2.HealthCheckResponse(status=told))
 
     async def set(self, name: str, status: Any) -> None:
-        """Set the status of a name, unless this server is closing."""
+        """Set the status of a name, unless the server is shutting down."""
         async with self._changed:
             if not self._closed:
                 self._statuses[name] = status
@@ -74,7 +75,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
 
 class Watched(Generic[T]):
-    """One service: whether Serve has it at all, what it last said of itself, and whether it is up."""
+    """One service: whether it is deployed, its last description of itself, and whether it is up."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -85,13 +86,13 @@ class Watched(Generic[T]):
         self._logged: bool | None = None
 
     def found(self, deployed: bool) -> None:
-        """Take in whether Serve has this application, be it up or down."""
+        """Record whether Serve has this application, up or down."""
         if self.deployed != deployed:
             self.deployed, self.up, self._logged = deployed, False, None
-            logger.info("%s is %s Serve's applications", self.name, "among" if deployed else "not among")
+            logger.info("application %s is %s", self.name, "deployed" if deployed else "not deployed")
 
     async def ask(self, answer: Awaitable[T]) -> None:
-        """Take in what the service says; a full or slow one stays up for a while."""
+        """Record the service's answer. A service that is full or slow stays up for a few polls."""
         try:
             self.info, self.up, self._misses = await answer, True, 0
         except (RateLimited, DeadlineExceeded):
@@ -110,9 +111,9 @@ class Watched(Generic[T]):
 
 
 class MeshState:
-    """The last word of each service. `run` keeps it true; a request waits for no poll but the first."""
+    """The last known state of each service. `run` keeps it current; requests wait only for the first poll."""
 
-    def __init__(self, mesh: Mesh, redis: Store | None, settings: Settings) -> None:
+    def __init__(self, mesh: Mesh, redis: RedisStore | None, settings: Settings) -> None:
         self.grpc_health = Health()
         self._mesh, self._redis, self._settings = mesh, redis, settings
         self._decoder = Watched[DecoderServiceDescribeResponse]("decoder")
@@ -124,7 +125,7 @@ class MeshState:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        await self._tell_health()
+        await self._publish()
         while True:
             self._wake.clear()
             await self.poll()
@@ -133,55 +134,56 @@ class MeshState:
                     await self._wake.wait()
 
     async def poll(self) -> None:
-        """Ask Serve which services there are, and every one of them how it is, once."""
+        """Ask Serve once which services are deployed, and each service for its description."""
         await self._find()
-        call = self._call()
-        encoders = [service.ask(self._mesh.describe_encoder(m, call)) for m, service in self._deployed.items()]
+        context = self._context()
+        encoders = [service.ask(self._mesh.describe_encoder(m, context)) for m, service in self._deployed.items()]
         pings = [] if self._redis is None else [self._redis.ping()]
-        await asyncio.gather(self._decoder.ask(self._mesh.describe_decoder(call)), *encoders, *pings)
-        await self._tell_health()
+        await asyncio.gather(self._decoder.ask(self._mesh.describe_decoder(context)), *encoders, *pings)
+        await self._publish()
         self._polled.set()
 
     def suspect(self) -> None:
-        """Poll at once, because a service just failed."""
+        """Poll now, because a service just failed."""
         self._wake.set()
 
     async def decoder(self) -> DecoderServiceDescribeResponse:
-        """Return what the decoder last said, be it down since; raises UpstreamUnavailable when it never spoke."""
+        """Return the decoder's last description, even if it is down; raises UpstreamUnavailable if there is none."""
         await self._polled.wait()
         if self._decoder.info is None:
             raise unavailable("decoder")
         return self._decoder.info
 
     async def require(self, modality: Modality.ValueType) -> None:
-        """Raise ModalityUnavailable, for good, when the mesh runs without the modality's encoder."""
+        """Raise ModalityUnavailable, without retry_after, when the modality's encoder is not deployed."""
         await self._polled.wait()
         if modality not in self._deployed:
             raise absent(modality)
 
     async def encoder(self, modality: Modality.ValueType) -> EncoderInfo:
-        """Return what an encoder last said; raises ModalityUnavailable while it is absent, down or of no use."""
+        """Return an encoder's last description; raises ModalityUnavailable while it is not deployed, down or not usable
+        with the bundle."""
         await self.require(modality)
         decoder, service = await self.decoder(), self._encoders[modality]
         if modality not in decoder.modalities:
-            raise ModalityUnavailable(f"bundle {decoder.bundle} does not understand {MODALITY_NAMES[modality]} input")
+            raise ModalityUnavailable(f"bundle {decoder.bundle} does not support {MODALITY_NAMES[modality]} input")
         if service.info is None or not service.up:
             raise unavailable(service.name)
         return service.info
 
     @property
     def modalities(self) -> list[Modality.ValueType]:
-        """What can be understood at this moment."""
+        """The modalities that can be used now."""
         understood = self._decoder.info.modalities if self._decoder.info and self._decoder.up else ()
         return [m for m in understood if m == MODALITY_TEXT or self._encoders[m].up]
 
     @property
     def ready(self) -> bool:
-        """Whether text can be answered."""
+        """Whether text requests can be answered."""
         return self._decoder.up
 
     def report(self) -> dict[str, str]:
-        """Return `up`, `down` or, for a Redis that is not used, `off`, for each dependency that there should be."""
+        """Return `up`, `down` or, for an unused Redis, `off`, for each dependency of this deployment."""
         encoders = {service.name: service.status for service in self._deployed.values()}
         return (
             {"decoder": self._decoder.status}
@@ -190,7 +192,7 @@ class MeshState:
         )
 
     async def drain(self) -> None:
-        """Tell health watchers that this process takes no more work."""
+        """Report to health watchers that this process accepts no more work."""
         await self.grpc_health.enter_graceful_shutdown()
 
     @property
@@ -198,17 +200,17 @@ class MeshState:
         return {modality: service for modality, service in self._encoders.items() if service.deployed}
 
     async def _find(self) -> None:
-        """Learn which encoders there should be; as long as Serve does not say, what it said last holds."""
+        """Update which encoders are deployed; if Serve does not answer, its last answer stays valid."""
         with contextlib.suppress(MeshError):
-            names = await self._mesh.applications(self._call())
-            if self._decoder.name in names:  # else Serve is starting or stopping
+            names = await self._mesh.applications(self._context())
+            if self._decoder.name in names:  # otherwise Serve is starting or stopping
                 for service in self._encoders.values():
                     service.found(service.name in names)
 
-    def _call(self) -> Call:
-        return Call("poll", Deadline.after(self._settings.poll_timeout))
+    def _context(self) -> RequestContext:
+        return RequestContext("poll", Deadline.after(self._settings.poll_timeout))
 
-    async def _tell_health(self) -> None:
+    async def _publish(self) -> None:
         up, deployed = self.modalities, (MODALITY_TEXT, *self._deployed)
         await self.grpc_health.set("", _status(self.ready, True))
         for m in (MODALITY_TEXT, *self._encoders):

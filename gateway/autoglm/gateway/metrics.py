@@ -1,4 +1,4 @@
-"""What /metrics shows; the suffixes are vLLM's, so that its dashboards read with `autoglm` for `vllm`."""
+"""The metrics at /metrics. Suffixes are vLLM's, so its dashboards work with the prefix `autoglm` instead of `vllm`."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from autoglm.common.errors import MeshError
 from autoglm.common.modalities import MODALITY_NAMES
-from autoglm.gateway.conversation import Tenant
+from autoglm.gateway.context import Tenant
 from autoglm.v1.generation_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
@@ -27,27 +27,35 @@ _TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 _TENTHS = tuple(step / 10 for step in range(1, 11))
 
 
-class Metrics:
+class GatewayMetrics:
     """The gateway's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.first_token = self._histogram("time_to_first_token_seconds", "From reading to the first token.", _LATENCY)
-        self.next_token = self._histogram("inter_token_latency_seconds", "Between two steps.", _TOKEN_LATENCY)
-        self.whole = self._histogram("e2e_request_latency_seconds", "From reading to the answer's end.", _LATENCY)
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds", "From receiving a request to its first token.", _LATENCY
+        )
+        self.next_token = self._histogram(
+            "inter_token_latency_seconds", "Between two steps of an answer.", _TOKEN_LATENCY
+        )
+        self.whole = self._histogram(
+            "e2e_request_latency_seconds", "From receiving a request to the end of its answer.", _LATENCY
+        )
         self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one file from its URL.", _LATENCY)
         self.running = Gauge("autoglm_num_requests_running", "Requests in progress.", registry=self.registry)
-        self.redis_up = Gauge("autoglm_redis_up", "Whether Redis answers.", registry=self.registry)
-        self._success = self._counter("request_success", "Answers, by why they ended.", "finished_reason")
-        self._errors = self._counter("request_errors", "Errors sent, by code.", "code")
-        self._rejected = self._counter("requests_rejected", "Requests beyond a limit.", "tenant", "reason")
+        self.redis_up = Gauge("autoglm_redis_up", "Whether Redis responds.", registry=self.registry)
+        self._success = self._counter("request_success", "Answers, by finish reason.", "finished_reason")
+        self._errors = self._counter("request_errors", "Errors sent to clients, by code.", "code")
+        self._rejected = self._counter(
+            "requests_rejected", "Requests rejected, by tenant and limit.", "tenant", "reason"
+        )
         self._reloads = Gauge(
             "autoglm_last_reload_successful",
-            "Whether what a setting's files hold now is in use.",
+            "Whether the current files of a setting are in use.",
             ["setting"],
             registry=self.registry,
         )
-        self._queries = self._counter("embedding_cache_queries", "Looks into a tier.", "modality", "tier")
+        self._queries = self._counter("embedding_cache_queries", "Lookups in a tier.", "modality", "tier")
         self._hits = self._counter("embedding_cache_hits", "Embeddings found in a tier.", "modality", "tier")
         self._gates = Histogram(
             "autoglm_gate_mean", "Mean gate of an answer.", ["modality"], buckets=_TENTHS, registry=self.registry
@@ -58,29 +66,28 @@ class Metrics:
         return generate_latest(self.registry)
 
     def finished(self, reason: FinishReason.ValueType) -> None:
-        """Count one choice that ended."""
+        """Count one finished choice."""
         self._success.labels(FINISH_NAMES.get(reason, "unknown")).inc()
 
     def aborted(self) -> None:
-        """Count one request whose client left before the end."""
+        """Count one request whose client disconnected before the end."""
         self._success.labels("abort").inc()
 
     def failed(self, error: MeshError) -> None:
-        """Count one error that a client was told of."""
+        """Count one error sent to a client."""
         self._errors.labels(error.code).inc()
 
     def rejected(self, tenant: Tenant, reason: str) -> None:
-        """Count one request beyond the gateway's `capacity` or `memory`, or a tenant's `concurrent_requests` or
-        `requests_per_minute`.
-        """
+        """Count one rejected request. `reason` is the limit: the gateway's `capacity` or `memory`, or the tenant's
+        `concurrent_requests` or `requests_per_minute`."""
         self._rejected.labels(tenant.name, reason).inc()
 
     def reloaded(self, setting: str, successful: bool) -> None:
-        """Record how reading the files of a setting went."""
+        """Record whether loading the files of a setting succeeded."""
         self._reloads.labels(setting).set(successful)
 
     def looked_up(self, modality: Modality.ValueType, tier: str, hit: bool) -> None:
-        """Count one look into the tier `local` or `redis` of the embedding cache."""
+        """Count one lookup in the tier `local` or `redis` of the embedding cache."""
         self._queries.labels(MODALITY_NAMES[modality], tier).inc()
         if hit:
             self._hits.labels(MODALITY_NAMES[modality], tier).inc()

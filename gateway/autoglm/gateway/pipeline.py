@@ -1,7 +1,7 @@
-"""From a conversation to a stream of steps: fetch media, embed it, generate. Knows no protocol.
+"""From a conversation to a stream of steps: fetch media, embed it, generate. Independent of any client protocol.
 
-No stage goes back to an earlier one. Leaving the stream (closing or cancelling it) cancels what is
-in progress in the services.
+No stage goes back to an earlier one. Closing or cancelling the stream cancels the calls in progress in the services.
+Backpressure: the stream reads from the decoder only as fast as its consumer takes steps.
 """
 
 import time
@@ -19,11 +19,12 @@ from autoglm.common.errors import (
 )
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
-from autoglm.gateway.conversation import Call, Conversation, Inputs, MediaPart, TextPart
+from autoglm.gateway.context import RequestContext
+from autoglm.gateway.conversation import Conversation, EmbeddingInputs, FieldPaths, MediaPart, TextPart
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
-from autoglm.gateway.media.verify import Media
+from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.tasks import merge, together
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
@@ -59,7 +60,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step adds to choice `index`, calls of functions whole. `summary` comes with the last step of all."""
+    """What one step adds to choice `index`; function calls come whole. `summary` comes with the last step of all."""
 
     index: int
     text: str = ""
@@ -83,7 +84,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A conversation whose media has become embeddings, and what that cost."""
+    """A conversation with its media embedded, the seconds spent fetching, and a stage for each part."""
 
     messages: Sequence[DecoderMessage]
     fetch: float
@@ -96,22 +97,25 @@ class Pipeline:
     def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher) -> None:
         self._mesh, self._cache, self._state, self._fetcher = mesh, cache, state, fetcher
 
-    async def answer(self, conversation: Conversation, call: Call) -> AsyncGenerator[Step, None]:
-        """Stream the answer's steps; raises MeshError."""
-        embedded = await self.embed(conversation, call)
-        streams = [self._choice(i, conversation, embedded, call) for i in range(conversation.n)]
+    async def answer(
+        self, conversation: Conversation, adapter: str, context: RequestContext
+    ) -> AsyncGenerator[Step, None]:
+        """Stream the answer's steps, generated with the bundle's `adapter` if one is named; raises MeshError."""
+        embedded = await self.embed(conversation, context)
+        requests = [_generate_request(i, conversation, adapter, embedded, context) for i in range(conversation.n)]
+        streams = [self._choice(i, request, conversation.paths, context) for i, request in enumerate(requests)]
         finishes: list[DecoderFinish] = []
         async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as responses:
             async for index, response in responses:
                 summary = None
                 if response.HasField("finish"):
                     finishes.append(response.finish)
-                    summary = _summary(finishes, embedded, call) if len(finishes) == conversation.n else None
+                    summary = _summary(finishes, embedded, context) if len(finishes) == conversation.n else None
                 yield _step(index, response, summary)
 
-    async def embed(self, conversation: Conversation, call: Call) -> Embedded:
-        """Fetch, verify and embed the media of `conversation`, all parts at once, if there is an encoder for each."""
-        found, fetched, stages = await self._encoded(conversation.media, call)
+    async def embed(self, conversation: Conversation, context: RequestContext) -> Embedded:
+        """Fetch, verify and embed the media of `conversation`, all parts at once; raises MeshError."""
+        found, fetched, stages = await self._encoded(conversation.media, context)
         messages = [
             DecoderMessage(
                 role=message.role,
@@ -122,44 +126,44 @@ class Pipeline:
         ]
         return Embedded(messages, fetched, stages)
 
-    async def pool(self, inputs: Inputs, call: Call) -> DecoderServiceEmbedResponse:
-        """Return one vector of each part; raises MeshError."""
-        found, _, _ = await self._encoded([part for part in inputs.parts if isinstance(part, MediaPart)], call)
+    async def pool(self, inputs: EmbeddingInputs, context: RequestContext) -> DecoderServiceEmbedResponse:
+        """Return one vector for each part; raises MeshError."""
+        found, _, _ = await self._encoded([part for part in inputs.parts if isinstance(part, MediaPart)], context)
         request = DecoderServiceEmbedRequest(input=[_decoder_part(part, found) for part in inputs.parts])
         try:
-            answer = await self._mesh.embed(request, call)
+            answer = await self._mesh.embed(request, context)
             check(answer.vectors)
         except InvalidRequest as error:
             raise error.at(inputs.param if len(inputs.parts) == 1 else error.param or inputs.param) from None
         except TensorError as error:
-            raise UpstreamUnavailable(f"the decoder's vectors were damaged: {error}; try again") from None
+            raise UpstreamUnavailable(f"the decoder returned damaged vectors: {error}; try again") from None
         except UpstreamUnavailable:
             self._state.suspect()
             raise
         return answer
 
     async def _encoded(
-        self, parts: Sequence[MediaPart], call: Call
+        self, parts: Sequence[MediaPart], context: RequestContext
     ) -> tuple[Mapping[str, Embedding], float, Sequence[MediaStage]]:
-        """Return the embedding of each part, by its param, the seconds that fetching took, and what else it took."""
+        """Return the embedding of each part by its param, the seconds spent fetching, and a stage for each part."""
         for modality in {part.modality for part in parts}:
             await self._state.encoder(modality)
         started = time.monotonic()
-        media = await self._fetcher.media(parts, call)
+        media = await self._fetcher.media(parts, context)
         fetched = time.monotonic() - started
-        call.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
-        results = await together([self._embedding(item, call) for item in media])
+        context.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
+        results = await together([self._embedding(item, context) for item in media])
         for part in parts:
             part.release()
         found = {item.param: embedding for item, (embedding, _) in zip(media, results, strict=True)}
         return found, fetched, [stage for _, stage in results]
 
-    async def _embedding(self, media: Media, call: Call) -> tuple[Embedding, MediaStage]:
+    async def _embedding(self, media: VerifiedMedia, context: RequestContext) -> tuple[Embedding, MediaStage]:
         started = time.monotonic()
         info = await self._state.encoder(media.modality)
-        key = Key(call.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
+        key = Key(context.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
         try:
-            embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, call), call.deadline)
+            embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, context), context.deadline)
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None
         except ModalityUnavailable:
@@ -171,11 +175,10 @@ class Pipeline:
         return embedding, MediaStage(modality=media.modality, cache=outcome, encode=took)
 
     async def _choice(
-        self, index: int, conversation: Conversation, embedded: Embedded, call: Call
+        self, index: int, request: DecoderServiceGenerateRequest, paths: FieldPaths, context: RequestContext
     ) -> AsyncGenerator[tuple[int, DecoderServiceGenerateResponse], None]:
-        request = _generate_request(index, conversation, embedded, call)
         finished = False
-        async with aclosing(self._mesh.generate(request, call)) as responses:
+        async with aclosing(self._mesh.generate(request, context)) as responses:
             try:
                 async for response in responses:
                     finished = finished or response.HasField("finish")
@@ -184,14 +187,13 @@ class Pipeline:
                 self._state.suspect()
                 raise
             except InvalidRequest as error:
-                at_fault = conversation.source if error.param in (None, "messages") else error.param
-                raise error.at(conversation.prefix + at_fault) from None
+                raise error.at(paths.blamed(error.param)) from None
         if not finished:
-            raise UpstreamUnavailable("the decoder stopped in the middle of the answer; try again")
+            raise UpstreamUnavailable("the decoder stopped before the answer was complete; try again")
 
 
 async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Summary]:
-    """Add up a stream of steps into its `n` choices."""
+    """Collect a stream of steps into its `n` choices and their summary."""
     choices, summary = [Choice() for _ in range(n)], None
     async for step in steps:
         choice = choices[step.index]
@@ -215,15 +217,15 @@ def _decoder_part(part: TextPart | MediaPart, found: Mapping[str, Embedding]) ->
 
 
 def _generate_request(
-    index: int, conversation: Conversation, embedded: Embedded, call: Call
+    index: int, conversation: Conversation, adapter: str, embedded: Embedded, context: RequestContext
 ) -> DecoderServiceGenerateRequest:
     request = DecoderServiceGenerateRequest(
         messages=embedded.messages,
         sampling=conversation.sampling,
         return_reasoning=conversation.return_reasoning,
-        request_id=call.request_id,
-        cache_salt=call.tenant.id,
-        adapter=conversation.adapter,
+        request_id=context.request_id,
+        cache_salt=context.tenant.id,
+        adapter=adapter,
         tools=conversation.tools,
         tool_choice=conversation.tool_choice,
         parallel_tool_calls=conversation.parallel_tool_calls,
@@ -235,8 +237,8 @@ def _generate_request(
     return request
 
 
-def _summary(finishes: Sequence[DecoderFinish], embedded: Embedded, call: Call) -> Summary:
-    """Join the ends of all choices: they share a prompt, and ran side by side."""
+def _summary(finishes: Sequence[DecoderFinish], embedded: Embedded, context: RequestContext) -> Summary:
+    """Combine the ends of all choices, which share a prompt and ran concurrently."""
     usage = Usage()
     usage.CopyFrom(finishes[0].usage)
     usage.completion_tokens = sum(finish.usage.completion_tokens for finish in finishes)
@@ -248,7 +250,7 @@ def _summary(finishes: Sequence[DecoderFinish], embedded: Embedded, call: Call) 
     stages = Stages(
         fetch=seconds_to_duration(embedded.fetch),
         media=embedded.media,
-        total=seconds_to_duration(time.monotonic() - call.started),
+        total=seconds_to_duration(time.monotonic() - context.started),
         **slowest,
     )
     return Summary(usage, stages, finishes[0].gates)

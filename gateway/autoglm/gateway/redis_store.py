@@ -1,4 +1,4 @@
-"""The Redis or Valkey that gateways share. It must never be the reason that a request fails."""
+"""The Redis or Valkey server that gateways share, behind a circuit breaker: its failures never fail a request."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 
 logger = logging.getLogger("autoglm.gateway.redis_store")
@@ -19,10 +19,14 @@ logger = logging.getLogger("autoglm.gateway.redis_store")
 T = TypeVar("T")
 
 
-class Store:
-    """A connection that never raises. After a failure it is left alone for a while: no request pays its timeout."""
+class RedisStore:
+    """A connection that never raises.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    Circuit breaker: after a failure it stays open for `redis_backoff` seconds, in which every request goes on without
+    Redis at once instead of waiting for a timeout. The first request after that tries again.
+    """
+
+    def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
         self._timeout, self._backoff = settings.redis_timeout, settings.redis_backoff
         self._metrics = metrics
         self._up: bool | None = None
@@ -36,11 +40,11 @@ class Store:
 
     @property
     def up(self) -> bool:
-        """Whether Redis answered the last time it was asked."""
+        """Whether the last command succeeded."""
         return bool(self._up)
 
     async def ask(self, command: Callable[[], Awaitable[T]]) -> T | None:
-        """Return what `command` returns, or None while Redis is down, slow or wrong."""
+        """Return the result of `command`, or None while Redis is down, slow or in error."""
         if time.monotonic() < self._resume:
             return None
         try:
@@ -48,26 +52,27 @@ class Store:
                 answer = await command()
         except (RedisError, OSError, TimeoutError) as error:
             self._resume = time.monotonic() + self._backoff
-            self._turn(False, type(error).__name__)
+            self._record(False, type(error).__name__)
             return None
-        self._turn(True, "")
+        self._record(True, "")
         return answer
 
     async def ping(self) -> None:
-        """Learn whether Redis answers."""
+        """Update `up`."""
         await self.ask(lambda: self.client.ping())
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.aclose()
 
-    def _turn(self, up: bool, reason: str) -> None:
+    def _record(self, up: bool, reason: str) -> None:
         if up != self._up:
             self._up = up
             self._metrics.redis_up.set(up)
             if up:
-                logger.info("redis answers")
+                logger.info("redis is up")
             else:
                 logger.warning(
-                    "redis does not answer (%s); embeddings are computed, and limits hold in each gateway alone", reason
+                    "redis is down (%s): embeddings are computed instead, and each gateway counts rate limits alone",
+                    reason,
                 )

@@ -1,9 +1,8 @@
-"""The gRPC door: protobuf in, the same pipeline, protobuf out; errors as google.rpc.Status with details."""
+"""The gRPC door: protobuf in, the same admission and assistant, protobuf out; errors are google.rpc.Status."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -11,13 +10,16 @@ from google.protobuf.message import Message as ProtoMessage
 from grpc_status import rpc_status
 
 from autoglm.common.errors import InvalidRequest, to_status
-from autoglm.gateway.assistant import Desk, new_call
+from autoglm.gateway.admission.admission import AdmittedSlot
+from autoglm.gateway.assistant import ResolvedModel
+from autoglm.gateway.backend import Backend, log_request
+from autoglm.gateway.context import RequestContext, new_context
 from autoglm.gateway.conversation import (
     MAX_CHOICES,
-    Call,
     Conversation,
+    ConversationMessage,
+    FieldPaths,
     MediaPart,
-    Message,
     TextPart,
     check_messages,
     check_sampling,
@@ -25,7 +27,7 @@ from autoglm.gateway.conversation import (
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
-from autoglm.gateway.tool_checks import check_calls, usable
+from autoglm.gateway.tool_checks import check_calls, with_usable_tools
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
     ChatRequest,
@@ -50,23 +52,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
+PATHS = FieldPaths(messages="chat.messages", root="chat.")
 
 
 class ChatServicer(ChatServiceServicer):
     """ChatService."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
         """Answer in one message."""
-        async with seated(self._desk, context, "ChatService/Complete", request) as call:
+        async with admitted(self._backend, context, "ChatService/Complete", request) as slot:
             conversation, model = await self._read(request)
-            async with aclosing(self._desk.chat(conversation, call)) as steps:
+            async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
                 choices, summary = await collect(steps, conversation.n)
             return CompleteResponse(
-                id=call.request_id,
-                model=model,
+                id=slot.context.request_id,
+                model=model.name,
                 choices=[
                     Choice(
                         index=index,
@@ -80,116 +83,119 @@ class ChatServicer(ChatServiceServicer):
                 ],
                 summary=_summary(summary),
             )
-        raise AssertionError  # `seated` never swallows an error
+        raise AssertionError  # `admitted` never swallows an error
 
     async def StreamComplete(
         self, request: StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
-        async with seated(self._desk, context, "ChatService/StreamComplete", request) as call:
+        async with admitted(self._backend, context, "ChatService/StreamComplete", request) as slot:
             conversation, model = await self._read(request)
-            async with aclosing(self._desk.chat(conversation, call)) as steps:
+            async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
                 async for step in steps:
-                    yield _step(step, call, model)
+                    yield _step(step, slot.context.request_id, model.name)
 
-    async def _read(self, request: CompleteRequest | StreamCompleteRequest) -> tuple[Conversation, str]:
-        """Take everything out of `request`, which is emptied so that its media is not held twice."""
-        conversation = to_conversation(request.chat, self._desk.settings.max_media_parts)
-        model = await self._desk.model(request.chat.model, "chat.model")
+    async def _read(self, request: CompleteRequest | StreamCompleteRequest) -> tuple[Conversation, ResolvedModel]:
+        """Return what `request` asks for, and clear it so that its media is not held twice."""
+        conversation = to_conversation(request.chat, self._backend.settings.max_media_parts)
+        model = await self._backend.assistant.resolve(request.chat.model, "chat.model")
         request.Clear()
-        return replace(conversation, adapter=model.adapter), model.name
+        return conversation, model
 
 
 class ModelServicer(ModelServiceServicer):
     """ModelService."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         """List the names that requests may use."""
-        async with entered(self._desk, context, "ModelService/ListModels"):
-            return ListModelsResponse(models=await self._desk.models())
+        async with authenticated(self._backend, context, "ModelService/ListModels"):
+            return ListModelsResponse(models=await self._backend.assistant.models())
         raise AssertionError
 
 
 class TranscriptionServicer(TranscriptionServiceServicer):
     """TranscriptionService."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     async def Transcribe(self, request: TranscribeRequest, context: Context) -> TranscribeResponse:
-        """Return what was said."""
-        async with seated(self._desk, context, "TranscriptionService/Transcribe", request) as call:
-            said = await self._desk.transcribe(_media(request.audio, MODALITY_AUDIO, "audio"), call)
+        """Return what is said in a recording."""
+        async with admitted(self._backend, context, "TranscriptionService/Transcribe", request) as slot:
+            said = await self._backend.assistant.transcribe(slot, _media(request.audio, MODALITY_AUDIO, "audio"))
             return TranscribeResponse(text=said.text, duration=said.duration)
         raise AssertionError
 
 
 @asynccontextmanager
-async def entered(desk: Desk, context: Context, method: str) -> AsyncIterator[Call]:
-    """Admit a request by its key, under its deadline; what fails inside ends the call with its status."""
-    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-    call = new_call(metadata.get("x-request-id"), metadata.get("traceparent"))
+async def authenticated(backend: Backend, rpc: Context, method: str) -> AsyncIterator[RequestContext]:
+    """Run a call inside the block once its key is checked, with its deadline; an error becomes the call's status."""
+    metadata = {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
+    context = new_context(metadata.get("x-request-id"), metadata.get("traceparent"))
     status = "CANCELLED"
     try:
-        await context.send_initial_metadata((("x-request-id", call.request_id),))
-        desk.admit(call, metadata.get("authorization"), context.time_remaining())
-        yield call
+        await rpc.send_initial_metadata((("x-request-id", context.request_id),))
+        backend.admission.authenticate(context, metadata.get("authorization"), rpc.time_remaining())
+        yield context
         status = "OK"
     except asyncio.CancelledError:
-        desk.metrics.aborted()
+        backend.metrics.aborted()
         raise
     except Exception as error:
-        known = desk.failed(error)
+        known = backend.failed(error)
         status = known.code
         sent = rpc_status.to_status(to_status(known))
-        await context.abort(sent.code, sent.details, sent.trailing_metadata)
+        await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:
-        desk.log(call, method, status)
+        log_request(context, method, status)
 
 
 @asynccontextmanager
-async def seated(desk: Desk, context: Context, method: str, request: ProtoMessage) -> AsyncIterator[Call]:
-    """The same for a request that does work: it holds a place."""
-    async with entered(desk, context, method) as call, desk.place(call, request.ByteSize()):
-        yield call
+async def admitted(backend: Backend, rpc: Context, method: str, request: ProtoMessage) -> AsyncIterator[AdmittedSlot]:
+    """The same for a call that makes the services work: it holds a slot."""
+    async with (
+        authenticated(backend, rpc, method) as context,
+        backend.admission.slot(context, request.ByteSize()) as slot,
+    ):
+        yield slot
 
 
 def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
-    """Return what `chat` asks for; raises InvalidRequest naming the field at fault."""
+    """Return the conversation of `chat`; raises InvalidRequest naming the first invalid field."""
     messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
-    check_messages(messages, "chat.messages", max_media)
-    check_calls(messages, "chat.messages")
+    check_messages(messages, PATHS.messages, max_media)
+    check_calls(messages, PATHS.messages)
     check_sampling(chat.sampling, "chat.sampling.")
     if chat.n > MAX_CHOICES:
         raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
     conversation = Conversation(
         messages=messages,
         sampling=_own(chat.sampling),
+        paths=PATHS,
         enable_thinking=chat.enable_thinking if chat.HasField("enable_thinking") else None,
         return_reasoning=chat.return_reasoning,
         n=chat.n or 1,
         tools=[_own(tool) for tool in chat.tools],
         tool_choice=_own(chat.tool_choice) if chat.HasField("tool_choice") else None,
         parallel_tool_calls=chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls"),
-        prefix="chat.",
     )
-    return usable(conversation)
+    return with_usable_tools(conversation)
 
 
 def _own(message: P) -> P:
-    """Return a copy, which stays when the request is emptied."""
+    """Return a copy, which stays when the request is cleared."""
     return type(message).FromString(message.SerializeToString())
 
 
-def _message(message: ChatMessage, param: str) -> Message:
+def _message(message: ChatMessage, param: str) -> ConversationMessage:
     if message.role == ROLE_UNSPECIFIED or message.role not in Role.values():
         raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
     parts = [_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
     calls = [_own(call) for call in message.tool_calls]
-    return Message(message.role, parts, f"{param}.parts", calls, message.tool_call_id)
+    return ConversationMessage(message.role, parts, f"{param}.parts", calls, message.tool_call_id)
 
 
 def _part(part: ContentPart, param: str) -> TextPart | MediaPart:
@@ -220,7 +226,7 @@ def _known_media(modality: Modality.ValueType, sha256: bytes, param: str) -> Med
     return MediaPart(modality, b"", param, sha256=sha256)
 
 
-def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:
+def _step(step: Step, request_id: str, model: str) -> StreamCompleteResponse:
     delta = Choice(
         index=step.index,
         text=step.text,
@@ -230,7 +236,7 @@ def _step(step: Step, call: Call, bundle: str) -> StreamCompleteResponse:
         tool_calls=step.calls,
     )
     summary = None if step.summary is None else _summary(step.summary)
-    return StreamCompleteResponse(id=call.request_id, model=bundle, delta=delta, summary=summary)
+    return StreamCompleteResponse(id=request_id, model=model, delta=delta, summary=summary)
 
 
 def _summary(summary: AnswerSummary) -> Summary:

@@ -1,4 +1,4 @@
-"""What an operator may set: every field is an environment variable, AUTOGLM_ and its name in capitals."""
+"""The gateway's settings: each field is an environment variable, AUTOGLM_ and its name in capitals."""
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
 
 _ORIGIN = re.compile(r"https?://[^/\s]+")
-# The last label begins with a letter, as in no way of writing an IP address.
+# The last label begins with a letter, unlike in any notation of an IP address.
 HOST = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _MEDIA_DOMAIN = re.compile(rf"(?:\*|(?:\*\.)?{HOST})(?::[1-9]\d{{0,4}})?")
 
@@ -40,7 +40,7 @@ def _known_level(value: str) -> str:
 def _known_hosts(value: str) -> str:
     for host in _split(value.lower()):
         if not _MEDIA_DOMAIN.fullmatch(host):
-            raise ValueError(f"{host} is no host; give one like media.example or *.example:8443")
+            raise ValueError(f"{host} is not a host; use the form media.example or *.example:8443")
     return value.lower()
 
 
@@ -52,7 +52,7 @@ def _known_networks(value: str) -> str:
 
 def _redis_address(value: SecretStr) -> SecretStr:
     if address := value.get_secret_value():
-        from redis.connection import parse_url  # who uses no Redis need not load it
+        from redis.connection import parse_url  # loaded only where Redis is used
 
         try:
             parse_url(address)  # type: ignore[no-untyped-call]
@@ -62,7 +62,7 @@ def _redis_address(value: SecretStr) -> SecretStr:
 
 
 def wrong_setting(error: ValidationError) -> str:
-    """Return the first thing that is wrong with the settings, in one line that names the variable and not its value."""
+    """Return the first error in the settings, as one line with the variable's name and without its value."""
     wrong = error.errors(include_url=False, include_input=False)[0]
     name = "".join(f"AUTOGLM_{step}: ".upper() for step in wrong["loc"][:1])
     return name + wrong["msg"].removeprefix("Value error, ")
@@ -73,101 +73,123 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AUTOGLM_", extra="forbid", frozen=True)
 
-    host: str = Field(default="0.0.0.0", description="Address that both doors listen on.")
-    http_port: Port = Field(default=8000, description="Port of the OpenAI API; 0 takes a free one.")
-    grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 takes a free one.")
-    serve_address: str = Field(default="127.0.0.1:9000", description="Ray Serve's gRPC ingress, as host:port.")
+    host: str = Field(default="0.0.0.0", description="Address that the HTTP and gRPC servers listen on.")
+    http_port: Port = Field(default=8000, description="Port of the OpenAI API; 0 picks a free one.")
+    grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 picks a free one.")
+    serve_address: str = Field(
+        default="127.0.0.1:9000", description="Address of Ray Serve's gRPC ingress, as host:port."
+    )
 
     serve_token: SecretStr = Field(
-        default=SecretStr(""), description="Token that the services want of a caller; set the same for them."
+        default=SecretStr(""),
+        description="Token that the services require from callers; set the same value for the services.",
     )
     serve_ssl_ca_certs: str = Field(
         default="",
-        description="Authorities of what stands before `serve_address`, in PEM; with them TLS is spoken to it.",
+        description="CA certificates (PEM) for `serve_address`. Setting them enables TLS to the services.",
     )
-    serve_ssl_certfile: str = Field(default="", description="Certificate chain that the gateway shows it, in PEM.")
-    serve_ssl_keyfile: str = Field(default="", description="Key of `serve_ssl_certfile`, in PEM.")
+    serve_ssl_certfile: str = Field(
+        default="", description="Client certificate chain (PEM) that the gateway presents there."
+    )
+    serve_ssl_keyfile: str = Field(default="", description="Private key (PEM) of `serve_ssl_certfile`.")
 
     ssl_certfile: str = Field(
-        default="", description="Certificate chain of both doors, in PEM; with it and its key they speak TLS."
+        default="", description="Certificate chain (PEM) of both servers. Setting it and its key enables TLS."
     )
-    ssl_keyfile: str = Field(default="", description="Key of `ssl_certfile`, in PEM and without a password.")
+    ssl_keyfile: str = Field(default="", description="Private key (PEM) of `ssl_certfile`, without a password.")
     ssl_ca_certs: str = Field(
-        default="", description="Authorities, in PEM; every client must show a certificate that one of them signed."
+        default="",
+        description="CA certificates (PEM). If set, every client must present a certificate signed by one of them.",
     )
     cors_allow_origins: str = Field(
-        default="", description="Origins whose pages may use the API, comma separated, or `*` for all; empty is none."
+        default="",
+        description="Origins whose pages may use the API, comma-separated, or `*` for all; empty means none.",
     )
 
     api_keys: SecretStr = Field(
-        default=SecretStr(""), description="Accepted API keys, comma separated; without any key all are let in."
+        default=SecretStr(""),
+        description="Accepted API keys, comma-separated. Without any key, the API is open to everyone.",
     )
     api_keys_file: str = Field(
-        default="", description="File of tenants and their keys' hashes (`autoglm keys`), read again when it changes."
+        default="",
+        description="File with tenants and the hashes of their keys (see `autoglm keys`), reloaded when it changes.",
     )
     tenant_requests_per_minute: NonNegativeInt = Field(
-        default=0, description="Requests a minute of a tenant for which the file says nothing else; 0 is no limit."
+        default=0,
+        description="Rate limit of a tenant, in requests per minute, unless the file sets another; 0 means no limit.",
     )
     tenant_max_concurrent_requests: NonNegativeInt = Field(
-        default=0, description="Requests in progress of such a tenant in this gateway; 0 is no limit."
+        default=0,
+        description="Maximum concurrent requests of a tenant in one gateway, likewise; 0 means no limit.",
     )
     max_concurrent_requests: PositiveInt = Field(
-        default=256, description="Requests in progress, of all tenants, before new ones get a 429."
+        default=256, description="Maximum concurrent requests of all tenants; more are rejected with 429."
     )
     default_timeout: PositiveFloat = Field(
-        default=120.0, description="Seconds a request may take when it does not say."
+        default=120.0, description="Seconds that a request may take unless it sets its own timeout."
     )
-    max_timeout: PositiveFloat = Field(default=3600.0, description="Most seconds that a request may ask for.")
+    max_timeout: PositiveFloat = Field(
+        default=3600.0, description="Maximum timeout, in seconds, that a request may set."
+    )
     drain_timeout: PositiveFloat = Field(
-        default=20.0, description="Seconds that running requests get when the process stops."
+        default=20.0, description="Seconds that running requests get to finish when the process stops."
     )
 
     max_body_bytes: PositiveInt = Field(
-        default=32 * MIB, description="Largest request, in bytes, and as much again for what its URLs lead to."
+        default=32 * MIB,
+        description="Maximum request body in bytes. Media fetched from URLs has a separate budget of the same size.",
     )
     max_bytes_in_progress: PositiveInt = Field(
         default=512 * MIB,
-        description="Bytes of all requests in progress and of what their URLs lead to, before new ones get a 429.",
+        description="Maximum bytes of all requests in progress and their fetched media; more are rejected with 429.",
     )
-    max_media_bytes: PositiveInt = Field(default=20 * MIB, description="Largest image or recording, in bytes.")
-    max_image_pixels: PositiveInt = Field(default=40_000_000, description="Largest image, in pixels.")
-    max_media_parts: PositiveInt = Field(default=64, description="Most images and recordings in one request.")
+    max_media_bytes: PositiveInt = Field(
+        default=20 * MIB, description="Maximum size of one image or recording, in bytes."
+    )
+    max_image_pixels: PositiveInt = Field(default=40_000_000, description="Maximum size of an image, in pixels.")
+    max_media_parts: PositiveInt = Field(
+        default=64, description="Maximum number of images and recordings in one request."
+    )
 
     allowed_media_domains: Annotated[str, AfterValidator(_known_hosts)] = Field(
         default="",
-        description="Hosts that media is fetched from by https: URLs, comma separated: `host`, `*.domain` or `*` for"
-        " any public one, each with `:port` unless it is 443; empty is none.",
+        description="Hosts that media may be fetched from by https: URLs, comma-separated: `host`, `*.domain`, or `*`"
+        " for any public host, each with `:port` unless that is 443; empty means none.",
     )
     allowed_private_networks: Annotated[str, AfterValidator(_known_networks)] = Field(
         default="",
-        description="Networks, such as `10.1.0.0/16`, that hosts which `allowed_media_domains` names may be in; all"
-        " others have to be public.",
+        description="Private networks, such as `10.1.0.0/16`, in which hosts named by `allowed_media_domains` may be;"
+        " all other hosts must have public addresses.",
     )
     media_fetch_timeout: PositiveFloat = Field(
-        default=10.0, description="Seconds that one image or recording may take to be fetched."
+        default=10.0, description="Maximum seconds to fetch one image or recording."
     )
 
     redis_url: Annotated[SecretStr, AfterValidator(_redis_address)] = Field(
-        default=SecretStr(""), description="Redis or Valkey for embeddings and limits; empty uses none."
+        default=SecretStr(""), description="Redis or Valkey server for embeddings and rate limits; empty means none."
     )
-    redis_timeout: PositiveFloat = Field(default=0.25, description="Seconds that one look into Redis may take.")
-    redis_backoff: PositiveFloat = Field(default=5.0, description="Seconds without Redis after it failed.")
-    cache_ttl: PositiveInt = Field(default=24 * 3600, description="Seconds that an embedding stays in Redis.")
-    cache_bytes: int = Field(default=64 * MIB, ge=0, description="Embeddings kept in this process, in bytes.")
+    redis_timeout: PositiveFloat = Field(default=0.25, description="Maximum seconds for one Redis command.")
+    redis_backoff: PositiveFloat = Field(default=5.0, description="Seconds to go on without Redis after a failure.")
+    cache_ttl: PositiveInt = Field(default=24 * 3600, description="Seconds that an embedding is kept in Redis.")
+    cache_bytes: int = Field(
+        default=64 * MIB, ge=0, description="Maximum bytes of embeddings cached in this process; 0 disables this cache."
+    )
     cache_secret: SecretStr = Field(
         default=SecretStr(""),
-        description="Key of the hash that keeps tenants' cache entries apart; the same in every replica.",
+        description="Secret of the hash that separates tenants' cache entries; must be the same in every replica.",
     )
 
-    poll_interval: PositiveFloat = Field(default=2.0, description="Seconds between looks at the services' health.")
-    poll_timeout: PositiveFloat = Field(default=5.0, description="Seconds that a service has to say how it is.")
+    poll_interval: PositiveFloat = Field(default=2.0, description="Seconds between health polls of the services.")
+    poll_timeout: PositiveFloat = Field(
+        default=5.0, description="Maximum seconds for a service to answer a health poll."
+    )
     log_level: Annotated[str, AfterValidator(_known_level)] = Field(
-        default="INFO", description="Least level that is logged."
+        default="INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
     )
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The accepted API keys, beside those of the file."""
+        """The accepted API keys, in addition to those of the file."""
         return _split(self.api_keys.get_secret_value())
 
     @property
@@ -177,31 +199,35 @@ class Settings(BaseSettings):
 
     @property
     def media_domains(self) -> tuple[str, ...]:
-        """The hosts that media is fetched from."""
+        """The hosts that media may be fetched from."""
         return _split(self.allowed_media_domains)
 
     @property
     def private_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks that are not public and may be fetched from."""
+        """The private networks that media may be fetched from."""
         return tuple(ip_network(network) for network in _split(self.allowed_private_networks))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if OPEN_KEY in self.keys:
-            raise ValueError(f"api_keys: {OPEN_KEY} is what clients send to an open server; it cannot be a key")
+            raise ValueError(
+                f"api_keys: {OPEN_KEY} is what clients send to a server without keys, so it cannot be a key"
+            )
         if self.default_timeout > self.max_timeout:
             raise ValueError("default_timeout: must not exceed max_timeout")
         if self.max_body_bytes * (2 if self.media_domains else 1) > self.max_bytes_in_progress:
-            raise ValueError("max_body_bytes: one request, with as much of its URLs, exceeds max_bytes_in_progress")
+            raise ValueError("max_body_bytes: one request and the media from its URLs can exceed max_bytes_in_progress")
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
         if self.ssl_ca_certs and not self.ssl_certfile:
-            raise ValueError("ssl_ca_certs: needs ssl_certfile and ssl_keyfile")
+            raise ValueError("ssl_ca_certs: requires ssl_certfile and ssl_keyfile")
         if bool(self.serve_ssl_certfile) != bool(self.serve_ssl_keyfile):
             raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
         if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
-            raise ValueError("serve_ssl_certfile: needs serve_ssl_ca_certs")
+            raise ValueError("serve_ssl_certfile: requires serve_ssl_ca_certs")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"cors_allow_origins: {origin} is no origin; give one like https://app.example:8443")
+                raise ValueError(
+                    f"cors_allow_origins: {origin} is not an origin; use the form https://app.example:8443"
+                )
         return self

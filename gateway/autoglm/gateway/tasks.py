@@ -1,4 +1,4 @@
-"""Several things at once, of which the first failure ends all."""
+"""Concurrent work in which the first failure cancels the rest."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -21,9 +21,9 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """Yield what any of `streams` yields, as it comes; the first failure ends all of them.
+    """Yield the items of all `streams` as they come; the first failure ends all of them.
 
-    No stream is read more than two items ahead of who reads here.
+    Backpressure: no stream is read more than two items ahead of the consumer.
     """
     queue: asyncio.Queue[T | None] = asyncio.Queue(1)
 

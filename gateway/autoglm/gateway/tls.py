@@ -1,4 +1,4 @@
-"""The server's certificate, one for both doors, taken anew when its files change."""
+"""The TLS certificate of both doors, reloaded when its files change."""
 
 import ssl
 from collections import deque
@@ -6,22 +6,25 @@ from pathlib import Path
 
 import grpc
 
-from autoglm.gateway.file_watcher import FileError, Files, read
+from autoglm.gateway.file_watcher import FileError, FileWatcher, read
 from autoglm.gateway.settings import Settings
 
 
 class Certificate:
-    """What both doors show, and with `ssl_ca_certs` whom they ask for a certificate. Open connections keep theirs."""
+    """The certificate that both doors present; with `ssl_ca_certs`, clients must present one too (mutual TLS).
 
-    def __init__(self, settings: Settings, files: Files) -> None:
-        """Read the files now and when they change; raises FileError."""
+    Open connections keep the certificate that they started with.
+    """
+
+    def __init__(self, settings: Settings, files: FileWatcher) -> None:
+        """Load the files now, and again when they change; raises FileError."""
         self._certfile, self._keyfile = Path(settings.ssl_certfile), Path(settings.ssl_keyfile)
         self._ca_certs = Path(settings.ssl_ca_certs) if settings.ssl_ca_certs else None
-        self._renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)  # what gRPC has not taken yet
+        self._renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)  # until gRPC takes it
         files.follow("ssl", [path for path in (self._certfile, self._keyfile, self._ca_certs) if path], self._load)
 
     def context(self) -> ssl.SSLContext:
-        """Return what a listening socket uses for good: each handshake goes on with the newest certificate."""
+        """Return a context for a listening socket, which switches to the newest certificate in each handshake."""
         first = self._newest
 
         def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _first: ssl.SSLContext) -> None:
@@ -31,7 +34,7 @@ class Certificate:
         return first
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """Return credentials for a gRPC server, which asks for a newer certificate before each handshake."""
+        """Return credentials for a gRPC server, which fetches a newer certificate before each handshake."""
         mutual = self._ca_certs is not None
         return grpc.dynamic_ssl_server_credentials(self._renewed.pop(), self._take, mutual)  # type: ignore[arg-type]
 
@@ -45,11 +48,11 @@ class Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         try:
-            # With no password at all a key that has one would be asked for at the terminal.
+            # Without a password, OpenSSL would prompt at the terminal for that of an encrypted key.
             context.load_cert_chain(self._certfile, self._keyfile, password="")
         except (OSError, ValueError) as error:
             raise FileError(
-                f"{self._certfile} and {self._keyfile} are no certificate and its key, in PEM and without a password"
+                f"{self._certfile} and {self._keyfile} are not a certificate and its key, in PEM and without a password"
                 f" ({_reason(error)})"
             ) from None
         if self._ca_certs:
@@ -57,11 +60,11 @@ class Certificate:
             try:
                 context.load_verify_locations(self._ca_certs)
             except (OSError, ValueError) as error:
-                raise FileError(f"{self._ca_certs} holds no certificates in PEM ({_reason(error)})") from None
+                raise FileError(f"{self._ca_certs} contains no certificates in PEM ({_reason(error)})") from None
         return context
 
     def _take(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what has changed since the last time; called on gRPC's threads."""
+        """Return the certificate loaded since the last call, if any; called on gRPC's threads."""
         try:
             return self._renewed.pop()
         except IndexError:

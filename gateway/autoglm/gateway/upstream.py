@@ -1,15 +1,15 @@
-"""The services behind Ray Serve, over one gRPC channel; Serve chooses by the metadata `application`.
+"""Calls to the services through Ray Serve, over one gRPC channel; Serve routes by the metadata `application`.
 
-Serve itself answers for an application that is dead, missing or restarting, with codes that vary
-and without our error details. Only an error that carries our ErrorInfo is the service's own word;
-nearly every other failure means that the service could not be reached.
+Serve itself answers for an application that is dead, missing or restarting, with varying codes and without our error
+details. Only an error with our ErrorInfo comes from the service; nearly every other failure means that the service
+could not be reached.
 """
 
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -30,9 +30,9 @@ from autoglm.common.errors import (
     from_status,
 )
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
-from autoglm.gateway.conversation import Call
+from autoglm.gateway.context import RequestContext
 from autoglm.gateway.file_watcher import read
-from autoglm.gateway.media.verify import Media
+from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.settings import Settings
 from autoglm.v1.decoder_pb2 import (
     DecoderServiceDescribeRequest,
@@ -57,29 +57,32 @@ from autoglm.v1.vision_pb2_grpc import VisionServiceStub
 
 logger = logging.getLogger("autoglm.gateway.upstream")
 
+Q = TypeVar("Q")
+A = TypeVar("A")
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # gRPC would wait up to two minutes before it tries a restarted Serve again.
+    # gRPC would wait up to two minutes before it reconnects to a restarted Serve.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
 
 class Mesh:
-    """Calls to the three applications, each with its caller's deadline; cancelling a task cancels its call."""
+    """Calls to the three applications, each with its request's deadline; cancelling a task cancels its call."""
 
     def __init__(self, settings: Settings) -> None:
-        """Prepare calls; raises FileError when the files for TLS cannot be read."""
+        """Open the channel; raises FileError when the files for TLS cannot be read."""
         self._channel = _channel(settings)
         token = settings.serve_token.get_secret_value()
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self._vision = VisionServiceStub(self._channel)
         self._speech = SpeechServiceStub(self._channel)
         self._decoder = DecoderServiceStub(self._channel)
-        # Serve's answer is one `repeated string`, on the wire the same as a FieldMask; its own class would import Ray.
+        # Serve's answer is one `repeated string`, which a FieldMask can parse; its own class would import Ray.
         self._list = self._channel.unary_unary(
             "/ray.serve.RayServeAPIService/ListApplications",
             request_serializer=Empty.SerializeToString,
@@ -90,49 +93,45 @@ class Mesh:
         """Close the channel; calls in progress are cancelled."""
         await self._channel.close(grace=None)
 
-    async def applications(self, call: Call) -> Collection[str]:
-        """Return the names of the applications that Serve's config holds, up or down; raises MeshError."""
-        answer: FieldMask = await self._ask(self._list, Empty(), "ingress", call)
-        return answer.paths
+    async def applications(self, context: RequestContext) -> Collection[str]:
+        """Return the names of the applications in Serve's config, up or down; raises MeshError."""
+        return (await self._ask(self._list, Empty(), "ingress", context)).paths
 
-    async def encode(self, media: Media, call: Call) -> Embedding:
-        """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or what the encoder objects to."""
-        left = call.deadline.to_message()
+    async def encode(self, media: VerifiedMedia, context: RequestContext) -> Embedding:
+        """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or the encoder's own error."""
+        left = context.deadline.to_message()
         if media.modality == MODALITY_IMAGE:
             image = VisionServiceEncodeRequest(image=_bytes(media), timeout=left)
-            return cast(Embedding, (await self._ask(self._vision.Encode, image, "vision", call)).embedding)
+            return (await self._ask(self._vision.Encode, image, "vision", context)).embedding
         audio = SpeechServiceEncodeRequest(audio=_bytes(media), timeout=left)
-        return cast(Embedding, (await self._ask(self._speech.Encode, audio, "speech", call)).embedding)
+        return (await self._ask(self._speech.Encode, audio, "speech", context)).embedding
 
-    async def transcribe(self, media: Media, call: Call) -> SpeechServiceTranscribeResponse:
-        """Return what was said; fails as `encode` does."""
-        request = SpeechServiceTranscribeRequest(audio=_bytes(media), timeout=call.deadline.to_message())
-        return cast(SpeechServiceTranscribeResponse, await self._ask(self._speech.Transcribe, request, "speech", call))
+    async def transcribe(self, media: VerifiedMedia, context: RequestContext) -> SpeechServiceTranscribeResponse:
+        """Return what is said in a recording; raises the same errors as `encode`."""
+        request = SpeechServiceTranscribeRequest(audio=_bytes(media), timeout=context.deadline.to_message())
+        return await self._ask(self._speech.Transcribe, request, "speech", context)
 
-    async def describe_encoder(self, modality: Modality.ValueType, call: Call) -> EncoderInfo:
-        """Return what an encoder says of itself; raises ModalityUnavailable."""
+    async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
+        """Return an encoder's description of itself; raises ModalityUnavailable."""
         if modality == MODALITY_IMAGE:
-            answer = await self._ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", call)
-        else:
-            answer = await self._ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", call)
-        return cast(EncoderInfo, answer.encoder)
+            return (await self._ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", context)).encoder
+        return (await self._ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", context)).encoder
 
-    async def describe_decoder(self, call: Call) -> DecoderServiceDescribeResponse:
-        """Return what the decoder says of itself; raises UpstreamUnavailable."""
-        answer = await self._ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", call)
-        return cast(DecoderServiceDescribeResponse, answer)
+    async def describe_decoder(self, context: RequestContext) -> DecoderServiceDescribeResponse:
+        """Return the decoder's description of itself; raises UpstreamUnavailable."""
+        return await self._ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", context)
 
-    async def embed(self, request: DecoderServiceEmbedRequest, call: Call) -> DecoderServiceEmbedResponse:
-        """Return one vector of each part; raises UpstreamUnavailable or what the decoder objects to."""
-        request.timeout.CopyFrom(call.deadline.to_message() or request.timeout)
-        return cast(DecoderServiceEmbedResponse, await self._ask(self._decoder.Embed, request, "decoder", call))
+    async def embed(self, request: DecoderServiceEmbedRequest, context: RequestContext) -> DecoderServiceEmbedResponse:
+        """Return one vector for each part; raises UpstreamUnavailable or the decoder's own error."""
+        request.timeout.CopyFrom(context.deadline.to_message() or request.timeout)
+        return await self._ask(self._decoder.Embed, request, "decoder", context)
 
     async def generate(
-        self, request: DecoderServiceGenerateRequest, call: Call
+        self, request: DecoderServiceGenerateRequest, context: RequestContext
     ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
-        """Stream an answer; raises UpstreamUnavailable or what the decoder objects to."""
-        request.timeout.CopyFrom(call.deadline.to_message() or request.timeout)
-        stream = self._decoder.Generate(request, **self._route("decoder", call))
+        """Stream an answer; raises UpstreamUnavailable or the decoder's own error."""
+        request.timeout.CopyFrom(context.deadline.to_message() or request.timeout)
+        stream = self._decoder.Generate(request, **self._route("decoder", context))
         try:
             async for response in stream:
                 yield response
@@ -141,50 +140,52 @@ class Mesh:
         finally:
             stream.cancel()
 
-    async def _ask(self, method: Any, request: object, application: str, call: Call) -> Any:
+    async def _ask(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, application: str, context: RequestContext
+    ) -> A:
         try:
-            return await method(request, **self._route(application, call))
+            return await method(request, **self._route(application, context))
         except grpc.aio.AioRpcError as error:
             raise translate(error, application) from None
 
-    def _route(self, application: str, call: Call) -> dict[str, Any]:
-        metadata = (("application", application), *self._token, *call.metadata)
-        return {"timeout": call.deadline.remaining(), "metadata": metadata}
+    def _route(self, application: str, context: RequestContext) -> dict[str, Any]:
+        metadata = (("application", application), *self._token, *context.metadata)
+        return {"timeout": context.deadline.remaining(), "metadata": metadata}
 
 
 def unavailable(application: str) -> MeshError:
-    """Return the error for an application that cannot be reached at this moment."""
+    """Return the error for an application that cannot be reached now."""
     for row in MEDIA_MODALITIES:
         if application == row.application:
-            message = f"{row.kind} input is not available now: its encoder does not answer"
+            message = f"{row.kind} input is not available now: its encoder does not respond"
             return ModalityUnavailable(message, retry_after=RETRY_SECONDS)
-    return UpstreamUnavailable(f"the {application} does not answer; try again shortly")
+    return UpstreamUnavailable(f"the {application} does not respond; try again shortly")
 
 
 def absent(modality: Modality.ValueType) -> MeshError:
-    """Return the error for a modality whose application is not among Serve's: to try again is no use."""
+    """Return the error for a modality whose application is not deployed: trying again does not help."""
     name = MODALITY_NAMES[modality]
     part = BY_NUMBER[modality].part
     return ModalityUnavailable(
-        f"this server runs without its {part} part and takes no {name} input: leave the {name} out"
+        f"this server runs without its {part} part and does not accept {name} input: leave the {name} out"
     )
 
 
-def _bytes(media: Media) -> bytes:
-    """Return what a service reads of `media`; raises MediaUnknown when the client sent only its hash."""
+def _bytes(media: VerifiedMedia) -> bytes:
+    """Return the bytes of `media`; raises MediaUnknown when the client sent only their hash."""
     if not media.data:
-        raise MediaUnknown(f"{media.param}: nothing is kept of this SHA-256; send the bytes", param=media.param)
+        raise MediaUnknown(f"{media.param}: no media with this SHA-256 is cached; send the bytes", param=media.param)
     return media.data
 
 
 def _unknown_here(application: str) -> MeshError:
-    """Return the error for a service that does not know this gateway: its operator's fault, not the client's."""
-    logger.error("the %s service does not accept this gateway: AUTOGLM_SERVE_TOKEN is not the same", application)
+    """Return the error for a service that rejects this gateway's token: the operator's mistake, not the client's."""
+    logger.error("the %s service rejected this gateway: AUTOGLM_SERVE_TOKEN differs between them", application)
     return unavailable(application)
 
 
 def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
-    """Return what a client should see of a failed call; texts that are not ours stay inside."""
+    """Return the error that a client sees for a failed call; messages that are not ours are not passed on."""
     status = _own_status(error)
     if status is not None:
         known = from_status(status)
@@ -192,7 +193,7 @@ def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the deadline passed in the {application} service; allow more time")
     if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return RateLimited(f"the {application} service is full; try again shortly")
+        return RateLimited(f"the {application} service is at capacity; try again shortly")
     return unavailable(application)
 
 
@@ -205,9 +206,8 @@ def _channel(settings: Settings) -> grpc.aio.Channel:
 
 
 def _own_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    """Return the google.rpc.Status of `error` if this mesh made it, whatever a proxy did to code and text."""
-    metadata = cast(tuple[tuple[str, str | bytes], ...], error.trailing_metadata() or ())
-    for key, value in metadata:
+    """Return the google.rpc.Status of `error` if this mesh made it, even if a proxy changed the code and message."""
+    for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             with contextlib.suppress(DecodeError):
                 status, info = status_pb2.Status.FromString(value), error_details_pb2.ErrorInfo()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -15,7 +16,7 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, UnsupportedMedia
 from autoglm.common.tensors import seal
 from autoglm.gateway.media.cache import EmbeddingCache, Key, LocalTier, tenant_hash
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
 from autoglm.v1.generation_pb2 import CACHE_OUTCOME_LOCAL, CACHE_OUTCOME_MISS, CACHE_OUTCOME_SHARED
@@ -53,6 +54,24 @@ def test_a_key_names_everything_that_matters() -> None:
     assert str(key_of("a")) == f"ag2:tenant:image:r1:bf16:{digest}"
 
 
+@pytest.mark.parametrize(
+    ("shape", "grid", "fits"),
+    [
+        ((12, 1), (), True),
+        ((12, 1), (2, 6), True),
+        ((12, 1), (3, 4), True),
+        ((12, 1), (2, 5), False),
+        ((), (1,), False),
+    ],
+)
+def test_a_grid_has_as_many_cells_as_tokens(shape: tuple[int, ...], grid: tuple[int, ...], fits: bool) -> None:
+    key = key_of("a")
+    embedding = embedding_of(key)
+    embedding.tokens.CopyFrom(seal(bytes(2 * math.prod(shape)), shape, key.element_type))
+    embedding.grid.extend(grid)
+    assert key.fits(embedding) is fits
+
+
 def test_tenants_cannot_be_guessed() -> None:
     assert tenant_hash("s", "k1") != tenant_hash("s", "k2") != tenant_hash("other", "k2")
     assert tenant_hash("s", None) == tenant_hash("s", None)
@@ -68,13 +87,13 @@ def test_the_least_recently_used_goes_first() -> None:
     assert tier.get(keys[0]) is not None
     tier.put(keys[2], embedding_of(keys[2]))
     assert [tier.get(key) is not None for key in keys] == [True, False, True]
-    assert tier.bytes == 2 * size
+    assert tier.currsize == 2 * size
 
 
 def test_what_is_larger_than_the_tier_is_not_kept() -> None:
     tier = LocalTier(100)
     tier.put(key_of("a"), embedding_of(key_of("a"), 1000))
-    assert (tier.get(key_of("a")), tier.bytes) == (None, 0)
+    assert (tier.get(key_of("a")), tier.currsize) == (None, 0)
 
 
 class Encoder:
@@ -100,7 +119,7 @@ class Encoder:
 
 @pytest.fixture
 def cache() -> EmbeddingCache:
-    return EmbeddingCache(Settings(), Metrics())
+    return EmbeddingCache(Settings(), GatewayMetrics())
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -287,7 +306,7 @@ async def test_without_redis_requests_are_answered_and_the_log_says_it_once(
             assert await ask(client, image_part(png(colour=colour))) == ["miss"]
     told = [record.message for record in caplog.records]
     assert len(told) == 1
-    assert "redis does not answer" in told[0]
+    assert "redis is down" in told[0]
     assert "hidden" not in told[0]
     ready = await client.http.get("/health/ready")
     assert (ready.status_code, ready.json()["dependencies"]["redis"]) == (200, "down")

@@ -113,14 +113,14 @@ async def test_an_adapter_has_no_vectors_of_its_own(mesh: FakeMesh, serve: Serve
     response = await embed(await serve(), input="a", model=f"{BUNDLE}:calm")
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "model")
-    assert "adapters change no vectors" in error["message"]
+    assert "adapters do not change embeddings" in error["message"]
 
 
 async def test_token_ids_are_told_from_text(shared: Client) -> None:
     """LangChain and OpenAI's own examples send the ids of another model's tokenizer."""
     error = (await embed(shared, input=[[9906, 1917]])).json()["error"]
     assert "token ids" in error["message"]
-    assert "send strings" in error["message"]
+    assert "token ids are not supported" in error["message"]
 
 
 @pytest.mark.parametrize(

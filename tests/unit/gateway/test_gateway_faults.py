@@ -284,7 +284,7 @@ async def test_a_fault_of_our_own_is_a_500_without_its_text(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("autoglm.gateway.chat.to_conversation", broken)
+    monkeypatch.setattr("autoglm.gateway.openai.chat.to_conversation", broken)
     response = await client.chat("hi")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
     assert "secret" not in response.text
@@ -374,7 +374,7 @@ async def test_a_port_that_is_taken(shared: Client, name: str) -> None:
 )
 async def test_a_setting_that_is_wrong(setting: dict[str, str], named: str) -> None:
     process = await start_process(**setting)
-    assert named in await read_until(process, "bad setting")
+    assert named in await read_until(process, "invalid setting")
     assert await process.wait() == 1
 
 

@@ -17,8 +17,8 @@ from autoglm.common.errors import AuthenticationFailed
 from autoglm.gateway import app
 from autoglm.gateway.admission.key_file import digest_of, load
 from autoglm.gateway.admission.keys import Keys
-from autoglm.gateway.file_watcher import FileError, Files
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.file_watcher import FileError, FileWatcher
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 from autoglm.v1.model_pb2 import ListModelsRequest
 from autoglm.v1.model_pb2_grpc import ModelServiceStub
@@ -137,7 +137,7 @@ def reload_is(client: Client, value: float) -> Callable[[], Any]:
         ("keys: [ag-leaked]", "keys: Extra inputs"),
         ("tenants: [{name: ag leaked}]", "tenants.0.name: String should match"),
         ("tenants: [{name: a, requests_per_minute: -1}]", "tenants.0.requests_per_minute: Input should be greater"),
-        ("tenants: [{name: a}, {name: a}]", "tenant a is there more than once"),
+        ("tenants: [{name: a}, {name: a}]", "tenant a is listed more than once"),
         (f"tenants: [{{name: a, keys: [{digest_of('k')}]}}, {{name: b, keys: [{digest_of('k')}]}}]", "more than once"),
         (f"tenants: [{{name: a, keys: [{digest_of('EMPTY')}]}}]", "EMPTY is what clients send"),
     ],
@@ -172,7 +172,7 @@ def test_a_file_that_is_not_there_stops_the_start(
 def test_every_key_is_compared_whichever_matches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "keys.yaml"
     file.write_bytes(content(acme=["ag-1", "ag-2", "ag-3"]))
-    keys = Keys(Settings(api_keys_file=str(file), api_keys=SecretStr("k1")), Files(Metrics()))
+    keys = Keys(Settings(api_keys_file=str(file), api_keys=SecretStr("k1")), FileWatcher(GatewayMetrics()))
     compare = Mock(wraps=hmac.compare_digest)
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for key in ("ag-1", "ag-3", "k1"):

@@ -152,7 +152,7 @@ async def test_one_at_a_time(serve: Serve, mesh: FakeMesh, limited: str, door: A
     assert (await ask(client, "o2")).status_code == 200
 
 
-async def test_who_hangs_up_leaves_the_place(serve: Serve, mesh: FakeMesh, limited: str) -> None:
+async def test_who_hangs_up_gives_the_slot_back(serve: Serve, mesh: FakeMesh, limited: str) -> None:
     client = await serve(api_keys_file=limited)
     mesh.decoder.generate.hold.clear()
     await abandon(mesh.decoder.generate, asyncio.create_task(ask(client, "o1")))
@@ -172,7 +172,7 @@ async def test_without_a_limit_no_headers_tell_of_one(serve: Serve, limited: str
     assert not any(name.startswith("x-ratelimit") for name in (await ask(client, "f1")).headers)
 
 
-async def test_a_request_that_finds_no_place_is_not_counted(serve: Serve, mesh: FakeMesh) -> None:
+async def test_a_request_without_a_slot_is_not_counted(serve: Serve, mesh: FakeMesh) -> None:
     client = await serve(max_concurrent_requests=1, tenant_requests_per_minute=2)
     mesh.decoder.generate.hold.clear()
     first = asyncio.create_task(client.chat("hi"))
@@ -184,7 +184,7 @@ async def test_a_request_that_finds_no_place_is_not_counted(serve: Serve, mesh: 
     assert (await client.chat("hi")).headers["x-ratelimit-remaining-requests"] == "0"
 
 
-async def test_more_requests_than_places(serve: Serve, mesh: FakeMesh) -> None:
+async def test_more_requests_than_slots(serve: Serve, mesh: FakeMesh) -> None:
     client = await serve(max_concurrent_requests=1)
     mesh.decoder.generate.hold.clear()
     first = asyncio.create_task(client.chat("hi"))

@@ -65,7 +65,10 @@ async def test_what_needs_the_part_is_refused_before_any_work(deaf: FakeMesh, cl
     response = await client.chat([image_part(png()), NO_IMAGE, audio_part(wav())], stream=stream)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (503, "modality_unavailable")
-    assert error["message"] == "this server runs without its speech part and takes no audio input: leave the audio out"
+    assert (
+        error["message"]
+        == "this server runs without its speech part and does not accept audio input: leave the audio out"
+    )
     assert "retry-after" not in response.headers
     assert deaf.calls == 0
     assert (await client.chat("hi")).status_code == 200

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from autoglm.common.errors import UpstreamUnavailable
-from autoglm.gateway.openai.responses.render import ResponseAnswer
+from autoglm.gateway.openai.responses.render import ResponsesRenderer
 from autoglm.gateway.openai.responses.request import ResponseRequest
 from autoglm.gateway.pipeline import Step
 from autoglm.v1.generation_pb2 import (
@@ -139,7 +139,8 @@ async def test_what_is_said_beside_a_call_is_of_its_turn(client: Client, mesh: F
 
 
 def test_text_behind_a_call_is_an_item_of_its_own() -> None:
-    answer = ResponseAnswer("r", "m", ResponseRequest.model_validate({"model": "m", "input": "hi"}))
+    echo = ResponseRequest.model_validate({"model": "m", "input": "hi"}).echo()
+    answer = ResponsesRenderer("r", "m", echo)
     found = events(b"".join(map(answer.chunk, [
         Step(0, text="a"), Step(0, text="b", calls=CALLS[:1]), Step(0, text="c"),
     ])).decode())  # fmt: skip

@@ -174,13 +174,13 @@ async def test_a_renewed_certificate_is_taken_without_a_restart(mesh: FakeMesh, 
         before = [await serial(port, ours.context(), protocol) for port, protocol in doors]
         assert before[0] == before[1]
         mount.put(**renewed.files(key=ours.server.private_key_pem.bytes()))  # not its key
-        assert "KEY_VALUES_MISMATCH" in await read_until(process, "ssl has changed and cannot be used")
+        assert "KEY_VALUES_MISMATCH" in await read_until(process, "reloading ssl failed, keeping the previous version")
         assert [await serial(port, ours.context(), protocol) for port, protocol in doors] == before
         async with httpx.AsyncClient(verify=ours.context(), trust_env=False) as http:
             metrics = await http.get(f"https://{HOST}:{doors[1][0]}/metrics")
         assert 'autoglm_last_reload_successful{setting="ssl"} 0.0' in metrics.text
         mount.put(**renewed.files())
-        await read_until(process, "ssl has changed and was read again")
+        await read_until(process, "reloaded ssl")
         after = [await serial(port, ours.context(), protocol) for port, protocol in doors]
         assert after[0] == after[1] != before[0]
     finally:
@@ -199,12 +199,12 @@ def port_in(line: str) -> int:
     [
         ({"SSL_CERTFILE": "cert"}, "ssl_certfile, ssl_keyfile: set both or neither"),
         ({"SSL_KEYFILE": "key"}, "ssl_certfile, ssl_keyfile: set both or neither"),
-        ({"SSL_CA_CERTS": "ca"}, "ssl_ca_certs: needs ssl_certfile and ssl_keyfile"),
+        ({"SSL_CA_CERTS": "ca"}, "ssl_ca_certs: requires ssl_certfile and ssl_keyfile"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "gone"}, "gone cannot be read (No such file or directory)"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "other"}, "(KEY_VALUES_MISMATCH)"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "locked"}, "in PEM and without a password"),
-        ({"SSL_CERTFILE": "key", "SSL_KEYFILE": "key"}, "are no certificate and its key, in PEM"),
-        ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "key", "SSL_CA_CERTS": "key"}, "holds no certificates in PEM"),
+        ({"SSL_CERTFILE": "key", "SSL_KEYFILE": "key"}, "are not a certificate and its key, in PEM"),
+        ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "key", "SSL_CA_CERTS": "key"}, "contains no certificates in PEM"),
     ],
 )
 def test_what_cannot_be_used_stops_the_start_with_one_line(

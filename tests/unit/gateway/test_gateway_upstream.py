@@ -39,7 +39,7 @@ async def test_services_that_want_another_token_are_the_operators_trouble(
     mesh.decoder.generate.error = AuthenticationFailed("not you")
     response = await client.chat("hi")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "upstream_unavailable")
-    assert "the decoder service does not accept this gateway: AUTOGLM_SERVE_TOKEN is not the same" in caplog.text
+    assert "the decoder service rejected this gateway: AUTOGLM_SERVE_TOKEN differs between them" in caplog.text
     assert "between-us" not in caplog.text
 
 

@@ -1,25 +1,25 @@
-"""The bytes of all requests in progress, before memory is full of them."""
+"""Load shedding by memory: a limit on the bytes of all requests in progress."""
 
 from autoglm.common.errors import RateLimited
-from autoglm.gateway.conversation import Call
-from autoglm.gateway.metrics import Metrics
+from autoglm.gateway.context import RequestContext
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 
 
-class Memory:
-    """Counts what requests hold in this process: what they sent, and the files that their URLs led to."""
+class ByteBudget:
+    """Counts the bytes that requests hold in this process: their bodies, and the files fetched from their URLs."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._most, self._metrics, self._held = settings.max_bytes_in_progress, metrics, 0
+    def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
+        self._limit, self._metrics, self._reserved = settings.max_bytes_in_progress, metrics, 0
 
-    def take(self, call: Call, size: int) -> None:
-        """Count `size` more bytes of a request; raises RateLimited when memory is full of others."""
-        if self._held + size > self._most:
-            self._metrics.rejected(call.tenant, "memory")
-            raise RateLimited("the gateway holds as many bytes of requests as it may; try again shortly")
-        self._held += size
-        call.received += size
+    def reserve(self, context: RequestContext, size: int) -> None:
+        """Count `size` more bytes of a request; raises RateLimited when that exceeds the limit."""
+        if self._reserved + size > self._limit:
+            self._metrics.rejected(context.tenant, "memory")
+            raise RateLimited("the gateway's request memory limit is reached; try again shortly")
+        self._reserved += size
+        context.received += size
 
-    def release(self, call: Call) -> None:
-        """Forget a request that has ended."""
-        self._held -= call.received
+    def release(self, context: RequestContext) -> None:
+        """Give back all bytes of a request that has ended."""
+        self._reserved -= context.received

@@ -1,6 +1,6 @@
-"""The file of API keys: tenants, their limits, and the SHA-256 of each of their keys, in YAML or JSON.
+"""The key file: tenants, their limits, and the SHA-256 of each of their API keys, in YAML or JSON.
 
-A key is 256 random bits, so its hash needs neither salt nor slowness: nobody can guess the key from it.
+A key is 256 random bits, so a plain hash is enough: it cannot be reversed by guessing, with or without a salt.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TenantEntry(BaseModel):
-    """A tenant; a limit that is not given is that of the settings, and 0 is none."""
+    """A tenant. A missing limit falls back to the settings; 0 means no limit."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,22 +47,22 @@ class KeyFile(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name in _repeated([tenant.name for tenant in self.tenants]):
-            raise ValueError(f"tenant {name} is there more than once")
+            raise ValueError(f"tenant {name} is listed more than once")
         digests = [digest for tenant in self.tenants for digest in tenant.keys]
         for digest in _repeated(digests):
-            raise ValueError(f"key {digest[:ID_DIGITS]} is there more than once")
+            raise ValueError(f"key {digest[:ID_DIGITS]} is listed more than once")
         if digest_of(OPEN_KEY) in digests:
-            raise ValueError(f"{OPEN_KEY} is what clients send to an open server; it cannot be a key")
+            raise ValueError(f"{OPEN_KEY} is what clients send to a server without keys, so it cannot be a key")
         return self
 
     def add_key(self, name: str) -> str:
-        """Return a new key of a tenant, which is added if it is not there; raises ValueError for a bad name."""
+        """Return a new key for a tenant, creating the tenant if needed; raises ValueError for an invalid name."""
         key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
         self._tenant(name).keys.append(digest_of(key))
         return key
 
     def limit(self, name: str, requests_per_minute: int | None, max_concurrent_requests: int | None) -> None:
-        """Set a tenant's limits, but those that are None."""
+        """Set those of a tenant's limits that are not None."""
         tenant = self._tenant(name)
         if requests_per_minute is not None:
             tenant.requests_per_minute = requests_per_minute
@@ -70,13 +70,13 @@ class KeyFile(BaseModel):
             tenant.max_concurrent_requests = max_concurrent_requests
 
     def remove_key(self, key_id: str) -> str:
-        """Remove a key and return whose it was; raises ValueError when there is none with this id."""
+        """Remove a key and return its tenant's name; raises ValueError for an unknown id."""
         for tenant in self.tenants:
             for digest in tenant.keys:
                 if digest[:ID_DIGITS] == key_id:
                     tenant.keys.remove(digest)
                     return tenant.name
-        raise ValueError(f"there is no key {key_id}: see `autoglm keys list`")
+        raise ValueError(f"no key has the id {key_id}: see `autoglm keys list`")
 
     def _tenant(self, name: str) -> TenantEntry:
         for tenant in self.tenants:
@@ -85,7 +85,9 @@ class KeyFile(BaseModel):
         try:
             self.tenants.append(TenantEntry(name=name))
         except ValidationError:
-            raise ValueError("a tenant's name is of up to 64 letters, digits, '.', '_' and '-'") from None
+            raise ValueError(
+                "a tenant's name is 1 to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
+            ) from None
         return self.tenants[-1]
 
 
@@ -95,26 +97,26 @@ def digest_of(key: str) -> str:
 
 
 def key_id(key: str) -> str:
-    """Return what a key is called where it must not be seen: the first digits of its hash."""
+    """Return the id that stands for a key in lists and logs: the first digits of its hash."""
     return digest_of(key)[:ID_DIGITS]
 
 
 def load(path: Path) -> KeyFile:
-    """Return what the file says; raises FileError."""
+    """Load and validate the file; raises FileError."""
     raw = read(path)
     try:
         return KeyFile.model_validate(yaml.safe_load(raw) or {})
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(step) for step in wrong["loc"])
-        raise FileError(f"{path}: {place + ': ' if place else ''}{wrong['msg']}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, and the like
+        field = ".".join(str(step) for step in wrong["loc"])
+        raise FileError(f"{path}: {field + ': ' if field else ''}{wrong['msg']}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, for example
         mark = getattr(error, "problem_mark", None)
         raise FileError(f"{path} is neither YAML nor JSON{f' at line {mark.line + 1}' if mark else ''}") from None
 
 
 def save(path: Path, content: KeyFile) -> None:
-    """Write the file whole or not at all, for its owner's eyes alone; raises FileError."""
+    """Write the file atomically, readable by its owner only; raises FileError."""
     plain = content.model_dump(exclude_none=True)
     text = json.dumps(plain, indent=2) + "\n" if path.suffix == ".json" else yaml.safe_dump(plain, sort_keys=False)
     try:

@@ -1,4 +1,4 @@
-"""API keys, and whose they are: those of the settings, and those of a file that may change meanwhile."""
+"""Authentication: API keys and their tenants, from the settings and from a file that is reloaded when it changes."""
 
 import hashlib
 import hmac
@@ -7,19 +7,19 @@ from pathlib import Path
 from autoglm.common.errors import AuthenticationFailed
 from autoglm.gateway.admission import key_file
 from autoglm.gateway.admission.key_file import TenantEntry
-from autoglm.gateway.conversation import Tenant
-from autoglm.gateway.file_watcher import Files
+from autoglm.gateway.context import Tenant
+from autoglm.gateway.file_watcher import FileWatcher
 from autoglm.gateway.media.cache import tenant_hash
 from autoglm.gateway.settings import Settings
 
-Known = tuple[tuple[bytes, Tenant], ...]  # the SHA-256 of a key, and whose it is
+Known = tuple[tuple[bytes, Tenant], ...]  # the SHA-256 of a key, and its tenant
 
 
 class Keys:
-    """Who may enter. Without keys everybody, as one tenant; but not when a file of keys is empty."""
+    """Maps keys to tenants. With no keys configured, everyone is one tenant; an empty key file lets no one in."""
 
-    def __init__(self, settings: Settings, files: Files) -> None:
-        """Read the keys, and those of the file again when it changes; raises FileError."""
+    def __init__(self, settings: Settings, files: FileWatcher) -> None:
+        """Load the keys, and reload those of the file when it changes; raises FileError."""
         self._settings = settings
         self._listed: Known = tuple(
             (hashlib.sha256(key.encode()).digest(), self._tenant("env", key)) for key in settings.keys
@@ -32,14 +32,14 @@ class Keys:
             files.follow("api_keys_file", [self._path], self._load)
 
     def tenant(self, authorization: str | None) -> Tenant:
-        """Return whose key the header `authorization` holds; raises AuthenticationFailed."""
+        """Return the tenant of the key in the header `authorization`; raises AuthenticationFailed."""
         if self._open:
             return self._anonymous
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not given:
-            raise AuthenticationFailed("an API key is needed: send it as authorization: Bearer <key>")
+            raise AuthenticationFailed("an API key is required: send it as authorization: Bearer <key>")
         digest = hashlib.sha256(given.strip().encode()).digest()
-        # Every key is compared, so that the time tells nothing about which came close.
+        # Every key is compared, so that the time taken reveals nothing about any of them.
         owners = [tenant for known, tenant in (*self._filed, *self._listed) if hmac.compare_digest(known, digest)]
         if not owners:
             raise AuthenticationFailed("the API key is not valid")
@@ -49,12 +49,12 @@ class Keys:
         entries = key_file.load(self._path).tenants
         self._filed = tuple(
             (bytes.fromhex(digest), tenant)
-            for entry, tenant in ((entry, self._named(entry)) for entry in entries)
+            for entry, tenant in ((entry, self._tenant_of(entry)) for entry in entries)
             for digest in entry.keys
         )
 
-    def _named(self, entry: TenantEntry) -> Tenant:
-        known_by = f"tenant\n{entry.name}"  # no key has a line break, so that no name is taken for a key
+    def _tenant_of(self, entry: TenantEntry) -> Tenant:
+        known_by = f"tenant\n{entry.name}"  # a key has no line break, so a tenant's name never equals one
         return self._tenant(entry.name, known_by, entry.requests_per_minute, entry.max_concurrent_requests)
 
     def _tenant(self, name: str, known_by: str | None, rate: int | None = None, at_once: int | None = None) -> Tenant:

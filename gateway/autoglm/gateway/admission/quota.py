@@ -1,7 +1,7 @@
-"""What each tenant may have: requests at once, and requests a minute.
+"""Limits of each tenant: concurrent requests, and a rate limit in requests per minute.
 
-Requests at once are counted in this process. Those of the last minute are counted in Redis, for all
-gateways together; while there is none, or it fails, in this process.
+Concurrent requests are counted in this process. The rate limit is a moving window of one minute in Redis, shared by all
+gateways; without Redis, or while it fails, each gateway counts alone.
 """
 
 import math
@@ -16,41 +16,44 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
 from autoglm.common.errors import RateLimited
-from autoglm.gateway.conversation import Allowance, Call, Tenant
-from autoglm.gateway.metrics import Metrics
-from autoglm.gateway.redis_store import Store
+from autoglm.gateway.context import Allowance, RequestContext, Tenant
+from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.redis_store import RedisStore
 
 
 class Quota:
-    """Counts what tenants use."""
+    """Counts the requests of each tenant and enforces its limits."""
 
-    def __init__(self, store: Store | None, metrics: Metrics) -> None:
+    def __init__(self, store: RedisStore | None, metrics: GatewayMetrics) -> None:
         self._store, self._metrics = store, metrics
         self._running: Counter[str] = Counter()
         self._own = MovingWindowRateLimiter(MemoryStorage())
         self._shared = None if store is None else MovingWindowRateLimiter(_storage(store))
 
     @contextmanager
-    def seat(self, tenant: Tenant) -> Iterator[None]:
-        """Hold one of the tenant's places; raises RateLimited when none is free."""
+    def slot(self, tenant: Tenant) -> Iterator[None]:
+        """Hold one of the tenant's concurrent requests; raises RateLimited when its limit is reached."""
         limit = tenant.max_concurrent_requests
         if limit and self._running[tenant.id] >= limit:
             self._metrics.rejected(tenant, "concurrent_requests")
-            raise RateLimited(f"the limit of {limit} requests at once is reached; wait for an answer")
+            raise RateLimited(f"the limit of {limit} concurrent requests is reached; wait for one to finish")
         self._running[tenant.id] += 1
         try:
             yield
         finally:
             self._running[tenant.id] -= 1
 
-    async def spend(self, call: Call) -> None:
-        """Count a request and note on `call` what is left; raises RateLimited, with the wait, when nothing is."""
-        tenant = call.tenant
+    async def spend(self, context: RequestContext) -> None:
+        """Count a request against the rate limit and record the rest in `context.allowance`.
+
+        Raises RateLimited, with the time to wait, when nothing is left.
+        """
+        tenant = context.tenant
         if not tenant.requests_per_minute:
             return
         spent, window = await self._hit(RateLimitItemPerMinute(tenant.requests_per_minute), tenant.id)
         wait = max(0.0, window.reset_time - time.time())
-        call.allowance = Allowance(tenant.requests_per_minute, max(0, window.remaining), wait)
+        context.allowance = Allowance(tenant.requests_per_minute, max(0, window.remaining), wait)
         if not spent:
             self._metrics.rejected(tenant, "requests_per_minute")
             raise RateLimited(
@@ -70,6 +73,6 @@ async def _hit(limiter: MovingWindowRateLimiter, limit: RateLimitItem, tenant: s
     return await limiter.hit(limit, tenant), await limiter.get_window_stats(limit, tenant)
 
 
-def _storage(store: Store) -> RedisStorage:
+def _storage(store: RedisStore) -> RedisStorage:
     options: Any = {"connection_pool": store.client.connection_pool}
     return RedisStorage("async+redis://", implementation="redispy", key_prefix="ag1", **options)

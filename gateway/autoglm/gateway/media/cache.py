@@ -1,25 +1,26 @@
-"""The embedding cache: this process's memory, then Redis, then the encoder, once per key.
+"""The embedding cache: this process's memory, then Redis, then the encoder, with single flight per key.
 
-A cache must never be the reason that a request fails: when Redis is down, slow or wrong, the
-encoder answers.
+Single flight: however many requests ask for a key at the same time, it is looked up and computed once. The cache never
+makes a request fail: when Redis is down, slow or returns damaged data, the encoder computes the embedding.
 """
 
 import asyncio
 import hashlib
 import hmac
 import logging
-from collections import OrderedDict
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from cachetools import LRUCache
 from google.protobuf.message import DecodeError
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MediaUnknown
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
-from autoglm.gateway.metrics import Metrics
-from autoglm.gateway.redis_store import Store
+from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import (
     ELEMENT_TYPE_BFLOAT16,
@@ -45,13 +46,14 @@ Encode = Callable[[], Awaitable[Embedding]]
 
 
 def tenant_hash(secret: str, key: str | None) -> str:
-    """Return the tenant part of cache keys, for what a tenant is known by: nobody can work out another's."""
+    """Return the tenant part of cache keys for the key or name that identifies a tenant. Without the secret, no one can
+    work out another tenant's."""
     return hmac.new(secret.encode(), (key or "anonymous").encode(), hashlib.sha256).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What makes two embeddings the same."""
+    """Everything that two requests must have in common to share an embedding."""
 
     tenant: str
     modality: Modality.ValueType
@@ -64,7 +66,10 @@ class Key:
         return f"ag2:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
 
     def fits(self, embedding: Embedding) -> bool:
-        """Return whether `embedding` is whole and is what this key stands for."""
+        """Return whether `embedding` is undamaged and belongs to this key.
+
+        A grid must have as many cells as there are tokens: 2 × 6 and 3 × 4 have equal bytes and other positions.
+        """
         try:
             check(embedding.tokens)
         except TensorError:
@@ -74,43 +79,35 @@ class Key:
             and embedding.encoder_revision == self.revision
             and embedding.tokens.element_type == self.element_type
             and embedding.media_sha256 == self.sha256
+            and _grid_fits(embedding)
         )
 
 
-class LocalTier:
-    """The most recently used embeddings of this process, bounded in bytes."""
+def _grid_fits(embedding: Embedding) -> bool:
+    """Return whether the grid of `embedding`, if it has one, has as many cells as there are tokens."""
+    return not embedding.grid or [math.prod(embedding.grid)] == embedding.tokens.shape[:1]
+
+
+class LocalTier(LRUCache[Key, Embedding]):
+    """The most recently used embeddings in this process, limited to `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[Key, Embedding] = OrderedDict()
-        self.bytes = 0
-
-    def get(self, key: Key) -> Embedding | None:
-        """Return the embedding and make it the most recent."""
-        embedding = self._entries.get(key)
-        if embedding is not None:
-            self._entries.move_to_end(key)
-        return embedding
+        super().__init__(max_bytes, getsizeof=Embedding.ByteSize)
 
     def put(self, key: Key, embedding: Embedding) -> None:
-        """Keep the embedding, and drop the least recently used ones that no longer fit."""
-        size = embedding.ByteSize()
-        if key in self._entries or size > self._max_bytes:
-            return
-        self._entries[key] = embedding
-        self.bytes += size
-        while self.bytes > self._max_bytes:
-            self.bytes -= self._entries.popitem(last=False)[1].ByteSize()
+        """Keep the embedding, unless it alone exceeds the limit."""
+        if embedding.ByteSize() <= self.maxsize:
+            self[key] = embedding
 
 
 class RedisTier:
-    """Embeddings that all gateways share; while Redis fails it holds nothing."""
+    """Embeddings that all gateways share. While Redis fails, it is as good as empty."""
 
-    def __init__(self, store: Store, ttl: int) -> None:
+    def __init__(self, store: RedisStore, ttl: int) -> None:
         self._store, self._ttl = store, ttl
 
     async def get(self, key: Key) -> Embedding | None:
-        """Return the embedding; one that is damaged is deleted and counts as absent."""
+        """Return the embedding; a damaged one is deleted and counts as absent."""
         raw = await self._store.ask(lambda: self._store.client.get(str(key)))
         if not isinstance(raw, bytes):
             return None
@@ -120,27 +117,27 @@ class RedisTier:
             embedding = Embedding()
         if key.fits(embedding):
             return embedding
-        logger.warning("a damaged entry was dropped from redis")
+        logger.warning("deleted a damaged embedding from redis")
         await self._store.ask(lambda: self._store.client.delete(str(key)))
         return None
 
     async def put(self, key: Key, embedding: Embedding) -> None:
-        """Keep the embedding for the configured time."""
+        """Store the embedding for the configured time."""
         await self._store.ask(lambda: self._store.client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
 
 
 @dataclass(slots=True)
 class _Flight:
-    """One computation that several requests wait for."""
+    """One lookup in progress, shared by the requests that wait for it."""
 
     task: asyncio.Task[tuple[Embedding, CacheOutcome.ValueType]]
     waiters: int = 0
 
 
 class EmbeddingCache:
-    """Looks in each tier and has what is missing computed, once however many ask."""
+    """Looks in each tier, and has a missing embedding computed once (single flight)."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, store: Store | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: GatewayMetrics, store: RedisStore | None = None) -> None:
         self.local = LocalTier(settings.cache_bytes)
         self.redis = None if store is None else RedisTier(store, settings.cache_ttl)
         self._metrics = metrics
@@ -156,7 +153,7 @@ class EmbeddingCache:
             raise DeadlineExceeded("the deadline passed while media was being encoded; allow more time") from None
 
     async def close(self) -> None:
-        """Finish what is being stored."""
+        """Wait for embeddings that are being stored."""
         await asyncio.gather(*self._stores)
 
     async def _get(self, key: Key, encode: Encode) -> tuple[Embedding, CacheOutcome.ValueType]:
@@ -168,13 +165,14 @@ class EmbeddingCache:
             try:
                 return (await self._join(key, flight))[0], CACHE_OUTCOME_SHARED
             except (DeadlineExceeded, MediaUnknown):
-                # The deadline of whoever started it, not ours, which would be a TimeoutError; or its lack of bytes.
+                # The request that started the lookup ran out of time, or sent no bytes; this one did not: its own
+                # deadline would be a TimeoutError.
                 continue
         flight = self._flights[key] = _Flight(asyncio.create_task(self._look_up(key, encode)))
         return await self._join(key, flight)
 
     async def _join(self, key: Key, flight: _Flight) -> tuple[Embedding, CacheOutcome.ValueType]:
-        """Wait for `flight`; whoever leaves last cancels it, and no one can join it any more."""
+        """Wait for `flight`. The last waiter to leave cancels it; after that no one can join it."""
         flight.waiters += 1
         try:
             return await asyncio.shield(flight.task)
@@ -193,7 +191,9 @@ class EmbeddingCache:
                 self.local.put(key, found)
                 return found, CACHE_OUTCOME_REDIS
         embedding = await encode()
-        if key.fits(embedding):  # an encoder replaced a moment ago sends another revision: true, but not this key's
+        if key.fits(
+            embedding
+        ):  # an encoder that was just replaced sends another revision, which is valid but not this key's
             self.local.put(key, embedding)
             self._store(key, embedding)
         return embedding, CACHE_OUTCOME_MISS

@@ -1,7 +1,7 @@
 """Images and recordings: from what a client sent to verified bytes and their hash.
 
-Nothing is decoded here. Formats are told by content, never by the name that the client gave, and
-an image's size is read from its header, so a small file that claims to be huge costs nothing.
+Nothing is decoded here. Formats are recognized by content, not by the name that the client gave, and an image's size is
+read from its header, so a small file that declares a huge image costs nothing.
 """
 
 import asyncio
@@ -21,21 +21,21 @@ from autoglm.v1.modality_pb2 import MODALITY_IMAGE, Modality
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
 
-# This process reads headers and never decodes, so Pillow's guess at a bomb is replaced by our limit.
+# This process reads headers and never decodes, so our limit replaces Pillow's check for decompression bombs.
 Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest media taken."""
+class MediaLimits:
+    """The largest media accepted."""
 
     max_bytes: int
     max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
-    """Verified media: the file's bytes, empty where the client sent only their SHA-256, and that."""
+class VerifiedMedia:
+    """Verified media: the file's bytes, empty if the client sent only their SHA-256, and that hash."""
 
     modality: Modality.ValueType
     data: bytes
@@ -44,7 +44,7 @@ class Media:
 
 
 def at_url(url: str, modality: Modality.ValueType, param: str) -> MediaPart:
-    """Return what is inside a data: URL, or is still to be fetched from another; raises InvalidRequest."""
+    """Return the media in a data: URL, or a part to be fetched from any other URL; raises InvalidRequest."""
     if url[:5].lower() == "data:":
         return MediaPart(modality, base64_of(url, param), param)
     return MediaPart(modality, b"", param, url=url)
@@ -58,21 +58,21 @@ def base64_of(url: str, param: str) -> str:
     return data
 
 
-async def verified(parts: Sequence[MediaPart], limits: Limits) -> list[Media]:
-    """Return `parts` verified, in order; raises the MeshError of the first that is at fault."""
+async def verified(parts: Sequence[MediaPart], limits: MediaLimits) -> list[VerifiedMedia]:
+    """Return `parts` verified, in order; raises the MeshError of the first invalid one."""
     if sum(len(part.source) for part in parts) < OFF_LOOP_BYTES:
         return [verify(part, limits) for part in parts]
     return await asyncio.to_thread(lambda: [verify(part, limits) for part in parts])
 
 
-def verify(part: MediaPart, limits: Limits) -> Media:
+def verify(part: MediaPart, limits: MediaLimits) -> VerifiedMedia:
     """Return `part` with its hash; of one that came as a hash the bytes were verified when they came.
 
     Raises InvalidRequest (not base64), RequestTooLarge (bytes or pixels) or UnsupportedMedia
     (not a known format), each naming the field.
     """
     if part.sha256:
-        return Media(part.modality, b"", part.sha256, part.param)
+        return VerifiedMedia(part.modality, b"", part.sha256, part.param)
     data = _decode(part, limits)
     if len(data) > limits.max_bytes:
         raise _too_large(part, limits)
@@ -80,10 +80,10 @@ def verify(part: MediaPart, limits: Limits) -> Media:
         _check_image(data, part.param, limits)
     else:
         _check_audio(data, part.param)
-    return Media(part.modality, data, hashlib.sha256(data).digest(), part.param)
+    return VerifiedMedia(part.modality, data, hashlib.sha256(data).digest(), part.param)
 
 
-def _decode(part: MediaPart, limits: Limits) -> bytes:
+def _decode(part: MediaPart, limits: MediaLimits) -> bytes:
     if isinstance(part.source, bytes):
         return part.source
     if len(part.source) * 3 // 4 > limits.max_bytes + 2:
@@ -94,11 +94,11 @@ def _decode(part: MediaPart, limits: Limits) -> bytes:
         raise InvalidRequest(f"{part.param}: the data is not valid base64", param=part.param) from None
 
 
-def _too_large(part: MediaPart, limits: Limits) -> RequestTooLarge:
+def _too_large(part: MediaPart, limits: MediaLimits) -> RequestTooLarge:
     return RequestTooLarge(f"{part.param}: the file is larger than {limits.max_bytes} bytes", param=part.param)
 
 
-def _check_image(data: bytes, param: str, limits: Limits) -> None:
+def _check_image(data: bytes, param: str, limits: MediaLimits) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = image.size

@@ -1,31 +1,35 @@
-"""OpenAI's POST /v1/embeddings, and vLLM's form of it with `messages`, by which an image or a recording comes.
+"""POST /v1/embeddings: OpenAI's form with `input`, and vLLM's with `messages` for an image or a recording.
 
-Vectors are sent a few at a time: two thousand of them are twenty megabytes of JSON, and others wait meanwhile.
+Vectors are rendered and sent a few at a time: two thousand of them are twenty megabytes of JSON, and rendering them at
+once would block all other requests.
 """
 
+import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import orjson
-from pydantic import BeforeValidator, ConfigDict, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import Inputs, MediaPart, TextPart, check_messages
-from autoglm.gateway.openai.chat import request as chat
-from autoglm.gateway.tool_checks import Strict
+from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart, check_messages
+from autoglm.gateway.openai.chat.request import ChatMessage, message
+from autoglm.gateway.openai.openapi import Spec
+from autoglm.gateway.openai.route import Incoming, Responder, Route
+from autoglm.gateway.openai.types import Strict, by_content, parse_json
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 
 MAX_INPUTS = 2048
-PIECE = 32  # vectors rendered at a time, which takes about a millisecond
+PIECE = 32  # vectors rendered at a time, in about a millisecond
 ELEMENT_BYTES = 4
 
 
 def _no_token_ids(value: object) -> object:
     if isinstance(value, int | list):
-        raise PydanticCustomError("token_ids", "Input should be text, not token ids; send strings")
+        raise PydanticCustomError("token_ids", "Input should be text; token ids are not supported")
     return value
 
 
@@ -39,61 +43,97 @@ class EmbeddingRequest(Strict):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
 
     model: str
-    input: (
-        Annotated[Annotated[Text, Tag("~text")] | Annotated[Texts, Tag("~parts")], chat.by_content("strings")] | None
-    ) = Field(None, description="A text, or up to 2048; each becomes a vector.")
-    messages: list[chat.ChatMessage] | None = Field(
-        None, description="As in a chat, with one text, image or recording in all, which becomes a vector."
+    input: Annotated[Annotated[Text, Tag("~text")] | Annotated[Texts, Tag("~parts")], by_content("strings")] | None = (
+        Field(None, description="A text, or up to 2048 texts; each becomes a vector.")
+    )
+    messages: list[ChatMessage] | None = Field(
+        None, description="As in a chat, with exactly one text, image or recording, which becomes a vector."
     )
     encoding_format: Literal["float", "base64"] | None = Field(
-        None, description="`base64` is of float32, little-endian."
+        None, description="`base64` encodes little-endian float32."
     )
-    dimensions: int | None = Field(None, ge=1, description="The elements of a vector; no other number is possible.")
+    dimensions: int | None = Field(
+        None, ge=1, description="Elements of a vector; only the model's own number is accepted."
+    )
     user: str | None = None
 
 
+class EmbeddingData(BaseModel):
+    """A vector of unit length, as numbers or in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """One vector for each input, in order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingData]
+    model: str
+    usage: EmbeddingUsage
+
+
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for."""
+class ParsedEmbeddingRequest:
+    """The inputs to embed, and whether vectors are sent in base64."""
 
     model: str
-    inputs: Inputs
+    inputs: EmbeddingInputs
     base64: bool
 
 
-def parse(body: bytes | bytearray) -> Asked:
-    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
-    request = chat.read(EmbeddingRequest, body)
+async def read(incoming: Incoming) -> ParsedEmbeddingRequest:
+    """Read a request; raises InvalidRequest naming the first invalid field."""
+    request = parse_json(EmbeddingRequest, incoming.body)
     if (request.input is None) == (request.messages is None):
-        raise InvalidRequest("input: one of input and messages is needed, and not both", param="input")
+        raise InvalidRequest("input: exactly one of input and messages is required", param="input")
     texts = [request.input] if isinstance(request.input, str) else request.input
     parts = [TextPart(text) for text in texts or ()] if request.messages is None else [_only(request.messages)]
     param = "input" if request.messages is None else "messages"
-    inputs = Inputs(parts, param, request.dimensions)
-    return Asked(request.model, inputs, request.encoding_format == "base64")
+    inputs = EmbeddingInputs(parts, param, request.dimensions)
+    return ParsedEmbeddingRequest(request.model, inputs, request.encoding_format == "base64")
 
 
-def _only(given: Sequence[chat.ChatMessage]) -> TextPart | MediaPart:
-    """Return the one part of a conversation; several have no common vector."""
-    messages = [chat.message(each, f"messages[{i}].content") for i, each in enumerate(given)]
+def _only(given: Sequence[ChatMessage]) -> TextPart | MediaPart:
+    """Return the only part of a conversation; raises InvalidRequest for several, which have no common vector."""
+    messages = [message(each, f"messages[{i}].content") for i, each in enumerate(given)]
     check_messages(messages, "messages", 1)
     parts = [part for each in messages for part in each.parts]
     if len(parts) != 1:
         raise InvalidRequest(
-            "messages: one text, image or recording becomes a vector; send each in a request of its own",
+            "messages: only one text, image or recording per request; send each in its own request",
             param="messages",
         )
     return parts[0]
 
 
-def render(found: DecoderServiceEmbedResponse, asked: Asked, model: str) -> Iterator[bytes]:
+async def reply(request: ParsedEmbeddingRequest, respond: Responder) -> None:
+    """Send one vector for each input; raises MeshError."""
+    found = await respond.backend.assistant.embed(respond.slot, respond.model, request.inputs)
+    await respond.start("application/json")
+    for piece in render(found, respond.model.name, request.base64):
+        await respond.write(piece)
+        await asyncio.sleep(0)  # let other requests run
+    await respond.finish()
+
+
+def render(found: DecoderServiceEmbedResponse, model: str, in_base64: bool) -> Iterator[bytes]:
     """Yield the answer's JSON in pieces."""
     yield b'{"object":"list","data":['
     count, width = found.vectors.shape
     data, size = memoryview(found.vectors.data), width * ELEMENT_BYTES
     for first in range(0, count, PIECE):
         rows = [
-            {"object": "embedding", "index": i, "embedding": _vector(data[i * size : (i + 1) * size], asked.base64)}
+            {"object": "embedding", "index": i, "embedding": _vector(data[i * size : (i + 1) * size], in_base64)}
             for i in range(first, min(first + PIECE, count))
         ]
         yield (b"," if first else b"") + orjson.dumps(rows)[1:-1]
@@ -103,3 +143,16 @@ def render(found: DecoderServiceEmbedResponse, asked: Asked, model: str) -> Iter
 
 def _vector(raw: memoryview, in_base64: bool) -> str | list[float]:
     return base64.b64encode(raw).decode() if in_base64 else list(raw.cast("f"))
+
+
+ROUTE = Route(
+    "/v1/embeddings",
+    read,
+    reply,
+    Spec(
+        name="create_embeddings",
+        description="Make a vector of each text, or of an image or a recording.",
+        request={"application/json": EmbeddingRequest},
+        answers={"application/json": EmbeddingList},
+    ),
+)

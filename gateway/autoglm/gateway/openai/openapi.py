@@ -1,13 +1,13 @@
 """The document at /openapi.json: what each route takes, answers and refuses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from autoglm.common.errors import (
     AuthenticationFailed,
@@ -18,38 +18,17 @@ from autoglm.common.errors import (
     NotFound,
     UpstreamUnavailable,
 )
-from autoglm.gateway.openai.chat.request import ChatCompletionRequest
-from autoglm.gateway.openai.chat.schema import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    EmbeddingList,
-    Error,
-    Liveness,
-    Model,
-    ModelList,
-    Readiness,
-    Transcription,
-    TranscriptionEvent,
-)
-from autoglm.gateway.openai.embeddings import EmbeddingRequest
-from autoglm.gateway.openai.responses.request import ResponseRequest
-from autoglm.gateway.openai.responses.schema import Response, ResponseEvent
-from autoglm.gateway.openai.transcriptions import FORM
+from autoglm.gateway.openai.errors import Error
 
 REFERENCE = "#/components/schemas/{model}"
-REQUESTS = (ChatCompletionRequest, EmbeddingRequest, ResponseRequest)
-ANSWERS = (
-    ChatCompletion, ChatCompletionChunk, EmbeddingList, Error, Liveness, Model, ModelList, Readiness, Response,
-    ResponseEvent, Transcription, TranscriptionEvent,
-)  # fmt: skip
-
 TEXT = {"schema": {"type": "string"}}
+
 _REQUEST_ID = {"x-request-id": {"required": True, "description": "The request's id.", "schema": {"type": "string"}}}
 _ALLOWANCE = {
-    "x-ratelimit-limit-requests": {"description": "Requests a minute, if limited.", "schema": {"type": "integer"}},
+    "x-ratelimit-limit-requests": {"description": "Requests per minute, if limited.", "schema": {"type": "integer"}},
     "x-ratelimit-remaining-requests": {"description": "Requests left of them.", "schema": {"type": "integer"}},
     "x-ratelimit-reset-requests": {
-        "description": "Time until one more is left, as in `1.500s`.", "schema": {"type": "string"}
+        "description": "Time until one more is available, as in `1.500s`.", "schema": {"type": "string"}
     },
 }  # fmt: skip
 _RETRY_AFTER = {"retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
@@ -57,52 +36,122 @@ _SERVER_TIMING = {"server-timing": {"description": "The stages, in milliseconds.
 _PARAMETERS = [
     {
         "name": "x-request-id", "in": "header", "schema": {"type": "string"},
-        "description": "Comes back, and goes to every service; one not of 1 to 128 printable characters is replaced.",
+        "description": "Returned, and sent to every service. Replaced unless it is 1 to 128 printable characters.",
     },
     {
         "name": "traceparent", "in": "header", "schema": {"type": "string"},
-        "description": "W3C trace context; goes to every service.",
+        "description": "W3C trace context, sent to every service.",
     },
     {
         "name": "x-request-timeout", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0},
-        "description": "Seconds that the answer may take.",
+        "description": "Maximum seconds for the answer.",
     },
 ]  # fmt: skip
-_NAME = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-LOOKING_UP = (
+_LOOKUP_ERRORS = (
     InvalidRequest, AuthenticationFailed, NotFound, UpstreamUnavailable, DeadlineExceeded, InternalError,
 )  # fmt: skip
-ASKING = tuple(MeshError.__subclasses__())
+_ALL_ERRORS = tuple(MeshError.__subclasses__())
 
 
-def asking(request: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a FastAPI route that answers a body: media types → their schemas, both ways."""
-    return _guarded(
-        answers,
-        ASKING,
-        _ALLOWANCE | _SERVER_TIMING,
-        {"requestBody": {"required": True, "content": request}, "parameters": _PARAMETERS},
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Server-sent events, each with one of `models` as its data; the last may have `closing` instead."""
+
+    models: Sequence[type[BaseModel]]
+    closing: str = "[DONE]"
+
+
+Content = type[BaseModel] | Events | Mapping[str, Any]  # of a media type; a mapping is an OpenAPI media type as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How a route that answers a body is described: `request` and `answers` map media types to their content."""
+
+    name: str
+    description: str
+    request: Mapping[str, Content]
+    answers: Mapping[str, Content]
+
+
+def answering(spec: Spec) -> dict[str, Any]:
+    """Return the arguments of a FastAPI route that `spec` describes."""
+    body = {"required": True, "content": _contents(spec.request)}
+    return {"name": spec.name, "description": spec.description} | _guarded(
+        spec.answers, _ALL_ERRORS, _ALLOWANCE | _SERVER_TIMING, {"requestBody": body, "parameters": _PARAMETERS}
     )
 
 
 def looking_up(answer: type[BaseModel], *parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a FastAPI route that tells something to who has a key."""
-    return _guarded({"application/json": schema(answer)}, LOOKING_UP, {}, {"parameters": [*parameters, *_PARAMETERS]})
+    """Return the arguments of a FastAPI route that tells something to clients with a key."""
+    return _guarded({"application/json": answer}, _LOOKUP_ERRORS, {}, {"parameters": [*parameters, *_PARAMETERS]})
 
 
-def watching(answers: Mapping[int, Any]) -> dict[str, Any]:
-    """Return the arguments of a FastAPI route that machines watch: status → media types → schemas."""
-    return {"responses": {status: {"content": content, "headers": _REQUEST_ID} for status, content in answers.items()}}
+def watching(answers: Mapping[int, Mapping[str, Content]]) -> dict[str, Any]:
+    """Return the arguments of a FastAPI route for monitoring: status → media types → content."""
+    return {
+        "responses": {status: {"content": _contents(each), "headers": _REQUEST_ID} for status, each in answers.items()}
+    }
 
 
-def schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return a media type that holds `model`."""
-    return {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}
+def complete(app: FastAPI, specs: Iterable[Spec], answers: Iterable[type[BaseModel]]) -> None:
+    """Add the components of `specs` and `answers` to the document, once it is asked for."""
+    plain = app.openapi
+
+    @cache
+    def document() -> dict[str, Any]:
+        return plain() | {"components": _components(specs, answers)}
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
-def events(*models: type[BaseModel], closing: str = "[DONE]") -> dict[str, Any]:
-    """Return a media type of server-sent events, each of which holds one of `models`; the last may be `closing`."""
-    held = {"anyOf": [schema(model)["schema"] for model in models]}
+def _components(specs: Iterable[Spec], answers: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    named: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
+    named += [(model, "serialization") for model in answers]
+    for spec in specs:
+        named += [(model, "validation") for model in _models(spec.request)]
+        named += [(model, "serialization") for model in _models(spec.answers)]
+    _, schemas = models_json_schema(named, ref_template=REFERENCE)
+    key = {"type": "http", "scheme": "bearer", "description": "An API key, if the server has any."}
+    return {"schemas": _by_title(schemas["$defs"]), "securitySchemes": {"key": key}}
+
+
+def _models(contents: Mapping[str, Content]) -> Iterable[type[BaseModel]]:
+    for content in contents.values():
+        if isinstance(content, Events):
+            yield from content.models
+        elif isinstance(content, type):
+            yield content
+
+
+def _by_title(schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `schemas` under their titles, which clients know, where those differ from the names of the classes."""
+    titles = {REFERENCE.format(model=name): REFERENCE.format(model=each["title"]) for name, each in schemas.items()}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: titles[each] if key == "$ref" else renamed(each) for key, each in value.items()}
+        return [renamed(each) for each in value] if isinstance(value, list) else value
+
+    return {each["title"]: renamed(each) for each in schemas.values()}
+
+
+def _contents(contents: Mapping[str, Content]) -> dict[str, Any]:
+    return {kind: _content(content) for kind, content in contents.items()}
+
+
+def _content(content: Content) -> Mapping[str, Any]:
+    if isinstance(content, Events):
+        return _events(content)
+    return {"schema": _reference(content)} if isinstance(content, type) else content
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": REFERENCE.format(model=model.model_config.get("title") or model.__name__)}
+
+
+def _events(events: Events) -> dict[str, Any]:
+    held = {"anyOf": [_reference(model) for model in events.models]}
     data: list[dict[str, Any]] = [{"contentMediaType": "application/json", "contentSchema": held}]
     return {
         "schema": {
@@ -111,34 +160,16 @@ def events(*models: type[BaseModel], closing: str = "[DONE]") -> dict[str, Any]:
             "required": ["data"],
             "properties": {
                 "event": {"type": "string"},
-                "data": {"type": "string", "anyOf": data + ([{"const": closing}] if closing else [])},
+                "data": {"type": "string", "anyOf": data + ([{"const": events.closing}] if events.closing else [])},
             },
         }
     }
 
 
-def complete(app: FastAPI) -> None:
-    """Add what the routes refer to, once somebody asks for the document."""
-    plain = app.openapi
-
-    @cache
-    def document() -> dict[str, Any]:
-        return plain() | {"components": _components()}
-
-    app.openapi = document  # type: ignore[method-assign]
-
-
-def _components() -> dict[str, Any]:
-    named = [(model, "validation") for model in REQUESTS] + [(model, "serialization") for model in ANSWERS]
-    _, schemas = models_json_schema(named, ref_template=REFERENCE)  # type: ignore[arg-type]
-    key = {"type": "http", "scheme": "bearer", "description": "An API key, if any is set."}
-    return {"schemas": schemas["$defs"], "securitySchemes": {"key": key}}
-
-
 def _guarded(
-    answers: Mapping[str, Any], errors: Sequence[type[MeshError]], headers: dict[str, Any], extra: Mapping[str, Any]
+    answers: Mapping[str, Content], errors: Sequence[type[MeshError]], headers: dict[str, Any], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    answered = {200: {"content": answers, "headers": headers | _REQUEST_ID}}
+    answered = {200: {"content": _contents(answers), "headers": headers | _REQUEST_ID}}
     return {
         "responses": answered
         | {status: _refusal(errors, status) for status in sorted({e.http_status for e in errors})},
@@ -147,36 +178,11 @@ def _guarded(
 
 
 def _refusal(errors: Sequence[type[MeshError]], status: int) -> dict[str, Any]:
-    """Return the response with `status`, which one or more of `errors` have."""
+    """Return the response for `status`, which one or more of `errors` have."""
     kinds = [kind for kind in errors if kind.http_status == status]
     waits = any(kind.default_retry_after is not None for kind in kinds)
     return {
         "description": " ".join(f"`{kind.code}`: {kind.__doc__}" for kind in kinds),
-        "content": {"application/json": schema(Error)},
+        "content": _contents({"application/json": Error}),
         "headers": _REQUEST_ID | (_RETRY_AFTER if waits else {}),
     }
-
-
-CHAT = asking(
-    {"application/json": schema(ChatCompletionRequest)},
-    {"application/json": schema(ChatCompletion), "text/event-stream": events(ChatCompletionChunk, Error)},
-)
-RESPONSES = asking(
-    {"application/json": schema(ResponseRequest)},
-    {"application/json": schema(Response), "text/event-stream": events(ResponseEvent, closing="")},
-)
-EMBEDDINGS = asking({"application/json": schema(EmbeddingRequest)}, {"application/json": schema(EmbeddingList)})
-TRANSCRIPTIONS = asking(
-    {"multipart/form-data": {"schema": FORM}},
-    {
-        "application/json": schema(Transcription),
-        "text/event-stream": events(TranscriptionEvent),
-        **dict.fromkeys(("text/plain", "application/x-subrip", "text/vtt"), TEXT),
-    },
-)
-MODELS = looking_up(ModelList)
-MODEL = looking_up(Model, _NAME)
-READINESS = {"application/json": schema(Readiness)}
-LIVE = watching({200: {"application/json": schema(Liveness)}})
-READY = watching({200: READINESS, 503: READINESS})
-METRICS = watching({200: {"text/plain": TEXT}}) | {"response_class": PlainTextResponse}

@@ -1,4 +1,4 @@
-"""What browsers are told about the answers: who may read them, and what a page may load."""
+"""Security headers and CORS: which origins may read answers, and what a page may load."""
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.gateway.settings import Settings
 
-# What scripts of other origins may read of an answer beside its body.
+# The headers that scripts of other origins may read, in addition to the body.
 EXPOSED = (
     "retry-after",
     "server-timing",
@@ -17,17 +17,17 @@ EXPOSED = (
     "x-request-id",
 )
 ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
-# Pages take scripts and styles from here alone; what a user attaches is shown from memory.
+# Pages load scripts and styles only from this server; what a user attaches is shown from memory.
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-# FastAPI's page starts Swagger by a script inside it; nothing of a client's is in that page.
+# FastAPI's page starts Swagger with an inline script; it contains nothing from a client.
 DOCS_POLICY = PAGE_POLICY + "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"
 
 
-def protect(app: FastAPI, settings: Settings) -> None:
-    """Add the headers of security and, for the origins of the settings, those of CORS."""
+def add_security_headers(app: FastAPI, settings: Settings) -> None:
+    """Add the security headers and, for the allowed origins, CORS."""
     app.add_middleware(SecurityHeaders)
     if settings.origins:
         app.add_middleware(
@@ -40,7 +40,7 @@ def protect(app: FastAPI, settings: Settings) -> None:
 
 
 class SecurityHeaders:
-    """Plain ASGI middleware: adds the headers to every answer, and the policy to pages."""
+    """Plain ASGI middleware: adds the headers to every response, and the content security policy to pages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,14 +1,8 @@
-"""OpenAI's chat request, as pydantic types, and how it becomes a Conversation.
+"""The body of POST /v1/chat/completions as pydantic types, and how it becomes a Conversation."""
 
-Types are strict and unknown fields are ignored, as OpenAI's own server does. Whatever pydantic
-objects to becomes an InvalidRequest whose `param` is the field's path, such as
-`messages[0].content[1].image_url.url`.
-"""
+from typing import Annotated, Any, Literal
 
-from typing import Annotated, Any, Literal, TypeVar
-
-import orjson
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
@@ -17,75 +11,36 @@ from autoglm.gateway.conversation import (
     MAX_STOPS,
     SAMPLING_RANGES,
     Conversation,
+    ConversationMessage,
+    FieldPaths,
     MediaPart,
-    Message,
     TextPart,
     check_messages,
 )
-from autoglm.gateway.media.verify import at_url, base64_of
-from autoglm.gateway.tool_checks import (
-    NamedChoice,
+from autoglm.gateway.media.verify import at_url
+from autoglm.gateway.openai.types import (
+    BY_CHOICE,
+    ROLES,
+    AudioContent,
+    FunctionCallParam,
+    FunctionDefinition,
+    FunctionName,
+    Mode,
     Strict,
-    Tool,
-    ToolCall,
-    ToolChoice,
-    called,
-    check_calls,
-    chosen,
-    offered,
+    bounded,
+    by_content,
+    by_type,
+    recording,
     schema_text,
-    usable,
+    tool_call_of,
+    tool_choice_of,
+    tools_of,
 )
-from autoglm.v1.generation_pb2 import (
-    ROLE_ASSISTANT,
-    ROLE_SYSTEM,
-    ROLE_TOOL,
-    ROLE_USER,
-    Role,
-    SamplingParams,
-    TextChoice,
-)
+from autoglm.gateway.tool_checks import check_calls, with_usable_tools
+from autoglm.v1.generation_pb2 import SamplingParams, TextChoice
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
-ROLES: dict[str, Role.ValueType] = {
-    "system": ROLE_SYSTEM,
-    "developer": ROLE_SYSTEM,
-    "user": ROLE_USER,
-    "assistant": ROLE_ASSISTANT,
-    "tool": ROLE_TOOL,
-}
-
-T = TypeVar("T", bound=Strict)
-
-
-def bounded(name: str) -> Any:
-    """Return the pydantic field of a number of SAMPLING_RANGES."""
-    allowed = SAMPLING_RANGES[name]
-    if allowed.open_low:
-        return Field(None, gt=allowed.low, le=allowed.high)
-    return Field(None, ge=allowed.low, le=allowed.high)
-
-
-# Tags begin with "~" so that `_path` can leave them out of a field's path.
-def by_content(what: str) -> Discriminator:
-    """Tell a string, tagged `~text`, from a list of `what`, tagged `~parts`."""
-
-    def tag(value: object) -> str | None:
-        return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-    message = f"Input should be a string or a list of {what}"
-    return Discriminator(tag, custom_error_type="content_kind", custom_error_message=message)
-
-
-def by_type(*names: str, default: str | None = None) -> Discriminator:
-    """Tell objects by their `type`, which is their tag; `default` is that of one without."""
-
-    def tag(value: object) -> str | None:
-        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
-        return f"~{name}" if name in names else None
-
-    message = f"Input should have a type out of {', '.join(names)}"
-    return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
+PATHS = FieldPaths(messages="messages")
 
 
 class TextContent(Strict):
@@ -96,7 +51,7 @@ class TextContent(Strict):
 
 
 class MediaUrl(Strict):
-    """Where an image or a recording is: a data: URL, or an https: one of a host that the server fetches from."""
+    """The URL of an image or a recording: data:, or https: to a host that the server fetches from."""
 
     url: str
 
@@ -109,24 +64,10 @@ class ImageContent(Strict):
 
 
 class AudioUrlContent(Strict):
-    """A recording by its URL, as vLLM takes it: WAV, MP3, FLAC or Ogg."""
+    """A recording by its URL, as in vLLM: WAV, MP3, FLAC or Ogg."""
 
     type: Literal["audio_url"]
     audio_url: MediaUrl
-
-
-class InputAudio(Strict):
-    """A recording, in base64; its format is told from its bytes."""
-
-    data: str
-    format: Literal["wav", "mp3", "flac", "ogg"] | None = None
-
-
-class AudioContent(Strict):
-    """A recording: WAV, MP3, FLAC or Ogg."""
-
-    type: Literal["input_audio"]
-    input_audio: InputAudio
 
 
 Content = Annotated[
@@ -138,19 +79,46 @@ Content = Annotated[
 ]
 
 
+class Tool(Strict):
+    """Something that the model may use: a function."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedChoice(Strict):
+    """The function that the model has to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+ToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[NamedChoice, Tag("~named")], BY_CHOICE]
+
+
+class ToolCallParam(Strict):
+    """A call that the assistant made."""
+
+    model_config = ConfigDict(title="ToolCall")
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCallParam
+
+
 class ChatMessage(Strict):
-    """One turn of a conversation. Only an assistant that calls functions may say nothing."""
+    """One turn of a conversation. Only an assistant message with tool calls may have no content."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")], by_content("parts")] | None
     ) = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[ToolCallParam] | None = None
     tool_call_id: str | None = None
 
 
 class StreamOptions(Strict):
-    """What a stream carries beside the answer."""
+    """What a stream contains in addition to the answer."""
 
     include_usage: bool | None = None
 
@@ -175,12 +143,12 @@ class ResponseFormat(Strict):
 
 
 class StructuredOutputs(Strict):
-    """vLLM's `structured_outputs`: exactly one of them."""
+    """vLLM's `structured_outputs`: exactly one of its fields."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
     regex: str | None = None
     choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
-    grammar: str | None = Field(None, description="In llguidance's dialect of Lark.")
+    grammar: str | None = Field(None, description="A grammar in llguidance's dialect of Lark.")
 
 
 class ChatCompletionRequest(Strict):
@@ -226,7 +194,7 @@ class ChatCompletionRequest(Strict):
     enable_thinking: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     return_reasoning: bool | None = None
-    include_reasoning: bool | None = Field(None, description="Another name of return_reasoning.")
+    include_reasoning: bool | None = Field(None, description="An alias of return_reasoning.")
 
     @property
     def include_usage(self) -> bool:
@@ -234,57 +202,36 @@ class ChatCompletionRequest(Strict):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def parse(body: bytes | bytearray) -> ChatCompletionRequest:
-    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
-    return read(ChatCompletionRequest, body)
-
-
-def read(kind: type[T], body: bytes | bytearray) -> T:
-    """Read JSON as `kind`; raises InvalidRequest naming the first field at fault."""
-    try:
-        return kind.model_validate(orjson.loads(body))
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = _path(first["loc"]) + (".type" if first["type"] == "part_kind" else "")
-        raise InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path or None) from None
-
-
 def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversation:
-    """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
+    """Return the conversation of `request`; raises InvalidRequest for what its types cannot rule out."""
     messages = [message(each, f"messages[{i}].content") for i, each in enumerate(request.messages)]
-    check_messages(messages, "messages", max_media)
-    check_calls(messages, "messages")
+    check_messages(messages, PATHS.messages, max_media)
+    check_calls(messages, PATHS.messages)
     template, choice = request.chat_template_kwargs, request.tool_choice
     thinking = request.enable_thinking
     conversation = Conversation(
         messages=messages,
         sampling=_sampling(request),
+        paths=PATHS,
         enable_thinking=template.enable_thinking if thinking is None and template else thinking,
         return_reasoning=bool(request.return_reasoning or request.include_reasoning),
         n=request.n or 1,
-        tools=offered([tool.function for tool in request.tools or ()], ".function"),
-        tool_choice=chosen(choice.function if isinstance(choice, NamedChoice) else choice),
+        tools=tools_of([tool.function for tool in request.tools or ()], PATHS.function),
+        tool_choice=tool_choice_of(choice.function if isinstance(choice, NamedChoice) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
-    return usable(conversation)
+    return with_usable_tools(conversation)
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    steps = [step for step in location if not (isinstance(step, str) and step.startswith("~"))]
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
-
-
-def message(given: ChatMessage, param: str) -> Message:
-    """Return a turn whose content is at `param`; raises InvalidRequest for a URL that is none."""
-    content, calls = given.content, [called(call.id, call.function) for call in given.tool_calls or ()]
+def message(given: ChatMessage, param: str) -> ConversationMessage:
+    """Return a turn whose content is at `param`; raises InvalidRequest for a malformed URL."""
+    content, calls = given.content, [tool_call_of(call.id, call.function) for call in given.tool_calls or ()]
     parts = (
         [TextPart(content)]
         if isinstance(content, str)
         else [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
     )
-    return Message(ROLES[given.role], parts, param, calls, given.tool_call_id or "")
+    return ConversationMessage(ROLES[given.role], parts, param, calls, given.tool_call_id or "")
 
 
 def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:
@@ -297,16 +244,9 @@ def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, par
     return recording(part, param)
 
 
-def recording(part: AudioContent, param: str) -> MediaPart:
-    """Return the recording in `part`, which is at `param`."""
-    param += ".input_audio.data"
-    data = part.input_audio.data
-    return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)
-
-
 def _sampling(request: ChatCompletionRequest) -> SamplingParams:
     if request.top_logprobs and not request.logprobs:
-        raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+        raise InvalidRequest("top_logprobs requires logprobs to be true", param="top_logprobs")
     most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     return SamplingParams(
         temperature=request.temperature,
@@ -327,7 +267,7 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
 
 
 def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) -> dict[str, Any]:
-    """Return the field of SamplingParams that says what the answer has to look like, if it has to."""
+    """Return the field of SamplingParams that constrains the answer's format, if any."""
     if given is not None:
         fields = given.model_dump(exclude_none=True)
         if len(fields) != 1 or wanted is not None:

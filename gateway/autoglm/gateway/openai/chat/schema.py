@@ -1,34 +1,15 @@
-"""What the routes answer, as /openapi.json describes it; the Responses API's own are in `response_answers.py`.
+"""The answers of POST /v1/chat/completions, as /openapi.json describes them.
 
-Answers are rendered as plain dicts, for speed; the tests hold real ones against these models.
+Answers are rendered as plain dicts, for speed; tests compare real answers with these models.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, WithJsonSchema
+from pydantic import BaseModel, ConfigDict
 
-from autoglm.common.errors import MeshError
+from autoglm.gateway.openai.telemetry import Telemetry
 
-Modality = Literal["text", "image", "audio"]
 FinishReason = Literal["stop", "length", "tool_calls"]
-ErrorCode = Annotated[
-    str, WithJsonSchema({"type": "string", "enum": [kind.code for kind in MeshError.__subclasses__()]})
-]
-
-
-class ErrorDetails(BaseModel):
-    """What went wrong; `param` is the path of the field to blame, if one is."""
-
-    message: str
-    type: ErrorCode
-    param: str | None
-    code: ErrorCode
-
-
-class Error(BaseModel):
-    """OpenAI's error body."""
-
-    error: ErrorDetails
 
 
 class TokenLogprob(BaseModel):
@@ -40,20 +21,22 @@ class TokenLogprob(BaseModel):
 
 
 class ChosenTokenLogprob(TokenLogprob):
-    """The token that was chosen, and its likeliest rivals."""
+    """The chosen token, and the likeliest alternatives."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class ChoiceLogprobs(BaseModel):
-    """One entry a token, in order."""
+    """One entry for each token, in order."""
 
     content: list[ChosenTokenLogprob]
     refusal: None
 
 
-class FunctionCall(BaseModel):
-    """What to call, and with what, as JSON."""
+class CalledFunction(BaseModel):
+    """The function to call, and its arguments as JSON text."""
+
+    model_config = ConfigDict(title="FunctionCall-Output")
 
     name: str
     arguments: str
@@ -64,11 +47,11 @@ class FunctionToolCall(BaseModel):
 
     id: str
     type: Literal["function"]
-    function: FunctionCall
+    function: CalledFunction
 
 
 class AssistantMessage(BaseModel):
-    """The answer; `reasoning_content` only where `return_reasoning` asked for it apart."""
+    """The answer; `reasoning_content` is present only if the request set `return_reasoning`."""
 
     role: Literal["assistant"]
     content: str | None
@@ -87,7 +70,7 @@ class ChatCompletionChoice(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """Tokens of the prompt that were cached, or stand for images and recordings."""
+    """Tokens of the prompt that were cached, or represent images and recordings."""
 
     cached_tokens: int
     image_tokens: int
@@ -101,39 +84,13 @@ class CompletionTokensDetails(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """Tokens counted."""
+    """Token counts."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
-
-
-class MediaTime(BaseModel):
-    """Where the embedding of an image or a recording came from, and the milliseconds that took."""
-
-    modality: Modality
-    cache: Literal["miss", "local", "redis", "shared"] | None
-    encode: float
-
-
-class StageTimes(BaseModel):
-    """Where the time went, in milliseconds."""
-
-    queue: float
-    fetch: float
-    prefill: float
-    decode: float
-    total: float
-    media: list[MediaTime]
-
-
-class Telemetry(BaseModel):
-    """What an answer took, and the mean gate of each modality, from 0 to 1."""
-
-    stages: StageTimes
-    gates: dict[Modality, float]
 
 
 class ChatCompletion(BaseModel):
@@ -156,7 +113,7 @@ class FunctionDelta(BaseModel):
 
 
 class ToolCallDelta(BaseModel):
-    """The call that a chunk opens or goes on with."""
+    """The tool call that a chunk opens or continues."""
 
     index: int
     id: str = ""
@@ -174,7 +131,7 @@ class ChunkDelta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """The answer that a chunk goes on with."""
+    """The choice that a chunk continues."""
 
     index: int
     delta: ChunkDelta
@@ -183,7 +140,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """One event of a stream; behind the last comes `[DONE]`. A stream that fails ends with an `error` event instead."""
+    """One event of a stream; `[DONE]` follows the last. A stream that fails ends with an `error` event instead."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -192,108 +149,3 @@ class ChatCompletionChunk(BaseModel):
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
     autoglm: Telemetry | None = None
-
-
-class ModelLimits(BaseModel):
-    """What a request may hold."""
-
-    max_body_bytes: int
-    max_media_bytes: int
-    max_image_pixels: int
-    max_media_parts: int
-    max_choices: int
-
-
-class Model(BaseModel):
-    """A name that requests may use, and the bundle behind it."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-    bundle: str
-    modalities: list[Modality]
-    max_model_len: int
-    limits: ModelLimits
-
-
-class ModelList(BaseModel):
-    """The names that requests may use."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-class AudioDuration(BaseModel):
-    """The recording's length in seconds."""
-
-    type: Literal["duration"]
-    seconds: float
-
-
-class TranscriptSegment(BaseModel):
-    """A stretch of a recording, in seconds."""
-
-    id: int
-    seek: int
-    start: float
-    end: float
-    text: str
-    tokens: list[int]
-
-
-class Transcription(BaseModel):
-    """A transcript; what follows `usage` comes with `verbose_json` only."""
-
-    text: str
-    usage: AudioDuration
-    task: Literal["transcribe"] = "transcribe"
-    language: Literal["chinese", "english"] = "english"
-    duration: float = 0.0
-    segments: list[TranscriptSegment] = []
-
-
-class TranscriptionEvent(BaseModel):
-    """One event of a stream: `delta`, then `text` and `usage`; behind the last comes `[DONE]`."""
-
-    type: Literal["transcript.text.delta", "transcript.text.done"]
-    delta: str = ""
-    text: str = ""
-    usage: AudioDuration | None = None
-
-
-class EmbeddingData(BaseModel):
-    """A vector of length 1, as numbers or in base64."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class EmbeddingUsage(BaseModel):
-    """Tokens counted."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(BaseModel):
-    """One vector for each input, in order."""
-
-    object: Literal["list"]
-    data: list[EmbeddingData]
-    model: str
-    usage: EmbeddingUsage
-
-
-class Liveness(BaseModel):
-    """The process runs."""
-
-    status: Literal["live"]
-
-
-class Readiness(BaseModel):
-    """Whether text can be answered, and how each dependency is."""
-
-    status: Literal["ready", "unavailable"]
-    dependencies: dict[str, Literal["up", "down", "off"]]

@@ -1,15 +1,15 @@
-"""How an answer looks in OpenAI's Responses API: whole, or as its events."""
+"""How a response looks to OpenAI's clients: whole, or as events."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.openai.chat.render import error_body, telemetry
-from autoglm.gateway.openai.responses.request import ResponseRequest
+from autoglm.gateway.openai.errors import error_body
+from autoglm.gateway.openai.telemetry import telemetry
 from autoglm.gateway.pipeline import Choice, Step, Summary
 from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FinishReason, ToolCall, Usage
 
@@ -19,7 +19,7 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 @dataclass(slots=True)
 class TextItem:
-    """What the model thought or said, as far as it has come."""
+    """Reasoning or text of the model, as far as it is generated."""
 
     kind: Kind
     id: str
@@ -32,7 +32,7 @@ class TextItem:
         return "response.reasoning_text" if self.kind == "reasoning" else "response.output_text"
 
     def part(self, text: str) -> dict[str, Any]:
-        """Return its only part of content, holding `text`."""
+        """Return its only content part, with `text`."""
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
@@ -64,34 +64,27 @@ class CallItem:
         }
 
 
-class ResponseAnswer:
-    """The JSON of one answer, whole or as events. Items stand for what was generated: none for no text."""
+class ResponsesRenderer:
+    """The JSON of one response, whole or as events. Each item has something generated in it; empty text has none.
 
-    end = b""
+    `echo` holds the fields of the request that OpenAI's responses repeat.
+    """
 
-    def __init__(self, request_id: str, model: str, asked: ResponseRequest) -> None:
+    end = b""  # the last step's events end the stream
+
+    def __init__(self, request_id: str, model: str, echo: Mapping[str, Any]) -> None:
         self._id, self._items, self._sequence = request_id, list[TextItem | CallItem](), 0
-        self._open: TextItem | None = None  # the last item, while it can grow
-        choice = asked.tool_choice or "auto"
+        self._open: TextItem | None = None  # the last item, while more text may be added to it
         self._head = {
             "id": f"resp_{request_id}",
             "object": "response",
             "created_at": int(time.time()),
             "model": model,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": asked.reasoning and asked.reasoning.effort, "summary": None},
             "store": False,
             "background": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": asked.format.model_dump(by_alias=True, exclude_none=True)},
-            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump() for tool in asked.tools or ()],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
+            **echo,
         }
 
     def opening(self, n: int) -> bytes:
@@ -100,8 +93,8 @@ class ResponseAnswer:
         return b"".join(self._event(f"response.{name}", response=response) for name in ("created", "in_progress"))
 
     def chunk(self, step: Step) -> bytes:
-        """Return the events of one step, and after the last step those that end the response."""
-        events = self._take(step)
+        """Return the events of one step, and with the last step those that end the response."""
+        events = self._add_step(step)
         if step.summary is None:
             return events
         status = _status(step.finish_reason)
@@ -112,12 +105,12 @@ class ResponseAnswer:
         """Return the whole answer."""
         (choice,) = choices
         status = _status(choice.finish_reason)
-        self._take(Step(0, choice.text, choice.reasoning, choice.calls))
+        self._add_step(Step(0, choice.text, choice.reasoning, choice.calls))
         self._close(status)
         return orjson.dumps(self._response(status, summary))
 
     def failed(self, error: MeshError) -> bytes:
-        """Return the events that end a stream which failed."""
+        """Return the events that end a failed stream."""
         if self._open is not None:
             self._open.status = "incomplete"
         body = error_body(error)["error"]
@@ -125,25 +118,25 @@ class ResponseAnswer:
         response["error"] = {"code": error.code, "message": error.message}
         return self._event("response.failed", response=response) + self._event("error", **body, error=body)
 
-    def _take(self, step: Step) -> bytes:
-        """Return the events of what a step adds."""
-        events = self._grow("reasoning", step.reasoning) + self._grow("message", step.text)
-        return events + b"".join(self._call(call) for call in step.calls)
+    def _add_step(self, step: Step) -> bytes:
+        """Add what a step generated; return its events."""
+        events = self._add_text("reasoning", step.reasoning) + self._add_text("message", step.text)
+        return events + b"".join(self._add_call(call) for call in step.calls)
 
-    def _grow(self, kind: Kind, delta: str) -> bytes:
+    def _add_text(self, kind: Kind, delta: str) -> bytes:
         if not delta:
             return b""
         item, events = self._open, b""
         if item is None or item.kind != kind:
             item = TextItem(kind, self._new_id("rs" if kind == "reasoning" else "msg"))
-            events = self._close("completed") + self._add(item)
+            events = self._close("completed") + self._add_item(item)
             events += self._item_event("response.content_part.added", content_index=0, part=item.part(""))
             self._open = item
         item.text += delta
         return events + self._item_event(f"{item.text_event}.delta", content_index=0, delta=delta, **_logprobs(kind))
 
     def _close(self, status: Status) -> bytes:
-        """Return the events that end the item that can grow, if one can."""
+        """End the open item, if there is one; return its events."""
         item, self._open = self._open, None
         if item is None:
             return b""
@@ -154,17 +147,17 @@ class ResponseAnswer:
             + self._event("response.output_item.done", output_index=self._last, item=item.body())
         )
 
-    def _call(self, call: ToolCall) -> bytes:
-        """Return the events of a call, which comes whole."""
+    def _add_call(self, call: ToolCall) -> bytes:
+        """Add a tool call, which comes whole; return its events."""
         arguments = call.function.arguments
         item = CallItem(self._new_id("fc"), call)
-        events = self._close("completed") + self._add(item)
+        events = self._close("completed") + self._add_item(item)
         events += self._item_event("response.function_call_arguments.delta", delta=arguments)
         events += self._item_event("response.function_call_arguments.done", arguments=arguments)
         item.status = "completed"
         return events + self._event("response.output_item.done", output_index=self._last, item=item.body())
 
-    def _add(self, item: TextItem | CallItem) -> bytes:
+    def _add_item(self, item: TextItem | CallItem) -> bytes:
         self._items.append(item)
         return self._event("response.output_item.added", output_index=self._last, item=item.body())
 
@@ -176,7 +169,7 @@ class ResponseAnswer:
         return len(self._items) - 1
 
     def _item_event(self, name: str, **fields: Any) -> bytes:
-        """Return an event inside the last item."""
+        """Return an event about the last item."""
         return self._event(name, item_id=self._items[-1].id, output_index=self._last, **fields)
 
     def _event(self, name: str, **fields: Any) -> bytes:
@@ -202,7 +195,7 @@ def _status(reason: FinishReason.ValueType) -> Status:
 
 
 def _logprobs(kind: Kind) -> dict[str, Any]:
-    """Return the list that OpenAI's events of a message always have."""
+    """Return the empty list that OpenAI's message events always have."""
     return {"logprobs": []} if kind == "message" else {}
 
 

@@ -1,53 +1,58 @@
-"""OpenAI's Responses API: its request as pydantic types, and how it becomes a Conversation.
+"""The body of POST /v1/responses as pydantic types, and how it becomes a Conversation.
 
-The server keeps nothing between requests: `store` is taken and answered as false, and what needs a store is refused.
+The server stores nothing: it accepts `store` and answers false, and refuses what needs stored responses.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import ConfigDict, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import Conversation, MediaPart, Message, TextPart, check_messages
+from autoglm.gateway.conversation import (
+    Conversation,
+    ConversationMessage,
+    FieldPaths,
+    MediaPart,
+    TextPart,
+    check_messages,
+)
 from autoglm.gateway.media.verify import at_url
-from autoglm.gateway.openai.chat.request import (
+from autoglm.gateway.openai.types import (
+    BY_CHOICE,
     ROLES,
     AudioContent,
-    bounded,
-    by_content,
-    by_type,
-    read,
-    recording,
-)
-from autoglm.gateway.tool_checks import (
-    BY_CHOICE,
-    FunctionCall,
+    FunctionCallParam,
     FunctionDefinition,
     FunctionName,
     Mode,
     Strict,
-    called,
-    check_call,
-    chosen,
-    offered,
+    bounded,
+    by_content,
+    by_type,
+    parse_json,
+    recording,
     schema_text,
-    usable,
+    tool_call_of,
+    tool_choice_of,
+    tools_of,
 )
+from autoglm.gateway.tool_checks import check_call, with_usable_tools
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
+PATHS = FieldPaths(messages="input", function="")
 REFUSED = {
-    "previous_response_id": "this server keeps no responses; send the earlier items in input",
-    "conversation": "this server keeps no conversations; send the earlier items in input",
-    "prompt": "this server keeps no prompts; send them in instructions and input",
-    "background": "this server answers at once only; use stream",
+    "previous_response_id": "this server does not store responses; send the earlier items in input",
+    "conversation": "this server does not store conversations; send the earlier items in input",
+    "prompt": "this server does not store prompts; send the text in instructions and input",
+    "background": "this server does not answer in the background; use stream",
 }
 
 
 class ResponseText(Strict):
-    """Written text: `output_text` in what the model said."""
+    """Written text; the type is `output_text` in messages of the model."""
 
     type: Literal["input_text", "output_text"]
     text: str
@@ -81,20 +86,22 @@ class ResponseMessage(Strict):
 
 
 class EarlierReasoning(Strict):
-    """Reasoning of an earlier answer, sent back with it. The model does not read it again."""
+    """Reasoning of an earlier answer, sent back. The model does not read it again."""
 
     type: Literal["reasoning"]
 
 
-class EarlierCall(FunctionCall):
+class EarlierCall(FunctionCallParam):
     """A function that the model called."""
+
+    model_config = ConfigDict(title="EarlierCall")
 
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
 
 
 class CallOutput(Strict):
-    """What a function gave."""
+    """What a function returned."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -110,22 +117,22 @@ ResponseItem = Annotated[
 ]
 
 
-class Function(Strict):
-    """What is a function; the last base of a class, so that its fields come first and another type is named first."""
+class FunctionTyped(Strict):
+    """The type of a function. It is the last base of a class, so that its field is validated first."""
 
     type: Literal["function"]
 
 
-class FunctionTool(FunctionDefinition, Function):
+class FunctionTool(FunctionDefinition, FunctionTyped):
     """A function that the model may call."""
 
 
-class FunctionChoice(FunctionName, Function):
+class FunctionChoice(FunctionName, FunctionTyped):
     """One of `tools`."""
 
 
 class AllowedTools(Strict):
-    """Those of `tools` that the model may call now, or has to call one of."""
+    """The subset of `tools` that the model may call, or must call one of."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -140,7 +147,7 @@ ResponseToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[ToolRul
 
 
 class TextFormat(Strict):
-    """What the answer has to look like."""
+    """The format that the answer must have."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str | None = None
@@ -156,7 +163,7 @@ class TextOptions(Strict):
 
 
 class ReasoningOptions(Strict):
-    """OpenAI's `reasoning`: `none` answers at once, any other effort thinks first."""
+    """OpenAI's `reasoning`: with `none` the model answers at once, with any other effort it reasons first."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
@@ -177,7 +184,7 @@ class ResponseRequest(Strict):
     parallel_tool_calls: bool | None = None
     metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
     stream: bool | None = None
-    store: bool | None = Field(None, description="Without effect: nothing is stored.")
+    store: bool | None = Field(None, description="No effect: nothing is stored.")
     previous_response_id: str | None = Field(None, description="Refused: nothing is stored.")
     conversation: Any = Field(None, description="Refused: nothing is stored.")
     prompt: Any = Field(None, description="Refused: nothing is stored.")
@@ -185,13 +192,29 @@ class ResponseRequest(Strict):
 
     @property
     def format(self) -> TextFormat:
-        """What the answer has to look like."""
+        """The format that the answer must have."""
         return (self.text and self.text.format) or TextFormat(schema=None)
+
+    def echo(self) -> dict[str, Any]:
+        """Return the fields that a response repeats, without the input and its media."""
+        choice = self.tool_choice or "auto"
+        return {
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "reasoning": {"effort": self.reasoning and self.reasoning.effort, "summary": None},
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "text": {"format": self.format.model_dump(by_alias=True, exclude_none=True)},
+            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+        }
 
 
 def parse(body: bytes | bytearray) -> ResponseRequest:
-    """Read a request's JSON; raises InvalidRequest naming the first field at fault."""
-    request = read(ResponseRequest, body)
+    """Parse a body; raises InvalidRequest naming the first field that is invalid or not supported."""
+    request = parse_json(ResponseRequest, body)
     for name, why in REFUSED.items():
         if getattr(request, name):
             raise InvalidRequest(f"{name}: {why}", param=name)
@@ -199,28 +222,31 @@ def parse(body: bytes | bytearray) -> ResponseRequest:
 
 
 def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
-    """Return what `request` asks for; raises InvalidRequest for what its types cannot rule out."""
-    said = _messages(request.input)
-    check_messages(said, "input", max_media)
-    standing = [Message(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")] if request.instructions else []
+    """Return the conversation of `request`; raises InvalidRequest for what its types cannot rule out."""
+    turns = _messages(request.input)
+    check_messages(turns, PATHS.messages, max_media)
+    system = (
+        [ConversationMessage(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")]
+        if request.instructions
+        else []
+    )
     effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
     conversation = Conversation(
-        messages=[*standing, *said],
+        messages=[*system, *turns],
         sampling=SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,
             max_tokens=request.max_output_tokens,
             **_structure(request.format),
         ),
+        paths=PATHS,
         enable_thinking=None if effort is None else effort != "none",
         return_reasoning=True,
-        tools=offered(request.tools or (), ""),
-        tool_choice=chosen(choice.mode if isinstance(choice, AllowedTools) else choice),
+        tools=tools_of(request.tools or (), PATHS.function),
+        tool_choice=tool_choice_of(choice.mode if isinstance(choice, AllowedTools) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        source="input",
-        function="",
     )
-    conversation = usable(conversation)
+    conversation = with_usable_tools(conversation)
     return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
 
 
@@ -228,7 +254,7 @@ def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversati
     names = {tool.name for tool in allowed.tools}
     tools = [tool for tool in conversation.tools if tool.function.name in names]
     if len(tools) < len(names):
-        raise InvalidRequest("tool_choice.tools names a function that is none of tools", param="tool_choice.tools")
+        raise InvalidRequest("tool_choice.tools names a function that is not in tools", param="tool_choice.tools")
     return replace(conversation, tools=tools)
 
 
@@ -241,12 +267,12 @@ def _structure(wanted: TextFormat) -> dict[str, Any]:
     return {"json_schema": schema_text(schema, "text.format.schema")}
 
 
-def _messages(given: str | Sequence[ResponseItem]) -> list[Message]:
-    """Return the turns of a conversation. Calls, and what the assistant says beside them, are one."""
+def _messages(given: str | Sequence[ResponseItem]) -> list[ConversationMessage]:
+    """Return the turns of a conversation. The assistant's calls and the text around them are one turn."""
     if isinstance(given, str):
-        return [Message(ROLE_USER, [TextPart(given)], "input")]
+        return [ConversationMessage(ROLE_USER, [TextPart(given)], "input")]
     _check_calls(given)
-    turns: list[list[Message]] = []
+    turns: list[list[ConversationMessage]] = []
     for i, item in enumerate(given):
         if isinstance(item, EarlierReasoning):
             continue
@@ -259,36 +285,36 @@ def _messages(given: str | Sequence[ResponseItem]) -> list[Message]:
 
 
 def _check_calls(items: Sequence[ResponseItem]) -> None:
-    """Raise InvalidRequest unless every call is one that can be made, and every output is of one before it."""
+    """Raise InvalidRequest unless every call is well formed, and every output belongs to an earlier call."""
     waiting: set[str] = set()
     for i, item in enumerate(items):
         if isinstance(item, EarlierCall):
-            check_call(item, f"input[{i}]")
+            check_call(item.name, item.arguments, f"input[{i}]")
             waiting.add(item.call_id)
         elif isinstance(item, CallOutput):
             param = f"input[{i}].call_id"
             if item.call_id not in waiting:
-                raise InvalidRequest(f"{param} must be that of a call before it that has no output yet", param=param)
+                raise InvalidRequest(f"{param} must match an earlier function_call without an output", param=param)
             waiting.remove(item.call_id)
 
 
-def _are_one(first: Message, second: Message) -> bool:
+def _are_one(first: ConversationMessage, second: ConversationMessage) -> bool:
     return first.role == second.role == ROLE_ASSISTANT and bool(first.calls or second.calls)
 
 
-def _joined(turn: Sequence[Message]) -> Message:
+def _joined(turn: Sequence[ConversationMessage]) -> ConversationMessage:
     parts = [part for message in turn for part in message.parts]
     return replace(turn[0], parts=parts, calls=[call for message in turn for call in message.calls])
 
 
-def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> Message:
+def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> ConversationMessage:
     if isinstance(item, EarlierCall):
-        return Message(ROLE_ASSISTANT, (), param, [called(item.call_id, item)])
+        return ConversationMessage(ROLE_ASSISTANT, (), param, [tool_call_of(item.call_id, item)])
     if isinstance(item, CallOutput):
         param += ".output"
-        return Message(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
+        return ConversationMessage(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
     param += ".content"
-    return Message(ROLES[item.role], _parts(item.content, param), param)
+    return ConversationMessage(ROLES[item.role], _parts(item.content, param), param)
 
 
 def _parts(content: str | Sequence[ResponsePart], param: str) -> list[TextPart | MediaPart]:

@@ -1,24 +1,26 @@
-"""What the Responses API answers, as /openapi.json describes it."""
+"""The answers of POST /v1/responses, as /openapi.json describes them. Tests compare real answers with these models."""
 
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from autoglm.gateway.openai.chat.schema import CompletionTokensDetails, ErrorCode, ErrorDetails, Telemetry
+from autoglm.gateway.openai.chat.schema import CompletionTokensDetails
+from autoglm.gateway.openai.errors import ErrorCode, ErrorDetails
 from autoglm.gateway.openai.responses.request import FunctionTool, ResponseToolChoice, TextFormat
+from autoglm.gateway.openai.telemetry import Telemetry
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class ReasoningText(BaseModel):
-    """What the model thought."""
+    """Reasoning of the model."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class OutputText(BaseModel):
-    """What the model said."""
+    """Text of the model."""
 
     type: Literal["output_text"]
     text: str
@@ -67,7 +69,7 @@ class InputTokensDetails(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """Tokens counted."""
+    """Token counts."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -84,26 +86,26 @@ class ResponseError(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    """Why a response is cut short."""
+    """Why a response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class ReasoningTaken(BaseModel):
-    """The reasoning that was asked for."""
+    """The requested reasoning."""
 
     effort: str | None
     summary: None
 
 
 class TextTaken(BaseModel):
-    """The format that was asked for."""
+    """The requested format."""
 
     format: TextFormat
 
 
 class Response(BaseModel):
-    """A whole answer, with what was asked for."""
+    """A whole answer, with the options of its request."""
 
     id: str
     object: Literal["response"]
@@ -132,8 +134,8 @@ class Response(BaseModel):
 
 
 class ResponseEvent(BaseModel):
-    """One event of a stream; which fields it has depends on its type. The last is `response.completed`,
-    `response.incomplete`, or `response.failed` and then `error`."""
+    """One event of a stream; its fields depend on its type. The last is `response.completed`, `response.incomplete`, or
+    `response.failed` and then `error`."""
 
     type: str
     sequence_number: int

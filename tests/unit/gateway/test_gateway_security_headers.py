@@ -1,4 +1,4 @@
-"""What browsers are told."""
+"""Security headers and CORS."""
 
 import re
 from pathlib import Path
@@ -86,5 +86,5 @@ async def test_origins_that_are_named_may_ask_and_others_may_not(serve: Serve) -
 
 @pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://a.example, b"])
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(ValidationError, match="is no origin"):
+    with pytest.raises(ValidationError, match="is not an origin"):
         Settings(cors_allow_origins=origin)

@@ -1,0 +1,41 @@
+"""What both doors share: the parts that admit and answer a request, and how its end is counted and logged."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from autoglm.common.errors import MeshError
+from autoglm.common.server import as_mesh_error
+from autoglm.gateway.admission.admission import Admission
+from autoglm.gateway.assistant import Assistant
+from autoglm.gateway.context import RequestContext
+from autoglm.gateway.health import MeshState
+from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.settings import Settings
+
+access = logging.getLogger("autoglm.gateway.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One gateway behind its doors."""
+
+    settings: Settings
+    admission: Admission
+    assistant: Assistant
+    state: MeshState
+    metrics: GatewayMetrics
+
+    def failed(self, error: BaseException) -> MeshError:
+        """Count an error and return what the client may see of it."""
+        known = as_mesh_error(error)
+        self.metrics.failed(known)
+        return known
+
+
+def log_request(context: RequestContext, route: str, status: object, level: int = logging.INFO) -> None:
+    """Write a request's line in the access log: ids, the tenant's name, sizes and hashes, and no content."""
+    took = (time.monotonic() - context.started) * 1000
+    media = ",".join(context.media) or "-"
+    line = "%s %s %s %.1fms tenant=%s in=%d media=%s"
+    access.log(level, line, context.request_id, route, status, took, context.tenant.name, context.received, media)

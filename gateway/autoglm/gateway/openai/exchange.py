@@ -1,0 +1,100 @@
+"""One request and its answer over HTTP: authenticate, admit, read, resolve the model, reply."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Generic
+
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from autoglm.common.errors import InvalidRequest, RequestTooLarge
+from autoglm.gateway.admission.admission import AdmittedSlot
+from autoglm.gateway.backend import Backend
+from autoglm.gateway.context import RequestContext
+from autoglm.gateway.openai.route import Incoming, P, Responder, Route
+
+STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
+
+
+class Exchange(Response, Generic[P]):
+    """Runs a route for one request. The slot is held from the first byte read to the last byte sent."""
+
+    def __init__(self, backend: Backend, route: Route[P]) -> None:
+        super().__init__()
+        self._backend, self._route = backend, route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; raises MeshError as long as nothing was sent."""
+        request = Request(scope, receive)
+        context = authenticate(request, self._backend)
+        async with self._backend.admission.slot(context) as slot:
+            parsed = await self._read(request, slot)
+            model = await self._backend.assistant.resolve(parsed.model, "model")
+            left = context.deadline.remaining()
+            limit = None if left is None else left + STALLED_SECONDS
+            respond = Responder(self._backend, slot, model, send)
+            await unless_disconnected(receive, self._route.reply(parsed, respond), limit)
+
+    async def _read(self, request: Request, slot: AdmittedSlot) -> P:
+        settings = self._backend.settings
+        body = await read_body(request, slot, settings.max_body_bytes)
+        return await self._route.read(Incoming(request.headers, body, settings.max_media_parts))
+
+
+def authenticate(request: Request, backend: Backend) -> RequestContext:
+    """Check the request's key and timeout; raises AuthenticationFailed or InvalidRequest."""
+    context: RequestContext = request.scope["state"]["context"]
+    timeout = _timeout(request.headers.get("x-request-timeout"))
+    backend.admission.authenticate(context, request.headers.get("authorization"), timeout)
+    return context
+
+
+def _timeout(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequest("x-request-timeout must be a positive number of seconds", param="x-request-timeout")
+    return seconds
+
+
+async def read_body(request: Request, slot: AdmittedSlot, limit: int) -> bytearray:
+    """Return the body; raises RequestTooLarge beyond `limit` bytes, or RateLimited beyond the byte budget.
+
+    Both are raised before the bytes in excess are kept.
+    """
+    too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async with asyncio.timeout(slot.context.deadline.remaining()):
+        async for piece in request.stream():
+            if len(body) + len(piece) > limit:
+                raise too_large
+            slot.reserve(len(piece))
+            body += piece
+    return body
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[None], limit: float | None) -> None:
+    """Do `work`, but cancel it and raise ClientDisconnect once the client hangs up or `limit` seconds pass."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

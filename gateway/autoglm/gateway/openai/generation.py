@@ -1,0 +1,82 @@
+"""How a conversation is answered over HTTP, whole or as a stream, whatever the API renders the answer as."""
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from autoglm.common.errors import MeshError
+from autoglm.gateway.conversation import Conversation
+from autoglm.gateway.openai.route import Responder
+from autoglm.gateway.openai.telemetry import server_timing
+from autoglm.gateway.pipeline import Choice, Step, Summary, collect
+
+STREAM_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
+)
+
+
+class Renderer(Protocol):
+    """The JSON of one answer in one API: `body` whole, or else `opening`, `chunk` after `chunk`, and then `end` or
+    `failed` as the events of a stream."""
+
+    @property
+    def end(self) -> bytes:
+        """The event after the last chunk."""
+
+    def opening(self, n: int) -> bytes:
+        """Return the events before the first step of `n` choices."""
+
+    def chunk(self, step: Step) -> bytes:
+        """Return the events of one step."""
+
+    def failed(self, error: MeshError) -> bytes:
+        """Return the events that end a stream which fails after its first step."""
+
+    def body(self, choices: Sequence[Choice], summary: Summary) -> bytes:
+        """Return the whole answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request for an answer; `renderer` takes the request's id and the name of the model that answers."""
+
+    model: str
+    conversation: Conversation
+    stream: bool
+    renderer: Callable[[str, str], Renderer]
+
+
+async def generate(request: Generation, respond: Responder) -> None:
+    """Answer a conversation, as a stream of events where the client asked for one; raises MeshError."""
+    renderer = request.renderer(respond.slot.context.request_id, respond.model.name)
+    await (_stream if request.stream else _whole)(request.conversation, renderer, respond)
+
+
+async def _whole(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
+    async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+        choices, summary = await collect(steps, conversation.n)
+    await respond.start("application/json", (b"server-timing", server_timing(summary.stages).encode()))
+    await respond.finish(renderer.body(choices, summary))
+
+
+async def _stream(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
+    """Send the steps as they come. The status waits for the first, so a request that fails before it has its own.
+
+    Backpressure: the next step is read only after the client's connection took the last one.
+    """
+    opening = renderer.opening(conversation.n)
+    try:
+        async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+            async for step in steps:
+                if opening:
+                    await respond.start("text/event-stream", *STREAM_HEADERS)
+                await respond.write(opening + renderer.chunk(step))
+                opening = b""
+    except Exception as error:
+        if opening:
+            raise
+        await respond.finish(renderer.failed(respond.backend.failed(error)))
+    else:
+        await respond.finish(renderer.end)
