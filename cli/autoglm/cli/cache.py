@@ -11,7 +11,7 @@ from autoglm.cli.processes import StartError
 MEMORY = "256mb"
 
 
-class Cache:
+class CacheServer:
     """A server that keeps nothing on disk and forgets the least recently used beyond `MEMORY`."""
 
     def __init__(self, folder: Path) -> None:

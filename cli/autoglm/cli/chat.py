@@ -30,16 +30,16 @@ def chat(
 ) -> None:
     """Ask about text, screens and speech; the answer appears as it is made."""
     fields = {"model": model, "temperature": temperature} | ({} if thinking is None else {"enable_thinking": thinking})
-    talk = Conversation(Api(url, api_key), fields, system)
+    session = ChatSession(Api(url, api_key), fields, system)
     try:
         for path in image or ():
-            talk.attach(image_part(path))
+            session.attach(image_part(path))
         for path in audio or ():
-            talk.attach(audio_part(path))
+            session.attach(audio_part(path))
         if prompt is None and not audio:
-            converse(talk)
+            converse(session)
         else:
-            talk.ask(prompt or "")
+            session.ask(prompt or "")
     except ApiError as error:
         print(f"autoglm chat: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -48,7 +48,7 @@ def chat(
 
 
 @dataclass(slots=True)
-class Conversation:
+class ChatSession:
     """What was said so far, what is attached to the next question, and where it goes."""
 
     api: Api
@@ -89,22 +89,22 @@ class Conversation:
         return reasoning, answer
 
 
-def converse(talk: Conversation) -> None:
+def converse(session: ChatSession) -> None:
     """Ask what is typed until /quit, Ctrl-D or Ctrl-C; Ctrl-C during an answer ends only the answer."""
-    talk.api.get("/v1/models")  # so that a server that is not there shows before anything is typed
+    session.api.get("/v1/models")  # so that a server that is not there shows before anything is typed
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  (gives input() its line editing)
 
-        talk.console.print(HELP, style="dim")
+        session.console.print(HELP, style="dim")
     while (line := _read_line("> " if interactive else "")) is not None:
         try:
-            if not _obey(talk, line.strip()):
+            if not _obey(session, line.strip()):
                 return
         except ApiError as error:
             print(f"autoglm chat: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            talk.console.print("(stopped)", style="dim")
+            session.console.print("(stopped)", style="dim")
 
 
 def _read_line(prompt: str) -> str | None:
@@ -114,16 +114,16 @@ def _read_line(prompt: str) -> str | None:
         return None
 
 
-def _obey(talk: Conversation, line: str) -> bool:
+def _obey(session: ChatSession, line: str) -> bool:
     """Do what `line` says; return whether to go on."""
     command, _, rest = line.partition(" ")
     match command:
         case "/quit":
             return False
         case "/image":
-            talk.attach(image_part(Path(rest.strip())))
+            session.attach(image_part(Path(rest.strip())))
         case "/audio":
-            talk.attach(audio_part(Path(rest.strip())))
-        case _ if line or talk.attached:
-            talk.ask(line)
+            session.attach(audio_part(Path(rest.strip())))
+        case _ if line or session.attached:
+            session.ask(line)
     return True

@@ -21,7 +21,7 @@ from typing import IO, Any
 import typer
 
 from autoglm.cli import checks, isolation, processes
-from autoglm.cli.cache import Cache
+from autoglm.cli.cache import CacheServer
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, chosen_bundle
@@ -38,7 +38,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ServeOptions:
     """What the command line says."""
 
     bundle: Path
@@ -61,7 +61,7 @@ def serve(
     code = 0
     try:
         with ExitStack() as stack:
-            options = Options(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
+            options = ServeOptions(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
             Supervisor(options, signals, stack).run()
     except Stopped:
         say("Stopped")
@@ -79,11 +79,11 @@ def say(line: str) -> None:
 class Supervisor:
     """Starts the parts in order and waits. Everything that has started is undone by `stack`."""
 
-    def __init__(self, options: Options, signals: Signals, stack: ExitStack) -> None:
+    def __init__(self, options: ServeOptions, signals: Signals, stack: ExitStack) -> None:
         self._options = options
         self._signals = signals
         self._stack = stack
-        self._cache: Cache | None = None
+        self._cache: CacheServer | None = None
 
     def run(self) -> None:
         """Start, then watch until a signal (raises Stopped) or a fault (raises StartError)."""
@@ -108,7 +108,7 @@ class Supervisor:
     def _start_cache(self) -> None:
         if os.environ.get("AUTOGLM_REDIS_URL"):
             return
-        cache = Cache(self._folder)
+        cache = CacheServer(self._folder)
         binary = cache.start()
         if binary is None:
             say("No Redis or Valkey here: embeddings are cached in the gateway only")

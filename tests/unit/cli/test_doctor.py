@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from autoglm.cli.cache import Cache
+from autoglm.cli.cache import CacheServer
 from autoglm.cli.main import app
 from autoglm.common.bundle import chosen_bundle
 
@@ -59,8 +59,8 @@ def test_an_address_of_another_machine_is_told_from_a_taken_port() -> None:
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Cache]:
-    cache = Cache(tmp_path)
+def redis(tmp_path: Path) -> Iterator[CacheServer]:
+    cache = CacheServer(tmp_path)
     cache.start()
     assert cache.child is not None
     yield cache
@@ -68,7 +68,7 @@ def redis(tmp_path: Path) -> Iterator[Cache]:
     cache.child.wait()
 
 
-def test_a_redis_that_answers_is_well(redis: Cache) -> None:
+def test_a_redis_that_answers_is_well(redis: CacheServer) -> None:
     assert faults(AUTOGLM_REDIS_URL=redis.url) == {}
 
 
