@@ -54,7 +54,7 @@ def adopt_orphans() -> None:
 def start(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
-    stdout: int | None = None,
+    stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a child in its own session, so that a terminal's Ctrl-C reaches us alone; call it in the main thread."""

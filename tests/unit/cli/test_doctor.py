@@ -12,10 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from autoglm.cli.cache import CacheServer
+from autoglm.cli.isolation import free_ports
 from autoglm.cli.main import app
 from autoglm.common.bundle import chosen_bundle
-
-from ...mesh import free_ports
 
 
 def doctor(*arguments: str, **environment: str) -> Result:

@@ -24,6 +24,8 @@ from autoglm.v1.modality_pb2 import MODALITY_IMAGE, MODALITY_TEXT
 from autoglm.v1.model_pb2 import ListModelsResponse, ModelCard
 from autoglm.v1.transcription_pb2 import TranscribeResponse
 
+from ...waiting import NET_SECONDS
+
 Failure = MeshError | grpc.StatusCode
 SUMMARY = Summary(usage=Usage(prompt_tokens=9, completion_tokens=4), gates=[Gate(modality=MODALITY_IMAGE, mean=0.25)])
 
@@ -56,7 +58,7 @@ class FakeMesh(
     def Complete(self, request: Any, context: grpc.ServicerContext) -> CompleteResponse:
         self._enter(request, context)
         self._fail(context)
-        self.hold.wait(20)
+        self.hold.wait(NET_SECONDS)
         choice = Choice(text="你好", reasoning="hm", finish_reason=FINISH_REASON_STOP)
         return CompleteResponse(id=self._id(context), model="nano", choices=[choice], summary=self.summary)
 
@@ -67,7 +69,7 @@ class FakeMesh(
             if index == self.before:
                 self._fail(context)
             if index == 2:
-                self.hold.wait(20)
+                self.hold.wait(NET_SECONDS)
             yield StreamCompleteResponse(delta=delta, **identity)
         end = Choice(finish_reason=FINISH_REASON_STOP)
         yield StreamCompleteResponse(delta=end, summary=self.summary, **identity)
