@@ -12,7 +12,7 @@ from ..mesh import Mesh, command
 
 
 def run(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), input=typed, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command(*arguments), input=typed, capture_output=True, text=True)
 
 
 def test_a_question(mesh: Mesh) -> None:
