@@ -18,6 +18,7 @@ from autoglm.common.testing import BUNDLE, Control, FakeMesh, serving
 from autoglm.gateway.app import running
 from autoglm.gateway.settings import Settings
 
+from ...waiting import NET_SECONDS
 from .mounts import Mount
 
 __all__ = ["BUNDLE", "Control", "FakeMesh"]  # for the tests beside this
@@ -57,7 +58,7 @@ async def running_client(mesh: FakeMesh, **settings: Any) -> AsyncIterator[Clien
     async with running(Settings(**{**fixed, **quick, **settings})) as doors:
         url = f"http://127.0.0.1:{doors.http_port}"
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{doors.grpc_port}")
-        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as http, channel:
+        async with httpx.AsyncClient(base_url=url, timeout=NET_SECONDS, trust_env=False) as http, channel:
             yield Client(http, channel, url, doors.grpc_port, mesh)
 
 

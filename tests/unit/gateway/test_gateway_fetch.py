@@ -23,10 +23,10 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
+from ...waiting import soon
 from .conftest import Client, FakeMesh, Serve, running_client
 from .origins import Names, Origin, World, audio, http, image
 from .samples import png, wav
-from .test_gateway_faults import soon
 from .test_gateway_parsing import IMAGE_URL, error_of
 
 UNREACHABLE = "has no address that this server may connect to"

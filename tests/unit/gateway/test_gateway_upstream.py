@@ -7,6 +7,7 @@ from autoglm.common.errors import AuthenticationFailed
 from autoglm.common.testing import serving
 from autoglm.gateway import app
 
+from ...waiting import NET_SECONDS
 from .conftest import Client, FakeMesh, Serve, running_client
 from .mounts import Mount
 from .samples import audio_part, image_part, png, wav
@@ -54,7 +55,7 @@ async def test_the_services_may_stand_behind_mutual_tls(mount: Mount) -> None:
             mount.put(ca=trusted.ca.cert_pem.bytes(), cert=chain(leaf), key=leaf.private_key_pem.bytes())
             files = dict(zip(FILES, map(mount.path, ("ca", "cert", "key")), strict=True))
             async with running_client(mesh, **files) as client:
-                response = await client.chat("hi", timeout=5)
+                response = await client.chat("hi", timeout=NET_SECONDS)
                 assert response.status_code == (200 if enters else 503)
                 assert await is_ready(client) is enters
         async with running_client(mesh) as client:
