@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from autoglm.client.base import Base
-from autoglm.client.calls import Call
+from autoglm.client.calls import RetryingCall
 from autoglm.client.requests import File, Message, Options
 from autoglm.client.results import (
     Answer,
@@ -31,7 +31,7 @@ class AsyncStream:
     or cancelling the task that reads it cancels the call.
     """
 
-    def __init__(self, method: Any, make: Callable[[], Call[Any]]) -> None:
+    def __init__(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> None:
         self._reader = Reader()
         self._pieces = _pieces(method, make, self._reader)
 
@@ -107,7 +107,7 @@ class AsyncClient(Base):
     ) -> None:
         await self.close()
 
-    async def _ask(self, method: Any, make: Callable[[], Call[Any]]) -> Any:
+    async def _ask(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> Any:
         call = await asyncio.to_thread(make)
         while True:
             try:
@@ -116,7 +116,7 @@ class AsyncClient(Base):
                 await asyncio.sleep(await asyncio.to_thread(call.failed, failure))
 
 
-async def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) -> AsyncGenerator[Piece, None]:
+async def _pieces(method: Any, make: Callable[[], RetryingCall[Any]], reader: Reader) -> AsyncGenerator[Piece, None]:
     call = await asyncio.to_thread(make)
     while True:
         responses = method(call.request, **call.options())

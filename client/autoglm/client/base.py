@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from autoglm.client.calls import Call, Request
+from autoglm.client.calls import Request, RetryingCall
 from autoglm.client.requests import File, Message, Options, Sent, chat_request, transcribe_request
 from autoglm.v1.chat_pb2 import CompleteRequest, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
@@ -70,23 +70,23 @@ class Base:
 
     def _complete(
         self, messages: str | Sequence[Message], options: Options, timeout: float | None
-    ) -> Call[CompleteRequest]:
+    ) -> RetryingCall[CompleteRequest]:
         return self._call(
             lambda whole: CompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
         )
 
     def _stream_complete(
         self, messages: str | Sequence[Message], options: Options, timeout: float | None
-    ) -> Call[StreamCompleteRequest]:
+    ) -> RetryingCall[StreamCompleteRequest]:
         return self._call(
             lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
         )
 
-    def _transcribe(self, recording: File, timeout: float | None) -> Call[TranscribeRequest]:
+    def _transcribe(self, recording: File, timeout: float | None) -> RetryingCall[TranscribeRequest]:
         return self._call(lambda _: transcribe_request(recording), timeout)
 
-    def _list_models(self, timeout: float | None) -> Call[ListModelsRequest]:
+    def _list_models(self, timeout: float | None) -> RetryingCall[ListModelsRequest]:
         return self._call(lambda _: ListModelsRequest(), timeout)
 
-    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> Call[Request]:
-        return Call(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)
+    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> RetryingCall[Request]:
+        return RetryingCall(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)

@@ -32,7 +32,7 @@ JITTER = 0.25  # of the told wait, added at random so that those who were refuse
 Request = TypeVar("Request", bound=Message)
 
 
-class Call(Generic[Request]):
+class RetryingCall(Generic[Request]):
     """A request on its way. `build` makes it: its argument says whether every medium is to go as bytes."""
 
     def __init__(self, build: Callable[[bool], Request], key: str | None, timeout: float, retries: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from autoglm.client.base import Base
-from autoglm.client.calls import Call
+from autoglm.client.calls import RetryingCall
 from autoglm.client.requests import File, Message, Options
 from autoglm.client.results import (
     Answer,
@@ -29,7 +29,7 @@ class Stream:
     forgetting it cancels the call. A stream is for one thread.
     """
 
-    def __init__(self, method: Any, make: Callable[[], Call[Any]]) -> None:
+    def __init__(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> None:
         self._reader = Reader()
         self._pieces = _pieces(method, make, self._reader)
 
@@ -103,7 +103,7 @@ class Client(Base):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, method: Any, call: Call[Any]) -> Any:
+    def _ask(self, method: Any, call: RetryingCall[Any]) -> Any:
         while True:
             try:
                 return method(call.request, **call.options())
@@ -111,7 +111,7 @@ class Client(Base):
                 time.sleep(call.failed(failure))
 
 
-def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) -> Generator[Piece, None, None]:
+def _pieces(method: Any, make: Callable[[], RetryingCall[Any]], reader: Reader) -> Generator[Piece, None, None]:
     call = make()
     while True:
         responses = method(call.request, **call.options())
