@@ -60,7 +60,4 @@ def describe_decoder(mesh: Mesh) -> DecoderServiceDescribeResponse:
     """Ask the decoder's replica itself how busy it is."""
     with grpc.insecure_channel(mesh.serve_address) as channel:
         stub = DecoderServiceStub(channel)
-        answer: DecoderServiceDescribeResponse = stub.Describe(
-            DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=NET_SECONDS
-        )
-        return answer
+        return stub.Describe(DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=NET_SECONDS)

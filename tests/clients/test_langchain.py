@@ -97,5 +97,5 @@ STANDARD_BLOCKS = [
 
 
 @pytest.mark.parametrize("blocks", [OPENAI_BLOCKS, STANDARD_BLOCKS], ids=["openai", "standard"])
-def test_a_screenshot_and_a_spoken_order(model: ChatOpenAI, blocks: list[dict[str, Any]]) -> None:
-    assert model.invoke([HumanMessage(blocks)]).content == TAP  # type: ignore[arg-type]
+def test_a_screenshot_and_a_spoken_order(model: ChatOpenAI, blocks: list[str | dict[str, Any]]) -> None:
+    assert model.invoke([HumanMessage(blocks)]).content == TAP

@@ -30,7 +30,7 @@ def table(notebook: Any) -> list[str]:
 
 def test_it_prints_today_what_it_was_committed_with(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", base_url)
-    committed, fresh = (nbformat.read(NOTEBOOK, 4) for _ in range(2))  # type: ignore[no-untyped-call]
+    committed, fresh = (nbformat.read(NOTEBOOK, 4) for _ in range(2))
     NotebookClient(fresh, timeout=None, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
     assert printed(fresh) == printed(committed)
     assert table(fresh) == table(committed)
@@ -38,7 +38,7 @@ def test_it_prints_today_what_it_was_committed_with(base_url: str, monkeypatch: 
 
 
 def test_its_file_is_clean() -> None:
-    notebook = nbformat.read(NOTEBOOK, 4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     outputs = str([cell.get("outputs") for cell in notebook.cells])

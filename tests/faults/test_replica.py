@@ -116,9 +116,11 @@ def damage(store: redis.Redis) -> int:
     """Turn over the middle byte of every stored embedding of an image; return how many there are."""
     names = list(store.scan_iter("ag2:*:image:*"))
     for name in names:
-        stored = bytearray(store.get(name) or b"\0")  # type: ignore[arg-type]
-        stored[len(stored) // 2] ^= 0xFF
-        store.set(name, bytes(stored))
+        stored = store.get(name)
+        assert isinstance(stored, bytes)
+        damaged = bytearray(stored)
+        damaged[len(damaged) // 2] ^= 0xFF
+        store.set(name, bytes(damaged))
     return len(names)
 
 

@@ -68,4 +68,4 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(ask: Asker, channe
     stub = ChatServiceStub(channel)
     with pytest.raises(grpc.RpcError) as refused:
         stub.Complete(CompleteRequest(chat=ChatRequest(model=name, messages=[message])), timeout=NET_SECONDS)
-    assert isinstance(from_rpc_error(refused.value), NotFound)  # type: ignore[arg-type]
+    assert isinstance(from_rpc_error(refused.value), NotFound)

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import httpx
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
@@ -145,9 +144,10 @@ def called(chat: ChatRequest, stream: bool = False, timeout: float = NET_SECONDS
 
 
 def start(clients: Clients, chat: ChatRequest, stream: bool, name: str, timeout: float) -> Any:
-    request: Message = StreamCompleteRequest(chat=chat) if stream else CompleteRequest(chat=chat)
-    method = clients.chat.StreamComplete if stream else clients.chat.Complete
-    return cast(Any, method)(request, timeout=timeout, metadata=(("x-request-id", name),))
+    known = (("x-request-id", name),)
+    if stream:
+        return clients.chat.StreamComplete(StreamCompleteRequest(chat=chat), timeout=timeout, metadata=known)
+    return clients.chat.Complete(CompleteRequest(chat=chat), timeout=timeout, metadata=known)
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:

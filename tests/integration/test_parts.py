@@ -93,4 +93,4 @@ def ask_for(*parts: ContentPart) -> CompleteRequest:
 def failure(method: Any, request: Any) -> MeshError:
     with pytest.raises(grpc.RpcError) as caught:
         method(request, timeout=NET_SECONDS)
-    return from_rpc_error(caught.value)  # type: ignore[arg-type]
+    return from_rpc_error(caught.value)

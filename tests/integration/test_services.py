@@ -62,28 +62,22 @@ Hear = Callable[..., Awaitable[speech_pb2.SpeechServiceEncodeResponse]]
 
 @pytest.fixture
 def encode(mesh: Mesh, channel: grpc.aio.Channel) -> Encode:
-    stub: Any = vision_pb2_grpc.VisionServiceStub(channel)
+    stub = vision_pb2_grpc.VisionServiceStub(channel)
 
     async def call(image: bytes, left: Duration | None = None) -> vision_pb2.VisionServiceEncodeResponse:
         request = vision_pb2.VisionServiceEncodeRequest(image=image, timeout=left)
-        response: vision_pb2.VisionServiceEncodeResponse = await stub.Encode(
-            request, metadata=mesh.to("vision"), timeout=NET_SECONDS
-        )
-        return response
+        return await stub.Encode(request, metadata=mesh.to("vision"), timeout=NET_SECONDS)
 
     return call
 
 
 @pytest.fixture
 def hear(mesh: Mesh, channel: grpc.aio.Channel) -> Hear:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    stub = speech_pb2_grpc.SpeechServiceStub(channel)
 
     async def call(audio: bytes) -> speech_pb2.SpeechServiceEncodeResponse:
         request = speech_pb2.SpeechServiceEncodeRequest(audio=audio)
-        response: speech_pb2.SpeechServiceEncodeResponse = await stub.Encode(
-            request, metadata=mesh.to("speech"), timeout=NET_SECONDS
-        )
-        return response
+        return await stub.Encode(request, metadata=mesh.to("speech"), timeout=NET_SECONDS)
 
     return call
 
@@ -139,8 +133,8 @@ async def test_batching_changes_nothing_but_the_time(encode: Encode) -> None:
 async def test_describe_tells_what_encode_sends(
     mesh: Mesh, channel: grpc.aio.Channel, encode: Encode, hear: Hear
 ) -> None:
-    vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
-    speech: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    vision = vision_pb2_grpc.VisionServiceStub(channel)
+    speech = speech_pb2_grpc.SpeechServiceStub(channel)
     seen = (await vision.Describe(vision_pb2.VisionServiceDescribeRequest(), metadata=mesh.to("vision"))).encoder
     heard = (await speech.Describe(speech_pb2.SpeechServiceDescribeRequest(), metadata=mesh.to("speech"))).encoder
     image, audio = (await encode(png())).embedding, (await hear(wav(1))).embedding
@@ -160,7 +154,7 @@ async def test_speech_lasts_as_long_as_it_lasts(hear: Hear) -> None:
 
 
 async def test_transcribe_tells_the_length(mesh: Mesh, channel: grpc.aio.Channel) -> None:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    stub = speech_pb2_grpc.SpeechServiceStub(channel)
     response = await stub.Transcribe(
         speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=mesh.to("speech")
     )
@@ -174,7 +168,7 @@ async def test_the_decoder_reads_the_transcript_behind_a_recording(
     said = spoken("打开游戏", "zh", np.random.default_rng(3))["input_audio"]["data"]
     embedding = (await hear(base64.b64decode(said))).embedding
     assert embedding.transcript == "打开游戏"
-    decoder: Any = decoder_pb2_grpc.DecoderServiceStub(channel)
+    decoder = decoder_pb2_grpc.DecoderServiceStub(channel)
     lengths = []
     for transcript in (embedding.transcript, ""):
         embedding.transcript = transcript

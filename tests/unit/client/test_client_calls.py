@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,9 @@ def test_every_sampling_parameter_goes_over(mesh: FakeMesh, connect: Connect) ->
     client.chat("hi", **EVERY_SAMPLING)
     sampling = mesh.requests[0].chat.sampling
     assert (list(sampling.stop), dict(sampling.logit_bias)) == (["END"], {8: -1.0})
-    for name in EVERY_SAMPLING.keys() - {"stop", "logit_bias"}:
-        assert getattr(sampling, name) == EVERY_SAMPLING[name]  # type: ignore[literal-required]
+    every: Mapping[str, object] = EVERY_SAMPLING
+    for name in every.keys() - {"stop", "logit_bias"}:
+        assert getattr(sampling, name) == every[name]
     shapes: list[Sampling] = [
         {"json_schema": {"type": "object"}},
         {"json_schema": '{"type": "object"}'},
