@@ -17,12 +17,12 @@ AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
 
 
 class ApiError(Exception):
-    """The server cannot be reached or refuses; the message says in one line what to do."""
+    """The server cannot be reached or returns an error; the message says in one line what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one event of a stream adds. `telemetry` (the `autoglm` object) and `usage` come at its end."""
+    """What an event of a stream adds. `telemetry` (the `autoglm` object) and `usage` come with the last one."""
 
     text: str = ""
     reasoning: str = ""
@@ -32,7 +32,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """A server, at the address of its root, and the key to send. Each call has a connection of its own."""
+    """A server by its root address, and the API key to send. Each call opens a connection."""
 
     url: str = DEFAULT_URL
     key: str = "EMPTY"
@@ -47,7 +47,7 @@ class Api:
             return response.json()
 
     def stream(self, messages: Sequence[Mapping[str, Any]], **fields: Any) -> Generator[Delta, None, None]:
-        """Yield an answer as it comes, reasoning apart; closing the iterator hangs up. Raises ApiError."""
+        """Yield the answer as it comes, its reasoning apart; closing the iterator ends the request. Raises ApiError."""
         body = {
             "messages": messages,
             "stream": True,
@@ -63,10 +63,10 @@ class Api:
 
     @contextmanager
     def _connected(self) -> Iterator[httpx.Client]:
-        """Give a client whose failures are ApiErrors. Proxies are not used: a mesh is asked directly."""
+        """Give an HTTP client whose failures become ApiErrors. It uses no proxy."""
         headers = {"authorization": f"Bearer {self.key}"}
         try:
-            # Authorities of the system and of SSL_CERT_FILE, instead of those that httpx brings.
+            # The certificate authorities of the system or of SSL_CERT_FILE, not those that come with httpx.
             trusted = ssl.create_default_context() if httpx.URL(self.url).scheme == "https" else False
             with httpx.Client(
                 base_url=self.url, headers=headers, timeout=self.timeout, verify=trusted, trust_env=False
@@ -100,22 +100,22 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def image_part(path: Path) -> dict[str, Any]:
-    """Return the image file at `path` as a part of a message; raises ApiError when it cannot be read."""
+    """Return the image file at `path` as a content part; raises ApiError if it cannot be read."""
     return image_bytes_part(_read(path), mimetypes.guess_type(path.name)[0] or "image/png")
 
 
 def image_bytes_part(data: bytes, kind: str = "image/png") -> dict[str, Any]:
-    """Return an image's bytes as a part of a message."""
+    """Return the bytes of an image as a content part."""
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
 
 
 def audio_part(path: Path) -> dict[str, Any]:
-    """Return the recording at `path` as a part of a message; raises ApiError when it cannot be read."""
+    """Return the recording at `path` as a content part; raises ApiError if it cannot be read."""
     return audio_bytes_part(_read(path), path.suffix.lower().removeprefix("."))
 
 
 def audio_bytes_part(data: bytes, kind: str = "wav") -> dict[str, Any]:
-    """Return a recording's bytes as a part of a message; a `kind` that OpenAI does not name is left out."""
+    """Return the bytes of a recording as a content part; a `kind` that OpenAI does not define is left out."""
     audio = {"data": base64.b64encode(data).decode()} | ({"format": kind} if kind in AUDIO_FORMATS else {})
     return {"type": "input_audio", "input_audio": audio}
 
@@ -124,7 +124,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.expanduser().read_bytes()
     except OSError as error:
-        raise ApiError(f"{path} cannot be read ({error.strerror}): give a file's path") from None
+        raise ApiError(f"{path} cannot be read ({error.strerror}): give the path of a file") from None
 
 
 def _refusal(response: httpx.Response) -> str:
@@ -142,7 +142,7 @@ def _deltas(events: Iterator[ServerSentEvent]) -> Iterator[Delta]:
         if "error" in chunk:
             raise ApiError(chunk["error"]["message"])
         yield _delta(chunk)
-    raise ApiError("the answer was cut before its end: try again")
+    raise ApiError("the answer ended early: try again")
 
 
 def _delta(chunk: Mapping[str, Any]) -> Delta:

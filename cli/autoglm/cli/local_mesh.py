@@ -1,4 +1,4 @@
-"""A mesh for as long as it is needed: `autoglm serve` as a child on free ports."""
+"""Runs a mesh for a limited time: `autoglm serve` as a child process on free ports."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ READY = "Ready in "
 
 @dataclass(frozen=True, slots=True)
 class LocalMesh:
-    """A mesh on loopback, in a process of its own that prints to `log`."""
+    """A mesh on loopback, in a child process that prints to `log`."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -34,10 +34,10 @@ class LocalMesh:
 
     @classmethod
     def start(cls, log: Path, *arguments: str, **environment: str) -> Self:
-        """Start `autoglm serve` with `arguments` and return before it is ready; call it in the main thread.
+        """Start `autoglm serve` with `arguments` without waiting for it; call this in the main thread.
 
-        Of the AUTOGLM_ variables it gets those in `environment` and the chosen bundle: keys, a Redis and the like
-        belong to another mesh.
+        Of our own AUTOGLM_ variables only AUTOGLM_BUNDLE is passed on: the others (keys, a Redis) belong to another
+        mesh. `environment` is added.
         """
         http_port, grpc_port = free_ports(2)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("AUTOGLM_")}
@@ -62,7 +62,7 @@ class LocalMesh:
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def wait(self) -> None:
-        """Return when the mesh is ready; raises StartError when it ends before or takes too long."""
+        """Wait until the mesh is ready; raises StartError if it ends before that or takes too long."""
         limit = time.monotonic() + START_SECONDS
         while not any(READY in line for line in self.lines()):
             if self.process.poll() is not None:
@@ -72,7 +72,7 @@ class LocalMesh:
             time.sleep(0.1)
 
     def end(self) -> None:
-        """Stop the mesh, at the latest by SIGKILL after `STOP_SECONDS`."""
+        """Stop the mesh, after `STOP_SECONDS` by SIGKILL."""
         processes.end(self.process, STOP_SECONDS, threading.Event())
 
     def _last_line(self) -> str:
@@ -81,7 +81,7 @@ class LocalMesh:
 
 @contextmanager
 def running_mesh() -> Iterator[LocalMesh]:
-    """Run a mesh inside the block, ready; raises StartError when it does not start."""
+    """Run a mesh that is ready, inside the block; raises StartError if it does not start."""
     with tempfile.NamedTemporaryFile(prefix="mesh-", suffix=".log") as log:
         mesh = LocalMesh.start(Path(log.name))
         try:

@@ -1,4 +1,4 @@
-"""The client for programs that wait."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -23,10 +23,10 @@ from autoglm.client.results import (
 
 
 class Stream:
-    """An answer as it comes: iterate over its pieces; at the end `answer` is the whole.
+    """A streamed answer: iterate over its pieces, then `answer` is the complete one.
 
-    The call begins with the first piece that is asked for. Leaving the block of a `with`, closing the stream or
-    forgetting it cancels the call. A stream is for one thread.
+    The call starts when the first piece is asked for. Leaving the block of a `with`, closing the stream or
+    dropping the last reference to it cancels the call. Use a stream in one thread only.
     """
 
     def __init__(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> None:
@@ -35,7 +35,7 @@ class Stream:
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; raises RuntimeError before the stream has ended."""
+        """The complete answer; raises RuntimeError before the stream has ended."""
         return self._reader.answer
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Stream:
 
 
 class Client(Base):
-    """A mesh, asked by a program that waits. Threads may share it.
+    """A client of a mesh whose calls block. Threads may share it.
 
     >>> with Client("localhost:50051") as client:
     ...     print(client.chat("你是谁?").text)
@@ -67,7 +67,7 @@ class Client(Base):
     def chat(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Answer:
-        """Return the whole answer to a question or a conversation, within `timeout` seconds; raises MeshError.
+        """Return the complete answer to a question or a conversation, within `timeout` seconds; raises MeshError.
 
         >>> client.chat("打开游戏", images=[Path("home.png")], temperature=0).text
         """
@@ -76,7 +76,7 @@ class Client(Base):
     def stream(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Stream:
-        """Return the answer as it comes, whole within `timeout` seconds; iterating raises MeshError.
+        """Return the answer as a stream, complete within `timeout` seconds; iterating raises MeshError.
 
         >>> with client.stream("你是谁?") as stream:
         ...     for piece in stream:

@@ -60,7 +60,7 @@ def test_history_keeps_the_thought_as_the_model_wrote_it(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("answer", "status", "told"),
     [
-        (events(delta(content="He")), 200, "cut before its end"),
+        (events(delta(content="He")), 200, "ended early"),
         (events(delta(content="He")) + b"event: error\n" + events({"error": {"message": "too late"}}), 200, "too late"),
         (json.dumps({"error": {"message": "no such model"}}).encode(), 404, "no such model"),
         (b"<html>", 502, "answers 502"),

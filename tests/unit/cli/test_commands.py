@@ -91,7 +91,7 @@ def test_keys_that_were_never_made_come_with_the_command_that_makes_them(tmp_pat
     for command in (["list"], ["revoke", "12345678"]):
         done = CliRunner().invoke(app, ["keys", *command, "--file", str(tmp_path / "keys.yaml")])
         assert done.exit_code == 1
-        assert "make a key with `autoglm keys create`, or name the file with --file" in done.stderr
+        assert "create a key with `autoglm keys create`, or name the file with --file" in done.stderr
 
 
 # As where the package is not installed; None in sys.modules would be found there by other packages that look for it.

@@ -54,7 +54,8 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it() -> None:
 
 def test_an_address_of_another_machine_is_told_from_a_taken_port() -> None:
     found = faults("--host", "192.0.2.1")
-    assert found["HTTP port"] == "192.0.2.1 is no address of this machine: choose another with --host or AUTOGLM_HOST"
+    fault = "192.0.2.1 is not an address of this machine: choose another with --host or AUTOGLM_HOST"
+    assert found["HTTP port"] == fault
 
 
 @pytest.fixture
