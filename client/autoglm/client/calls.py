@@ -2,8 +2,8 @@
 
 Calls change nothing in the mesh, so all of them may be retried. A call is retried if its error has a RetryInfo or if
 the connection fails, while the deadline allows it and before the first message of a stream. An error without RetryInfo
-is final. As google.rpc specifies, the delay of RetryInfo doubles with each try. If the mesh no longer knows the media of
-a hash, the call is repeated at once with the bytes.
+is final. As google.rpc specifies, the delay of RetryInfo doubles with each try. If the mesh no longer knows the media
+of a hash, the call is repeated at once with the bytes.
 """
 
 import random
