@@ -5,15 +5,16 @@ PROTOS := $(wildcard protos/autoglm/v1/*.proto)
 .PHONY: all protos check test bench
 all: check test
 
-protos:  ## Generate the code of the contract, beside it.
+protos:  ## Generate the contract's code, next to it.
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos \
 		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=protos \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=protos $(PROTOS)
 
-check:  ## Style, types, tables, contract.
+check:  ## Style, types, imports, tables, contract.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_tables.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/autoglm-v1.binpb

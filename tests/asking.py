@@ -1,8 +1,7 @@
 """How tests ask the mesh, and what they can see of it from outside."""
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from autoglm.v1.decoder_pb2 import DecoderServiceDescribeRequest, DecoderService
 from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 
 from .mesh import Mesh
+from .waiting import NET_SECONDS
 
 MODEL = "autoglm-phone-9b"
 CHAT = "/v1/chat/completions"
@@ -60,15 +60,4 @@ def describe_decoder(mesh: Mesh) -> DecoderServiceDescribeResponse:
     """Ask the decoder's replica itself how busy it is."""
     with grpc.insecure_channel(mesh.serve_address) as channel:
         stub = DecoderServiceStub(channel)
-        answer: DecoderServiceDescribeResponse = stub.Describe(
-            DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=10
-        )
-        return answer
-
-
-def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Ask again and again until `condition` holds; fails the test with `what` after `seconds`."""
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
+        return stub.Describe(DecoderServiceDescribeRequest(), metadata=mesh.to("decoder"), timeout=NET_SECONDS)

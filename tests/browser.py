@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+
+from .waiting import NET_SECONDS
+
+expect.set_options(timeout=1000 * NET_SECONDS)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCREENSHOT = ROOT / "examples/home.png"
@@ -54,7 +58,7 @@ class Visit:
         """Open the page in a context of its own, with Playwright's `options`, and wait until it knows the models."""
         visit = cls(browser.new_context(**options).new_page())
         prepare(visit.page)
-        visit.page.set_default_timeout(10_000)
+        visit.page.set_default_timeout(1000 * NET_SECONDS)
         visit.page.on("request", lambda request: visit.addresses.append(request.url))
         visit.page.on("console", visit.hear)
         visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))

@@ -8,6 +8,7 @@ import pytest
 
 from .asking import Asker
 from .mesh import Mesh, running_mesh
+from .waiting import NET_SECONDS
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def base_url(mesh: Mesh) -> str:
 @pytest.fixture
 def ask(mesh: Mesh) -> Iterator[Asker]:
     """Asks the mesh over HTTP."""
-    with httpx.Client(base_url=mesh.http_url, timeout=60, trust_env=False) as http:
+    with httpx.Client(base_url=mesh.http_url, timeout=NET_SECONDS, trust_env=False) as http:
         yield Asker(http)
 
 

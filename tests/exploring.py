@@ -9,8 +9,11 @@ import schemathesis
 from schemathesis import GenerationMode, checks
 
 from .asking import MODEL
+from .waiting import NET_SECONDS
 
-PATIENCE = {"x-request-timeout": "20"}  # a request that leaves no time is answered with a 504, and rightly so
+PATIENCE = {
+    "x-request-timeout": f"{NET_SECONDS}"
+}  # a request that leaves no time is answered with a 504, and rightly so
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,

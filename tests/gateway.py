@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import httpx
 
-from .asking import eventually
-from .mesh import Mesh, free_ports
+from autoglm.cli.isolation import free_ports
+
+from .mesh import Mesh
+from .waiting import NET_SECONDS, eventually
 
 
 @contextmanager
@@ -22,11 +24,11 @@ def running_gateway(mesh: Mesh, **settings: str) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: _ready(address), 30, "the gateway is ready")
+        eventually(lambda: _ready(address), "the gateway is ready")
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(NET_SECONDS)
 
 
 def _ready(address: str) -> bool:

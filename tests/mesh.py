@@ -1,47 +1,28 @@
-"""A mesh of real parts: `autoglm serve` on free ports, and what can be seen of it from outside."""
+"""A mesh of real parts, as tests see it: `autoglm serve` on free ports, and what can be seen of it from outside."""
 
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from autoglm.cli.local_mesh import AUTOGLM, LocalMesh
+from autoglm.cli.processes import StartError
 from autoglm.common.bundle import chosen_bundle
 
-START_SECONDS = 240
+from .waiting import NET_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
+class Mesh(LocalMesh):
     """A running mesh."""
-
-    process: subprocess.Popen[str]
-    log: Path
-    http_port: int
-    grpc_port: int
-
-    @property
-    def http_url(self) -> str:
-        """The root of the HTTP door, without a slash at its end."""
-        return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def grpc_address(self) -> str:
         """The public gRPC door."""
         return f"127.0.0.1:{self.grpc_port}"
-
-    def lines(self) -> list[str]:
-        """What it has printed."""
-        return self.log.read_text(encoding="utf-8").splitlines()
 
     def descendants(self) -> list[psutil.Process]:
         """Every process below `autoglm serve`."""
@@ -86,32 +67,22 @@ class Mesh:
 
     def wait(self) -> None:
         """Return when the mesh is ready; raises AssertionError with its log when it ends or takes too long."""
-        limit = time.monotonic() + START_SECONDS
-        while not any("Ready in" in line for line in self.lines()):
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < limit, self.log.read_text()
-            time.sleep(0.1)
-        with urllib.request.urlopen(f"{self.http_url}/health/ready", timeout=10) as answer:
+        try:
+            super().wait()
+        except StartError as error:
+            raise AssertionError(self.log.read_text()) from error
+        with urllib.request.urlopen(f"{self.http_url}/health/ready", timeout=NET_SECONDS) as answer:
             assert answer.status == 200
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask for a clean stop and return the exit status."""
         self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that are free."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports: list[int] = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
+        return self.process.wait(NET_SECONDS)
 
 
 def command(*arguments: str) -> Sequence[str]:
     """Return the command line of `autoglm`."""
-    return (sys.executable, "-m", "autoglm.cli.main", *arguments)
+    return (*AUTOGLM, *arguments)
 
 
 def text_bundle(folder: Path) -> Path:
@@ -124,30 +95,9 @@ def text_bundle(folder: Path) -> Path:
 @contextmanager
 def running_mesh(log: Path, *arguments: str, **environment: str) -> Iterator[Mesh]:
     """A mesh of its own, ready, and stopped at the end."""
-    running = start_mesh(log, *arguments, **environment)
+    running = Mesh.start(log, *arguments, **environment)
     try:
         running.wait()
         yield running
     finally:
         running.stop()
-
-
-def start_mesh(log: Path, *arguments: str, **environment: str) -> Mesh:
-    """Start `autoglm serve` with `arguments` on free ports; it is not ready yet."""
-    http_port, grpc_port = free_ports(2)
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("AUTOGLM_")} | {
-        "AUTOGLM_BUNDLE": str(chosen_bundle()),
-        "AUTOGLM_HOST": "127.0.0.1",
-        "AUTOGLM_HTTP_PORT": str(http_port),
-        "AUTOGLM_GRPC_PORT": str(grpc_port),
-        "COLUMNS": "200",
-    }
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command("serve", *arguments),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=variables | environment,
-        )
-    return Mesh(process, log, http_port, grpc_port)

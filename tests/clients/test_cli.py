@@ -5,13 +5,14 @@ import subprocess
 from pathlib import Path
 
 from autoglm.cli.api import DEFAULT_URL, audio_part, image_part
+from autoglm.cli.isolation import free_ports
 
 from ..cases import save, screen_cases
-from ..mesh import Mesh, command, free_ports
+from ..mesh import Mesh, command
 
 
 def run(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), input=typed, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command(*arguments), input=typed, capture_output=True, text=True)
 
 
 def test_a_question(mesh: Mesh) -> None:

@@ -10,9 +10,10 @@ import pytest
 from autoglm.client import AsyncClient, Client, InvalidRequest, Message
 from autoglm.training.data.speech import Espeak
 
-from ..asking import MODEL, eventually
+from ..asking import MODEL
 from ..cases import ScreenCase, screen_cases, spoken
 from ..mesh import Mesh
+from ..waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,6 @@ def received(mesh: Mesh, request_id: str) -> int:
     def found() -> list[str]:
         return re.findall(rf" {request_id} .* in=(\d+) ", mesh.log.read_text(encoding="utf-8"))
 
-    eventually(lambda: bool(found()), 10, f"request {request_id} has a line in the log")
+    eventually(lambda: bool(found()), f"request {request_id} has a line in the log")
     (size,) = found()
     return int(size)

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from ..asking import Asker
 from ..cases import screen_cases
+from ..waiting import NET_SECONDS
 
 
 class Reflected:
@@ -33,7 +34,7 @@ class Reflected:
         kind: Any = self._channel.unary_stream if found.server_streaming else self._channel.unary_unary
         request = GetMessageClass(found.input_type)(**fields)
         made: Any = kind(f"/{service}/{method}", lambda sent: sent.SerializeToString(), answer.FromString)(
-            request, timeout=60
+            request, timeout=NET_SECONDS
         )
         return list(made) if found.server_streaming else made
 
@@ -52,7 +53,7 @@ def test_reflection_names_the_public_services(server: Reflected) -> None:
 
 @pytest.mark.parametrize("name", ["", "autoglm.v1.text", "autoglm.v1.image", "autoglm.v1.audio"])
 def test_health_knows_each_modality(channel: grpc.Channel, name: str) -> None:
-    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name), timeout=NET_SECONDS)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -16,10 +16,11 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from autoglm.cli.api import audio_bytes_part, image_bytes_part
 
-from ..asking import CHAT, MODEL, Asker, eventually, tap
+from ..asking import CHAT, MODEL, Asker, tap
 from ..browser import SCREENSHOT, SPEECH, Visit, chromium
 from ..gateway import running_gateway
 from ..mesh import Mesh
+from ..waiting import eventually
 
 Open = Callable[..., Visit]
 Gateway = Callable[..., str]
@@ -288,7 +289,7 @@ def test_an_answer_is_stopped_in_its_middle(visit: Visit, ask: Asker, how: str) 
     else:
         button.click()
     expect(visit.answer()).to_contain_text("Stopped.")
-    eventually(lambda: ask.running() == 0, 5, "the gateway lets go of what nobody waits for")
+    eventually(lambda: ask.running() == 0, "the gateway lets go of what nobody waits for")
     page.unroute_all()
     visit.write("Who are you?")
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)

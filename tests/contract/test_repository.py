@@ -34,6 +34,11 @@ def test_every_leaf_package_is_typed() -> None:
     assert [leaf for leaf in leaves if not (leaf / "py.typed").exists()] == []
 
 
+def test_imports_point_one_way() -> None:
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_generated_code_is_current(tmp_path: Path) -> None:
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.glob("autoglm/v1/*.proto"))
     kinds = ("python", "grpc_python", "mypy", "mypy_grpc")

@@ -8,11 +8,11 @@ import psutil
 import pytest
 import redis
 
-from ..asking import Asker, caches, eventually
+from ..asking import Asker, caches
 from ..cases import ScreenCase, screen_cases
 from ..mesh import Mesh
+from ..waiting import NET_SECONDS, eventually
 
-RESTART_SECONDS = 90
 _seeds = itertools.count(100)
 
 
@@ -25,7 +25,7 @@ def fresh() -> ScreenCase:
 def whole(ask: Asker) -> Iterator[None]:
     """Every test leaves the mesh as it found it."""
     yield
-    eventually(lambda: all(up == "up" for up in dependencies(ask).values()), RESTART_SECONDS, "the mesh is whole")
+    eventually(lambda: all(up == "up" for up in dependencies(ask).values()), "the mesh is whole")
 
 
 def dependencies(ask: Asker) -> dict[str, str]:
@@ -35,7 +35,7 @@ def dependencies(ask: Asker) -> dict[str, str]:
 
 def kill(process: psutil.Process) -> None:
     process.kill()
-    psutil.wait_procs([process], timeout=10)
+    process.wait(NET_SECONDS)
 
 
 @pytest.mark.parametrize(("application", "modality"), [("vision", "image"), ("speech", "audio")])
@@ -60,7 +60,7 @@ def test_an_encoder_that_dies_takes_only_its_modality_along(
         case = next(supply)
         return ask.post(case.image if modality == "image" else case.audio).status_code == 200
 
-    eventually(works, RESTART_SECONDS, f"{modality} input works again")
+    eventually(works, f"{modality} input works again")
 
 
 def test_the_decoder_dies_and_comes_back(mesh: Mesh, ask: Asker) -> None:
@@ -69,7 +69,7 @@ def test_the_decoder_dies_and_comes_back(mesh: Mesh, ask: Asker) -> None:
     assert response.status_code in (200, 503)
     if response.status_code == 503:
         assert response.json()["error"]["code"] == "upstream_unavailable"
-    eventually(lambda: ask.post("你是谁?").status_code == 200, RESTART_SECONDS, "text is answered again")
+    eventually(lambda: ask.post("你是谁?").status_code == 200, "text is answered again")
 
 
 def test_the_gateway_dies_and_is_started_again(mesh: Mesh, ask: Asker) -> None:
@@ -105,7 +105,7 @@ def test_damaged_entries_of_the_cache_are_not_believed(mesh: Mesh, ask: Asker) -
     true = ask.post(case.image, case.words).json()
     assert caches(true) == ["miss"]
     with redis.Redis.from_url(mesh.redis_url) as store:
-        eventually(lambda: damage(store) > 0, 5, "the embedding is in redis")
+        eventually(lambda: damage(store) > 0, "the embedding is in redis")
     restart_gateway(mesh, ask)  # so that it remembers nothing itself
     again = ask.post(case.image, case.words).json()
     assert caches(again) == ["miss"]
@@ -116,9 +116,11 @@ def damage(store: redis.Redis) -> int:
     """Turn over the middle byte of every stored embedding of an image; return how many there are."""
     names = list(store.scan_iter("ag2:*:image:*"))
     for name in names:
-        stored = bytearray(store.get(name) or b"\0")  # type: ignore[arg-type]
-        stored[len(stored) // 2] ^= 0xFF
-        store.set(name, bytes(stored))
+        stored = store.get(name)
+        assert isinstance(stored, bytes)
+        damaged = bytearray(stored)
+        damaged[len(damaged) // 2] ^= 0xFF
+        store.set(name, bytes(damaged))
     return len(names)
 
 
@@ -132,7 +134,7 @@ def restart_gateway(mesh: Mesh, ask: Asker) -> None:
             return False
 
     kill(mesh.gateway())
-    eventually(answers, RESTART_SECONDS, "the gateway is ready again")
+    eventually(answers, "the gateway is ready again")
 
 
 def cache(mesh: Mesh) -> psutil.Process:

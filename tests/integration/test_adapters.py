@@ -17,6 +17,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ..asking import MODEL, Asker
 from ..mesh import Mesh, running_mesh, text_bundle
+from ..waiting import NET_SECONDS
 
 NAMES = ("one", "two")
 
@@ -66,5 +67,5 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(ask: Asker, channe
     message = ChatMessage(role=ROLE_USER, parts=[ContentPart(text="hi")])
     stub = ChatServiceStub(channel)
     with pytest.raises(grpc.RpcError) as refused:
-        stub.Complete(CompleteRequest(chat=ChatRequest(model=name, messages=[message])), timeout=30)
-    assert isinstance(from_rpc_error(refused.value), NotFound)  # type: ignore[arg-type]
+        stub.Complete(CompleteRequest(chat=ChatRequest(model=name, messages=[message])), timeout=NET_SECONDS)
+    assert isinstance(from_rpc_error(refused.value), NotFound)

@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -21,8 +22,9 @@ from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, Conte
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
-from ..asking import CHAT, MODEL, Asker, describe_decoder, eventually
+from ..asking import CHAT, MODEL, Asker, describe_decoder
 from ..mesh import Mesh
+from ..waiting import NET_SECONDS, eventually
 
 MIB = 2**20
 IMAGE = "messages[0].content[0].image_url.url"
@@ -87,8 +89,8 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
 def unharmed(mesh: Mesh, ask: Asker) -> Iterator[None]:
     """After each test nothing runs, and a good request is answered."""
     yield
-    eventually(lambda: ask.running() == 0, 5, "the gateway's running requests come to zero")
-    eventually(lambda: describe_decoder(mesh).num_requests_running == 0, 5, "the decoder's do too")
+    eventually(lambda: ask.running() == 0, "the gateway's running requests come to zero")
+    eventually(lambda: describe_decoder(mesh).num_requests_running == 0, "the decoder's do too")
     assert ask("你好")
 
 
@@ -118,7 +120,7 @@ def test_a_body_of_100_mb_is_refused_and_not_kept(mesh: Mesh, ask: Asker, header
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
         before = before or memory(gateway)  # after the first, which the allocator may have learned from
-    eventually(lambda: memory(gateway) < before + 16 * MIB, 5, "the gateway's memory is what it was")
+    eventually(lambda: memory(gateway) < before + 16 * MIB, "the gateway's memory is what it was")
 
 
 def test_bombs_and_large_media_leave_no_memory_behind(mesh: Mesh, ask: Asker) -> None:
@@ -132,7 +134,12 @@ def test_bombs_and_large_media_leave_no_memory_behind(mesh: Mesh, ask: Asker) ->
         if body is bodies[1]:
             before = before or [memory(gateway), memory(vision)]  # after the first, which allocators learn from
     for process, was in zip((gateway, vision), before, strict=True):
-        eventually(lambda p=process, w=was: memory(p) < w + 32 * MIB, 5, "memory is what it was")  # type: ignore[misc]
+        eventually(partial(holds_less, process, was + 32 * MIB), "memory is what it was")
+
+
+def holds_less(process: psutil.Process, limit: int) -> bool:
+    """Return whether a process holds less than `limit` bytes."""
+    return memory(process) < limit
 
 
 def memory(process: psutil.Process) -> int:
@@ -166,7 +173,7 @@ def message(*parts: ContentPart) -> ChatMessage:
 def test_bad_input_over_grpc_names_its_field(channel: grpc.Channel, chat: ChatRequest, field: str) -> None:
     stub = ChatServiceStub(channel)
     with pytest.raises(grpc.RpcError) as raised:
-        stub.Complete(CompleteRequest(chat=chat), timeout=20)
+        stub.Complete(CompleteRequest(chat=chat), timeout=NET_SECONDS)
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     status = rpc_status.from_call(cast(grpc.Call, raised.value))
     assert status is not None

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import httpx
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,8 +23,9 @@ from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, Conte
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER, SamplingParams
 
-from ..asking import CHAT, MODEL, Asker, describe_decoder, eventually
+from ..asking import CHAT, MODEL, Asker, describe_decoder
 from ..mesh import Mesh
+from ..waiting import NET_SECONDS, eventually
 from .test_bad_input import BOMB, MIB
 
 REQUESTS = 2000
@@ -125,7 +125,7 @@ def asked(*parts: ContentPart, **sampling: Any) -> ChatRequest:
     return ChatRequest(messages=[message], sampling=SamplingParams(**{"max_tokens": 4, "temperature": 0, **sampling}))
 
 
-def called(chat: ChatRequest, stream: bool = False, timeout: float = 60.0) -> Send:
+def called(chat: ChatRequest, stream: bool = False, timeout: float = NET_SECONDS) -> Send:
     """A call over gRPC whose answer is read to its end."""
 
     async def send(clients: Clients, name: str) -> str:
@@ -144,9 +144,10 @@ def called(chat: ChatRequest, stream: bool = False, timeout: float = 60.0) -> Se
 
 
 def start(clients: Clients, chat: ChatRequest, stream: bool, name: str, timeout: float) -> Any:
-    request: Message = StreamCompleteRequest(chat=chat) if stream else CompleteRequest(chat=chat)
-    method = clients.chat.StreamComplete if stream else clients.chat.Complete
-    return cast(Any, method)(request, timeout=timeout, metadata=(("x-request-id", name),))
+    known = (("x-request-id", name),)
+    if stream:
+        return clients.chat.StreamComplete(StreamCompleteRequest(chat=chat), timeout=timeout, metadata=known)
+    return clients.chat.Complete(CompleteRequest(chat=chat), timeout=timeout, metadata=known)
 
 
 def reason(error: grpc.aio.AioRpcError) -> str:
@@ -163,7 +164,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
 
 async def cancel(clients: Clients, name: str) -> str:
     """Cancel a call that the gateway has begun to answer."""
-    call = start(clients, asked(max_tokens=200), True, name, 60.0)
+    call = start(clients, asked(max_tokens=200), True, name, NET_SECONDS)
     try:
         await call.initial_metadata()
         if call.cancel():
@@ -227,7 +228,7 @@ async def burst(mesh: Mesh, requests: Mapping[str, Kind]) -> dict[str, str]:
     """Send `requests`, by id, and return what came of each."""
     places = asyncio.Semaphore(AT_ONCE)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    http = httpx.AsyncClient(base_url=mesh.http_url, timeout=60, trust_env=False, limits=limits)
+    http = httpx.AsyncClient(base_url=mesh.http_url, timeout=NET_SECONDS, trust_env=False, limits=limits)
     async with http, grpc.aio.insecure_channel(mesh.grpc_address) as channel:
         clients = Clients(http, ChatServiceStub(channel), mesh.http_port)
 
@@ -252,10 +253,10 @@ def drawn(count: int, seed: str) -> dict[str, Kind]:
 
 def settled(mesh: Mesh, ask: Asker, requests: Mapping[str, Kind]) -> None:
     """Wait until nothing is in progress anywhere and the log has every request that the gateway is sure to know."""
-    eventually(lambda: ask.running() == 0, 30, "the gateway has no request in progress")
-    eventually(lambda: describe_decoder(mesh).num_requests_running == 0, 30, "the decoder generates nothing")
+    eventually(lambda: ask.running() == 0, "the gateway has no request in progress")
+    eventually(lambda: describe_decoder(mesh).num_requests_running == 0, "the decoder generates nothing")
     sure = {name for name, kind in requests.items() if kind.heard}
-    eventually(lambda: sure <= lines(mesh).keys(), 10, "every request has a line in the log")
+    eventually(lambda: sure <= lines(mesh).keys(), "every request has a line in the log")
 
 
 async def test_every_request_of_a_burst_is_accounted_for(mesh: Mesh, ask: Asker) -> None:

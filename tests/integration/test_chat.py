@@ -26,6 +26,7 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
 from ..asking import Asker
 from ..cases import screen_cases, spoken
+from ..waiting import NET_SECONDS
 
 # Intent, kind of screen, and the share that must be right of what is asked in writing and in speech.
 TASKS: list[tuple[str, ScreenKind, float, float]] = [
@@ -73,7 +74,7 @@ def test_a_transcript_holds_what_was_said(channel: grpc.Channel) -> None:
         language = LANGUAGES[number % 2]
         said = str(rng.choice([text for of, text in every if of == language]))
         audio = base64.b64decode(spoken(said, language, rng)["input_audio"]["data"])
-        heard = stub.Transcribe(TranscribeRequest(audio=Media(data=audio)), timeout=30).text
+        heard = stub.Transcribe(TranscribeRequest(audio=Media(data=audio)), timeout=NET_SECONDS).text
         errors.append(cer(normalize(said), normalize(heard)))
     assert np.mean(errors) < 0.1
 

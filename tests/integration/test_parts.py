@@ -21,6 +21,7 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 from ..asking import Asker
 from ..cases import ScreenCase, screen_cases
 from ..mesh import Mesh, running_mesh
+from ..waiting import NET_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -91,5 +92,5 @@ def ask_for(*parts: ContentPart) -> CompleteRequest:
 
 def failure(method: Any, request: Any) -> MeshError:
     with pytest.raises(grpc.RpcError) as caught:
-        method(request, timeout=30)
-    return from_rpc_error(caught.value)  # type: ignore[arg-type]
+        method(request, timeout=NET_SECONDS)
+    return from_rpc_error(caught.value)

@@ -28,6 +28,7 @@ from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
 from ..cases import spoken
 from ..mesh import Mesh
+from ..waiting import NET_SECONDS, eventually_async
 
 
 def png(width: int = 360, height: int = 800, color: str = "red", mode: str = "RGB") -> bytes:
@@ -61,28 +62,22 @@ Hear = Callable[..., Awaitable[speech_pb2.SpeechServiceEncodeResponse]]
 
 @pytest.fixture
 def encode(mesh: Mesh, channel: grpc.aio.Channel) -> Encode:
-    stub: Any = vision_pb2_grpc.VisionServiceStub(channel)
+    stub = vision_pb2_grpc.VisionServiceStub(channel)
 
     async def call(image: bytes, left: Duration | None = None) -> vision_pb2.VisionServiceEncodeResponse:
         request = vision_pb2.VisionServiceEncodeRequest(image=image, timeout=left)
-        response: vision_pb2.VisionServiceEncodeResponse = await stub.Encode(
-            request, metadata=mesh.to("vision"), timeout=60
-        )
-        return response
+        return await stub.Encode(request, metadata=mesh.to("vision"), timeout=NET_SECONDS)
 
     return call
 
 
 @pytest.fixture
 def hear(mesh: Mesh, channel: grpc.aio.Channel) -> Hear:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    stub = speech_pb2_grpc.SpeechServiceStub(channel)
 
     async def call(audio: bytes) -> speech_pb2.SpeechServiceEncodeResponse:
         request = speech_pb2.SpeechServiceEncodeRequest(audio=audio)
-        response: speech_pb2.SpeechServiceEncodeResponse = await stub.Encode(
-            request, metadata=mesh.to("speech"), timeout=60
-        )
-        return response
+        return await stub.Encode(request, metadata=mesh.to("speech"), timeout=NET_SECONDS)
 
     return call
 
@@ -138,8 +133,8 @@ async def test_batching_changes_nothing_but_the_time(encode: Encode) -> None:
 async def test_describe_tells_what_encode_sends(
     mesh: Mesh, channel: grpc.aio.Channel, encode: Encode, hear: Hear
 ) -> None:
-    vision: Any = vision_pb2_grpc.VisionServiceStub(channel)
-    speech: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    vision = vision_pb2_grpc.VisionServiceStub(channel)
+    speech = speech_pb2_grpc.SpeechServiceStub(channel)
     seen = (await vision.Describe(vision_pb2.VisionServiceDescribeRequest(), metadata=mesh.to("vision"))).encoder
     heard = (await speech.Describe(speech_pb2.SpeechServiceDescribeRequest(), metadata=mesh.to("speech"))).encoder
     image, audio = (await encode(png())).embedding, (await hear(wav(1))).embedding
@@ -159,7 +154,7 @@ async def test_speech_lasts_as_long_as_it_lasts(hear: Hear) -> None:
 
 
 async def test_transcribe_tells_the_length(mesh: Mesh, channel: grpc.aio.Channel) -> None:
-    stub: Any = speech_pb2_grpc.SpeechServiceStub(channel)
+    stub = speech_pb2_grpc.SpeechServiceStub(channel)
     response = await stub.Transcribe(
         speech_pb2.SpeechServiceTranscribeRequest(audio=wav(1.5)), metadata=mesh.to("speech")
     )
@@ -173,13 +168,14 @@ async def test_the_decoder_reads_the_transcript_behind_a_recording(
     said = spoken("打开游戏", "zh", np.random.default_rng(3))["input_audio"]["data"]
     embedding = (await hear(base64.b64decode(said))).embedding
     assert embedding.transcript == "打开游戏"
-    decoder: Any = decoder_pb2_grpc.DecoderServiceStub(channel)
+    decoder = decoder_pb2_grpc.DecoderServiceStub(channel)
     lengths = []
     for transcript in (embedding.transcript, ""):
         embedding.transcript = transcript
         message = decoder_pb2.DecoderMessage(role=ROLE_USER, parts=[decoder_pb2.DecoderPart(media=embedding)])
         request = decoder_pb2.DecoderServiceGenerateRequest(messages=[message], sampling=SamplingParams(max_tokens=1))
-        last = [response async for response in decoder.Generate(request, metadata=mesh.to("decoder"), timeout=60)][-1]
+        responses = decoder.Generate(request, metadata=mesh.to("decoder"), timeout=NET_SECONDS)
+        last = [response async for response in responses][-1]
         lengths.append(last.finish.usage.prompt_tokens)
     assert lengths[0] > lengths[1]
 
@@ -193,7 +189,7 @@ async def test_no_method_answers_a_caller_without_the_token(channel: grpc.aio.Ch
         for method in service.methods:
             ask: Any = channel.unary_stream(f"/{service.full_name}/{method.name}", bytes, bytes)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                [answer async for answer in ask(b"", metadata=metadata, timeout=60)]
+                [answer async for answer in ask(b"", metadata=metadata, timeout=NET_SECONDS)]
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, (application, method.name)
             assert from_rpc_error(caught.value).code == "authentication_error"
 
@@ -236,13 +232,21 @@ async def test_each_replica_counts_its_work(mesh: Mesh, encode: Encode, hear: He
     await encode(png())
     await hear(wav(1))
     line = next(line for line in mesh.lines() if "Service metrics at " in line)
-    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as http:
-        while True:
-            text = (await http.get(line.split(" at ")[1])).text
-            counted = [name for name in text.splitlines() if name.startswith("ray_autoglm_encoder_batch_size_count")]
-            if {'application="vision"', 'application="speech"'} <= {tag for name in counted for tag in tags(name)}:
-                break
-            await asyncio.sleep(1)
+    async with httpx.AsyncClient(timeout=NET_SECONDS, trust_env=False) as http:
+
+        async def figures() -> str:
+            return (await http.get(line.split(" at ")[1])).text
+
+        async def both_count() -> bool:
+            counted = [
+                name
+                for name in (await figures()).splitlines()
+                if name.startswith("ray_autoglm_encoder_batch_size_count")
+            ]
+            return {'application="vision"', 'application="speech"'} <= {tag for name in counted for tag in tags(name)}
+
+        await eventually_async(both_count, "both replicas have counted a batch")
+        text = await figures()
     assert "ray_autoglm_num_requests_running" in text
     assert 'stage="compute"' in text
 
@@ -251,10 +255,14 @@ async def test_a_killed_replica_refuses_with_a_type_and_comes_back(mesh: Mesh, e
     await encode(png())
     mesh.replica("vision").kill()
     seen = set()
-    async with asyncio.timeout(120):
-        while failure := await failure_of(encode(png())):
+
+    async def answers() -> bool:
+        failure = await failure_of(encode(png()))
+        if failure is not None:
             seen.add((failure.code(), from_rpc_error(failure).code))
             await hear(wav(0.5))
-            await asyncio.sleep(0.2)
+        return failure is None
+
+    await eventually_async(answers, "the replica is back")
     assert {status for status, _ in seen} == {grpc.StatusCode.UNAVAILABLE}
     assert "modality_unavailable" in {code for _, code in seen}

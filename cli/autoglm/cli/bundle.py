@@ -1,4 +1,4 @@
-"""`autoglm bundle`: assemble a bundle from published weights, and look whether one is sound."""
+"""`autoglm bundle`: assembles bundles from published weights, and checks bundles."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -18,12 +18,12 @@ app = typer.Typer(help="Assemble and check bundles.", no_args_is_help=True)
 
 
 class Preset(StrEnum):
-    """Bundles that are put together from published weights."""
+    """Bundles that can be assembled from published weights."""
 
     GCMA_9B = "autoglm-phone-9b-gcma"
 
 
-# MobileViT's publisher gives pickled weights; the same weights as safetensors are in that pull request.
+# MobileViT is published as a pickle; this pull request has the same weights as safetensors.
 VISION = "apple/mobilevit-small@refs/pr/2"
 SPEECH = "openai/whisper-tiny"
 DECODER = "zai-org/glm-4-9b-chat-hf"
@@ -31,31 +31,32 @@ DECODER = "zai-org/glm-4-9b-chat-hf"
 
 @app.command()
 def init(
-    out: Annotated[Path, typer.Argument(help="Folder of the new bundle; it must not exist.")],
-    preset: Annotated[Preset, typer.Option(help="What to put together.")],
-    vision: Annotated[str, typer.Option(help="MobileViT: a folder or a hub id.")] = VISION,
-    speech: Annotated[str, typer.Option(help="Whisper: a folder or a hub id.")] = SPEECH,
-    decoder: Annotated[str, typer.Option(help="GLM chat model: a folder or a hub id.")] = DECODER,
+    out: Annotated[Path, typer.Argument(help="Folder of the new bundle; must not exist.")],
+    preset: Annotated[Preset, typer.Option(help="Which bundle to assemble.")],
+    vision: Annotated[str, typer.Option(help="MobileViT: folder or hub id.")] = VISION,
+    speech: Annotated[str, typer.Option(help="Whisper: folder or hub id.")] = SPEECH,
+    decoder: Annotated[str, typer.Option(help="GLM chat model: folder or hub id.")] = DECODER,
 ) -> None:
-    """Put a bundle together from published weights, with a fresh fusion whose gates are closed."""
+    """Assemble a bundle from published weights, with an untrained fusion whose gates are closed."""
     with needing("serve", "bundle init"):
         from autoglm.bundles.preset import Sources, assemble
     try:
         bundle = assemble(out, preset.value, Sources(vision, speech, decoder), typer.echo)
     except (BundleError, OSError) as error:
         raise _refuse("init", error) from None
-    typer.echo(f"{bundle.root} is whole. Look: autoglm bundle check {out}. Serve: autoglm serve --bundle {out}")
+    typer.echo(f"{bundle.root} is complete. Check: autoglm bundle check {out}. Serve: autoglm serve --bundle {out}")
 
 
 @app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     gpus: Annotated[
-        str | None, typer.Option(help="Ask what would fit, as 24GB,24GB.", show_default="the GPUs here")
+        str | None,
+        typer.Option(help="Memory of the GPUs to plan for, as 24GB,24GB.", show_default="the GPUs here"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at files, shapes and fit of a bundle, and where it would be placed; exit status 1 for a fault."""
+    """Check files and shapes of a bundle, and on which devices it fits; exit status 1 for a fault."""
     from rich.console import Console
 
     with needing("serve", "bundle check"):

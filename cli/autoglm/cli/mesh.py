@@ -1,8 +1,8 @@
 """The child process of `autoglm serve` that owns Ray: starts it, deploys the applications, and waits.
 
-It is a process apart because Ray ends the process that drives it, without ceremony, when its own
-processes die. What happens is told on stdout, one JSON object a line: {"services": [...]}, then
-{"devices": [...], "int8": ["vision"]}; or {"error": "..."}, or {"again": "..."} for bad luck.
+It is a separate process because Ray exits the process that drives it when Ray's own processes die. It reports on
+stdout, one JSON object per line: {"services": [...]}, then {"devices": [...], "int8": ["vision"]}; or {"error": "..."};
+or {"again": "..."} for a failure that another try may not have.
 """
 
 import json
@@ -43,39 +43,39 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """The parts of deploy/serve.yaml that a single machine needs."""
+    """The parts of deploy/serve.yaml that are used on a single machine."""
 
     servicer_functions: tuple[str, ...]
     applications: tuple[Application, ...]
 
     @classmethod
     def load(cls, path: Path) -> "ServeConfig":
-        """Read the file; raises StartError for a key of an application that would be passed over."""
+        """Read the file; raises StartError for a key of an application that would be ignored."""
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         try:
             applications = tuple(Application(**application) for application in raw["applications"])
         except TypeError as error:
-            raise StartError(f"{path} cannot be served here ({error}): remove the key") from None
+            raise StartError(f"{path} has a key that a single machine cannot use ({error}): remove it") from None
         return cls(tuple(raw["grpc_options"]["grpc_servicer_functions"]), applications)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the running services say of themselves."""
+    """The devices and quantization that the running services report."""
 
     devices: tuple[str, ...]
-    int8: tuple[str, ...]  # the services that compute with 8-bit weights
+    int8: tuple[str, ...]  # the services with 8-bit weights
 
 
 def config_path() -> Path:
-    """Return the Serve config: the installed package's, or the checkout's."""
+    """Return the path of the Serve config: in the installed package, else in the checkout."""
     here = Path(__file__).resolve()
     installed = here.parents[1] / "assets" / "serve.yaml"
     return installed if installed.is_file() else here.parents[3] / "deploy" / "serve.yaml"
 
 
 def start_ray(folder: Path, ports: Ports) -> None:
-    """Start a local Ray and connect to it; it ends with this process."""
+    """Start a local Ray that ends with this process, and connect to it."""
     import ray
 
     slim_start(ports.agents)
@@ -94,7 +94,7 @@ def start_ray(folder: Path, ports: Ports) -> None:
 
 
 def start_ingress(functions: Sequence[str], ports: Ports) -> None:
-    """Start Serve with gRPC at `ports.ingress`; raises TryAgain when a port is taken or the ingress is too slow."""
+    """Start Serve with gRPC at `ports.ingress`; raises TryAgain if a port is in use or the ingress is too slow."""
     from ray import serve
     from ray.exceptions import RayError
 
@@ -111,11 +111,7 @@ def start_ingress(functions: Sequence[str], ports: Ports) -> None:
 
 
 def deploy(applications: Sequence[Application]) -> None:
-    """Run the applications, and return when all are ready.
-
-    Raises:
-        StartError: an application cannot start.
-    """
+    """Run the applications and return when all are ready; raises StartError if one cannot start."""
     from ray import serve
     from ray.exceptions import RayError
 
@@ -151,7 +147,7 @@ def gpus() -> int:
 
 
 def placement(count: int) -> dict[str, str]:
-    """Return the device of each service on a machine with `count` GPUs: encoders on the first, decoder on the next."""
+    """Return the device of each service with `count` GPUs: encoders on the first, the decoder on the second if any."""
     if count == 0:
         return {}
     devices: dict[str, str] = dict.fromkeys(APPLICATION_PARTS, "cuda:0")
@@ -159,7 +155,7 @@ def placement(count: int) -> dict[str, str]:
 
 
 def describe(port: int, services: Sequence[str]) -> Loaded:
-    """Ask every service through the ingress what it is; raises StartError when one does not answer."""
+    """Call Describe of every service through the ingress; raises StartError if one does not answer."""
     limit = time.monotonic() + 60
     with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
         answers = {name: _ask(channel, name, limit) for name in services}
@@ -181,9 +177,9 @@ def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
 
 
 def main(folder: str, ingress: str, block: str, *services: str) -> int:
-    """Run `services` as far as the Serve config has them until a signal ends the process.
+    """Run those `services` that the Serve config has, until a signal ends the process.
 
-    Returns 1 when an application cannot start or Ray dies.
+    Returns 1 if an application cannot start or Ray dies.
     """
     ports = Ports(int(ingress), int(block))
     events = os.dup(sys.stdout.fileno())
@@ -207,9 +203,9 @@ def main(folder: str, ingress: str, block: str, *services: str) -> int:
 
 
 def tell(events: int, event: Mapping[str, object]) -> None:
-    """Write one event for the parent."""
+    """Write an event for the parent."""
     os.write(events, json.dumps(event).encode() + b"\n")
 
 
 if __name__ == "__main__":
-    os._exit(main(*sys.argv[1:]))  # The parent ends Ray's processes; an orderly goodbye to each takes seconds.
+    os._exit(main(*sys.argv[1:]))  # The parent ends Ray's processes; an orderly shutdown would take seconds.

@@ -1,4 +1,4 @@
-"""What several commands share: options of the same name, meaning and form, JSON, and the word on a missing package."""
+"""What several commands share: options, JSON output, and the message about a missing package."""
 
 import json
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ Modalities = Annotated[
     str,
     typer.Option(
         envvar="AUTOGLM_MODALITIES",
-        help="What to serve: text, vision, speech, joined by commas; text is always there.",
-        show_default="all that the bundle holds",
+        help="Modalities to serve: text, vision, speech, separated by commas; text is always served.",
+        show_default="all of the bundle",
     ),
 ]
 Host = Annotated[str, typer.Option(envvar="AUTOGLM_HOST", help="Address to listen on.")]
 HttpPort = Annotated[int, typer.Option(envvar="AUTOGLM_HTTP_PORT", min=1, max=65535, help="Port of the OpenAI API.")]
 GrpcPort = Annotated[int, typer.Option(envvar="AUTOGLM_GRPC_PORT", min=1, max=65535, help="Port of the gRPC API.")]
-ApiKey = Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="Key, if the server asks for one.")]
+ApiKey = Annotated[str, typer.Option(envvar="AUTOGLM_API_KEY", help="API key, if the server requires one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @contextmanager
 def needing(extra: str, command: str) -> Iterator[None]:
-    """End with one line and exit status 1 when a package of the distribution's `extra` is missing inside."""
+    """End with one line and exit status 1 if the block lacks a package of the distribution's `extra`."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -38,5 +38,5 @@ def needing(extra: str, command: str) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print `value` as every command's --json does."""
+    """Print `value` as JSON, in the form that all commands share."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

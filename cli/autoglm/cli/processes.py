@@ -1,7 +1,7 @@
-"""Children that never outlive us, whatever kills whom.
+"""Child processes that never outlive this one.
 
-On Linux every descendant whose parent has died becomes our own child (a "subreaper", prctl(2)), so
-that the end of the list of children is the end of all; and a direct child gets SIGTERM when we die.
+On Linux every descendant whose parent has died becomes our own child (a "subreaper", prctl(2)), so that none is left
+once we have no more children; and a direct child gets SIGTERM when we die.
 """
 
 import ctypes
@@ -22,22 +22,22 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class StartError(Exception):
-    """The mesh cannot start or go on; the message says in one line what to do."""
+    """The mesh cannot start or continue; the message says in one line what to do."""
 
 
 class TryAgain(StartError):
-    """This start failed by bad luck, such as a port that was taken meanwhile: the next one may succeed."""
+    """This start failed for a passing reason, such as a port that another program took meanwhile."""
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks for an orderly stop, the next for a quick one."""
+    """The first SIGINT or SIGTERM sets `stop`, for an orderly stop; the next sets `hurry`, for a quick one."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.hurry = threading.Event()
 
     def install(self) -> None:
-        """Handle both signals from now on; call it in the main thread."""
+        """Handle both signals from now on; call this in the main thread."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -46,7 +46,7 @@ class Signals:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies (Linux; elsewhere nothing)."""
+    """Become the parent of descendants whose own parent dies (Linux only; elsewhere this does nothing)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -54,17 +54,17 @@ def adopt_orphans() -> None:
 def start(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
-    stdout: int | None = None,
+    stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in its own session, so that a terminal's Ctrl-C reaches us alone; call it in the main thread."""
+    """Start a child in its own session, so that a terminal's Ctrl-C reaches only us; call this in the main thread."""
     return subprocess.Popen(
         command, env=environment, stdout=stdout, stderr=stderr, start_new_session=True, preexec_fn=_die_with_parent
     )
 
 
 def end(child: subprocess.Popen[bytes], patience: float, hurry: threading.Event) -> None:
-    """Ask `child` to end, wait `patience` seconds or until `hurry`, then kill it."""
+    """Send SIGTERM to `child`, wait `patience` seconds or until `hurry`, then send SIGKILL."""
     child.terminate()
     limit = time.monotonic() + patience
     while child.poll() is None and time.monotonic() < limit and not hurry.is_set():
@@ -75,7 +75,7 @@ def end(child: subprocess.Popen[bytes], patience: float, hurry: threading.Event)
 
 
 def end_descendants(patience: float, but: Collection[int] = ()) -> None:
-    """End every descendant `but` some ids: SIGTERM, then SIGKILL after `patience` seconds, until none is left."""
+    """End all descendants `but` these ids: SIGTERM, and after `patience` seconds SIGKILL, until none is left."""
     limit = time.monotonic() + patience
     asked: set[int] = set()
     while children := [child for child in psutil.Process().children(recursive=True) if child.pid not in but]:

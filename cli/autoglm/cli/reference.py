@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the settings themselves: `python -m autoglm.cli.reference`."""
+"""Writes docs/configuration.md from the settings' definitions: `python -m autoglm.cli.reference`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`autoglm serve`: the whole mesh on this machine, and nothing left of it afterwards."""
+"""`autoglm serve`: runs the whole mesh on this machine, and leaves nothing behind when it stops."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from typing import IO, Any
 import typer
 
 from autoglm.cli import checks, isolation, processes
-from autoglm.cli.cache import Cache
+from autoglm.cli.cache import CacheServer
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, chosen_bundle
@@ -34,12 +34,12 @@ RAY_STARTS = 3
 
 
 class Stopped(Exception):
-    """A signal asked for the end."""
+    """SIGINT or SIGTERM asked the mesh to stop."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says."""
+class ServeOptions:
+    """The options of the command line."""
 
     bundle: Path
     modalities: str
@@ -55,13 +55,13 @@ def serve(
     http_port: HttpPort = 8000,
     grpc_port: GrpcPort = 50051,
 ) -> None:
-    """Start cache, services and gateway; Ctrl-C stops them all."""
+    """Start the whole mesh on this machine: cache, services and gateway. Ctrl-C stops it."""
     signals = Signals()
     signals.install()
     code = 0
     try:
         with ExitStack() as stack:
-            options = Options(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
+            options = ServeOptions(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
             Supervisor(options, signals, stack).run()
     except Stopped:
         say("Stopped")
@@ -77,19 +77,19 @@ def say(line: str) -> None:
 
 
 class Supervisor:
-    """Starts the parts in order and waits. Everything that has started is undone by `stack`."""
+    """Starts the parts in order, then watches them. `stack` stops everything that has started."""
 
-    def __init__(self, options: Options, signals: Signals, stack: ExitStack) -> None:
+    def __init__(self, options: ServeOptions, signals: Signals, stack: ExitStack) -> None:
         self._options = options
         self._signals = signals
         self._stack = stack
-        self._cache: Cache | None = None
+        self._cache: CacheServer | None = None
 
     def run(self) -> None:
-        """Start, then watch until a signal (raises Stopped) or a fault (raises StartError)."""
+        """Start the mesh and watch it; raises Stopped after a signal, StartError when a part fails for good."""
         started = time.monotonic()
         bundle, services = self._check()
-        self._folder = self._stack.enter_context(_workplace())
+        self._folder = self._stack.enter_context(_temporary_folder())
         self._start_cache()
         say(f"Loading model {bundle.name} from {bundle.root}")
         self._start_mesh(bundle, services, started)
@@ -108,10 +108,10 @@ class Supervisor:
     def _start_cache(self) -> None:
         if os.environ.get("AUTOGLM_REDIS_URL"):
             return
-        cache = Cache(self._folder)
+        cache = CacheServer(self._folder)
         binary = cache.start()
         if binary is None:
-            say("No Redis or Valkey here: embeddings are cached in the gateway only")
+            say("No Redis or Valkey found: embeddings are cached in the gateway only")
             return
         self._cache = cache
         os.environ["AUTOGLM_REDIS_URL"] = cache.url
@@ -130,7 +130,7 @@ class Supervisor:
         say(f"Model loaded successfully in {time.monotonic() - started:.1f} s")
 
     def _start_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], isolation.Ports, Sequence[str]]:
-        """Return the events of a mesh whose Ray and ingress run, its ports and services; after bad luck tries again."""
+        """Start Ray and the ingress, at most RAY_STARTS times; return the mesh's events, its ports and its services."""
         for _ in range(RAY_STARTS - 1):
             try:
                 return self._try_ray(bundle, services)
@@ -156,7 +156,7 @@ class Supervisor:
         return self._mesh.stdout, ports, self._event(self._mesh.stdout)["services"]
 
     def _event(self, events: IO[bytes]) -> dict[str, Any]:
-        """Return the next event of the mesh's process; raises StartError when it tells of an error or ends."""
+        """Return the next event of the mesh's process; raises StartError when it reports an error or ends."""
         while not select.select([events], [], [], 0.02)[0]:
             self._pause(0)
         line = events.readline()
@@ -169,7 +169,7 @@ class Supervisor:
 
     def _last_log_line(self) -> str:
         lines = (self._folder / "ray.log").read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
     def _start_gateway(self) -> subprocess.Popen[bytes]:
         options = self._options
@@ -178,7 +178,7 @@ class Supervisor:
             AUTOGLM_HTTP_PORT=str(options.http_port),
             AUTOGLM_GRPC_PORT=str(options.grpc_port),
         )
-        # Large bodies get pages of their own, which go back at once; by default glibc keeps up to 100 MB of them.
+        # glibc then returns the memory of large bodies at once, instead of keeping up to 100 MB of it.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1024**2)}
         gateway = processes.start([sys.executable, "-m", "autoglm.gateway.app"], environment)
         self._stack.callback(processes.end, gateway, DRAIN_SECONDS, self._signals.hurry)
@@ -205,7 +205,7 @@ class Supervisor:
         while True:
             self._pause(0.5)
             if self._mesh.poll() is not None:
-                raise StartError("Ray has died and the services with it: start again")
+                raise StartError("Ray ended, and the services with it: start the mesh again")
             if gateway.poll() is not None:
                 say(f"The gateway ended with status {gateway.returncode}; starting it again")
                 gateway = self._start_gateway()
@@ -219,12 +219,13 @@ class Supervisor:
 
 
 def _speaks_tls(host: str, port: int) -> bool:
-    """Return whether a gateway shakes hands, after which it makes requests wait until it has seen the services.
+    """Return whether a gateway completes a TLS handshake.
 
-    More cannot be asked: it may want a certificate of its clients, and we have none.
+    Its readiness cannot be asked for: it may require client certificates, and we have none. Requests that come
+    before it knows the services wait.
     """
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is our own child
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the server is our own child
     try:
         with socket.create_connection((host, port), 5) as plain, context.wrap_socket(plain):
             return True
@@ -233,8 +234,8 @@ def _speaks_tls(host: str, port: int) -> bool:
 
 
 @contextmanager
-def _workplace() -> Iterator[Path]:
-    """A temporary folder, short enough for file sockets; at the end no process and no folder is left."""
+def _temporary_folder() -> Iterator[Path]:
+    """Give a temporary folder with a path short enough for Unix sockets; at the end no process or folder is left."""
     processes.adopt_orphans()
     base = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(prefix="autoglm-", dir=base if len(base) < 16 else "/tmp") as folder:

@@ -1,10 +1,10 @@
-"""A typed client of the mesh's gRPC door, for programs that wait (Client) and for asyncio (AsyncClient).
+"""A typed client of the mesh's gRPC API: Client blocks, AsyncClient is for asyncio.
 
 >>> from autoglm.client import Client
 >>> with Client("localhost:50051") as client:
 ...     print(client.chat("打开游戏", images=[Path("home.png")]).text)
 
-Every failure is a MeshError; autoglm.common.errors draws their tree.
+Every failure is a MeshError; autoglm.common.errors has the tree of them.
 """
 
 from autoglm.client.aio import AsyncClient, AsyncStream

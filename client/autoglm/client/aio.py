@@ -1,6 +1,6 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
-# ruff: noqa: ASYNC109 -- a timeout here is a deadline that the mesh is told too
+# ruff: noqa: ASYNC109 -- a timeout here is a deadline that is sent to the mesh
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from autoglm.client.base import Base
-from autoglm.client.calls import Call
+from autoglm.client.calls import RetryingCall
 from autoglm.client.requests import File, Message, Options
 from autoglm.client.results import (
     Answer,
@@ -25,19 +25,19 @@ from autoglm.client.results import (
 
 
 class AsyncStream:
-    """An answer as it comes: iterate over its pieces; at the end `answer` is the whole.
+    """A streamed answer: iterate over its pieces, then `answer` is the complete one.
 
-    The call begins with the first piece that is asked for. Leaving the block of an `async with`, closing the stream
+    The call starts when the first piece is asked for. Leaving the block of an `async with`, closing the stream
     or cancelling the task that reads it cancels the call.
     """
 
-    def __init__(self, method: Any, make: Callable[[], Call[Any]]) -> None:
+    def __init__(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> None:
         self._reader = Reader()
         self._pieces = _pieces(method, make, self._reader)
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; raises RuntimeError before the stream has ended."""
+        """The complete answer; raises RuntimeError before the stream has ended."""
         return self._reader.answer
 
     async def close(self) -> None:
@@ -60,7 +60,7 @@ class AsyncStream:
 
 
 class AsyncClient(Base):
-    """A mesh, asked from the event loop that this is made in; files are read and hashed beside the loop.
+    """A client of a mesh, for the event loop in which it is created; files are read and hashed in a thread.
 
     >>> async with AsyncClient("localhost:50051") as client:
     ...     print((await client.chat("你是谁?")).text)
@@ -71,13 +71,13 @@ class AsyncClient(Base):
     async def chat(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Answer:
-        """Return the whole answer to a question or a conversation, within `timeout` seconds; raises MeshError."""
+        """Return the complete answer to a question or a conversation, within `timeout` seconds; raises MeshError."""
         return read_answer(await self._ask(self._chats.Complete, lambda: self._complete(messages, options, timeout)))
 
     def stream(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncStream:
-        """Return the answer as it comes, whole within `timeout` seconds; iterating raises MeshError.
+        """Return the answer as a stream, complete within `timeout` seconds; iterating raises MeshError.
 
         >>> async with client.stream("你是谁?") as stream:
         ...     async for piece in stream:
@@ -107,7 +107,7 @@ class AsyncClient(Base):
     ) -> None:
         await self.close()
 
-    async def _ask(self, method: Any, make: Callable[[], Call[Any]]) -> Any:
+    async def _ask(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> Any:
         call = await asyncio.to_thread(make)
         while True:
             try:
@@ -116,7 +116,7 @@ class AsyncClient(Base):
                 await asyncio.sleep(await asyncio.to_thread(call.failed, failure))
 
 
-async def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) -> AsyncGenerator[Piece, None]:
+async def _pieces(method: Any, make: Callable[[], RetryingCall[Any]], reader: Reader) -> AsyncGenerator[Piece, None]:
     call = await asyncio.to_thread(make)
     while True:
         responses = method(call.request, **call.options())

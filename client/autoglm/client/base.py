@@ -1,4 +1,4 @@
-"""What both clients share: everything but the calls themselves."""
+"""What both clients share: the channel, and how each call is built."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from autoglm.client.calls import Call, Request
+from autoglm.client.calls import Request, RetryingCall
 from autoglm.client.requests import File, Message, Options, Sent, chat_request, transcribe_request
 from autoglm.v1.chat_pb2 import CompleteRequest, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
@@ -16,13 +16,13 @@ from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
 OPTIONS = (
-    ("grpc.enable_retries", 0),  # calls.py repeats; both together would multiply
+    ("grpc.enable_retries", 0),  # calls.py retries; retries of both would multiply
     ("grpc.max_receive_message_length", -1),
-    # gRPC would wait a second and more before it tries a restarted mesh again.
+    # By default gRPC waits a second and more before it reconnects to a restarted mesh.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
-    # While a call waits, a connection that nothing comes through is given up after half a minute. The mesh allows
-    # a ping each ten seconds; gRPC itself would send only two, and wait a minute for the answer.
+    # While a call waits, a dead connection is given up after half a minute. The mesh allows a ping every ten seconds;
+    # by default gRPC sends only two, and waits a minute for the answer.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -30,7 +30,7 @@ OPTIONS = (
 
 
 class Base:
-    """How to reach a mesh, and the calls that it understands."""
+    """The connection to a mesh, and the calls of its API."""
 
     _transport: Any  # grpc or grpc.aio
 
@@ -44,13 +44,13 @@ class Base:
         timeout: float = 120.0,
         max_retries: int = 2,
     ) -> None:
-        """Prepare to ask the mesh at `target`, its gRPC address as host:port; the first call connects.
+        """Create a client of the mesh at `target`, a gRPC address as host:port; the first call connects.
 
-        `api_key` goes with every call. `tls` is True for a server that one of the public authorities that gRPC
-        brings vouches for, or a file of those to trust; `certificate` is the client's own certificate and its key,
-        for mutual TLS; all files are PEM. `timeout` is the seconds that a call may take unless it says otherwise,
-        its repetitions included, of which there are at most `max_retries`. Raises OSError for a file that cannot
-        be read.
+        `api_key` is sent with every call. `tls=True` trusts the public certificate authorities that come with gRPC; a
+        path trusts the authorities in that file instead. `certificate` is the client's certificate and its key, for
+        mutual TLS. All files are PEM. `timeout` is the default deadline of a call in seconds, over all its tries;
+        `max_retries` is how often it is tried again. Raises OSError for a file that cannot be read, ValueError for a
+        certificate without TLS.
         """
         self._channel = self._open(target, tls, certificate)
         self._chats = ChatServiceStub(self._channel)
@@ -70,23 +70,23 @@ class Base:
 
     def _complete(
         self, messages: str | Sequence[Message], options: Options, timeout: float | None
-    ) -> Call[CompleteRequest]:
+    ) -> RetryingCall[CompleteRequest]:
         return self._call(
             lambda whole: CompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
         )
 
     def _stream_complete(
         self, messages: str | Sequence[Message], options: Options, timeout: float | None
-    ) -> Call[StreamCompleteRequest]:
+    ) -> RetryingCall[StreamCompleteRequest]:
         return self._call(
             lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
         )
 
-    def _transcribe(self, recording: File, timeout: float | None) -> Call[TranscribeRequest]:
+    def _transcribe(self, recording: File, timeout: float | None) -> RetryingCall[TranscribeRequest]:
         return self._call(lambda _: transcribe_request(recording), timeout)
 
-    def _list_models(self, timeout: float | None) -> Call[ListModelsRequest]:
+    def _list_models(self, timeout: float | None) -> RetryingCall[ListModelsRequest]:
         return self._call(lambda _: ListModelsRequest(), timeout)
 
-    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> Call[Request]:
-        return Call(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)
+    def _call(self, build: Callable[[bool], Request], timeout: float | None) -> RetryingCall[Request]:
+        return RetryingCall(build, self._api_key, self._timeout if timeout is None else timeout, self._max_retries)

@@ -1,9 +1,9 @@
-"""One call over as many tries as it takes: what to send, until when, and whether to ask again. Knows no I/O.
+"""A call and its retries: what is sent, until when, and whether another try makes sense. Does no I/O.
 
-Asking changes nothing in the mesh, so every call may be repeated. It is when the mesh says when (RetryInfo) or when
-the connection fails, as long as the deadline allows and no step of a stream has come. An error without RetryInfo is
-final. As google.rpc asks, the told wait doubles with each try. A mesh that no longer knows the media that a hash names
-gets the bytes, at once.
+Calls change nothing in the mesh, so all of them may be retried. A call is retried if its error has a RetryInfo or if
+the connection fails, while the deadline allows it and before the first message of a stream. An error without RetryInfo
+is final. As google.rpc specifies, the delay of RetryInfo doubles with each try. If the mesh no longer knows the media
+of a hash, the call is repeated at once with the bytes.
 """
 
 import random
@@ -27,13 +27,13 @@ from autoglm.common.errors import (
 )
 
 RECONNECT_SECONDS = 0.5
-JITTER = 0.25  # of the told wait, added at random so that those who were refused together do not come back together
+JITTER = 0.25  # share of the delay that is added at random, so that clients refused together do not return together
 
 Request = TypeVar("Request", bound=Message)
 
 
-class Call(Generic[Request]):
-    """A request on its way. `build` makes it: its argument says whether every medium is to go as bytes."""
+class RetryingCall(Generic[Request]):
+    """A request until its answer. `build` makes it; its argument says whether all media are sent as bytes."""
 
     def __init__(self, build: Callable[[bool], Request], key: str | None, timeout: float, retries: int) -> None:
         self._build, self._key, self._retries = build, key, retries
@@ -43,14 +43,14 @@ class Call(Generic[Request]):
         self.request = build(False)
 
     def options(self) -> dict[str, Any]:
-        """Return what gRPC is told for the next try."""
+        """Return the gRPC options of the next try: timeout in seconds, and metadata."""
         metadata = [("x-request-id", self._request_id)]
         if self._key is not None:
             metadata.append(("authorization", f"Bearer {self._key}"))
         return {"timeout": self._remaining(), "metadata": tuple(metadata)}
 
     def failed(self, failure: grpc.RpcError, begun: bool = False) -> float:
-        """Return the seconds to wait before the next try; raises the MeshError when there is to be none."""
+        """Return the seconds to wait before the next try; raises the MeshError if there is none."""
         error = to_error(failure)
         error.request_id = self._request_id
         if begun:
@@ -71,7 +71,7 @@ class Call(Generic[Request]):
 
 
 def to_error(failure: grpc.RpcError) -> MeshError:
-    """Return what the mesh said, or what gRPC says when the mesh said nothing."""
+    """Return the error that the mesh sent, or else the one that gRPC reports."""
     call = cast(grpc.Call, failure)
     status = rpc_status.from_call(call)
     if status is not None:
@@ -82,6 +82,6 @@ def to_error(failure: grpc.RpcError) -> MeshError:
             return UpstreamUnavailable(f"the mesh cannot be reached: {details}", retry_after=RECONNECT_SECONDS)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own word for a message beyond the server's limit
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:  # gRPC's own code for a message that exceeds the server's limit
             return RequestTooLarge(f"the request is too large: {details}")
     return InternalError(details)

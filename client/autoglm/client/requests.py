@@ -1,4 +1,4 @@
-"""From what a program says to what goes over the wire."""
+"""Builds the protobuf requests from keywords, messages and files."""
 
 import hashlib
 import json
@@ -33,20 +33,20 @@ class Message:
 class Sampling(TypedDict, total=False):
     """How tokens are chosen, as SamplingParams in generation.proto; what is left out takes the server's default."""
 
-    temperature: float  # in [0, 2]; 0 always takes the likeliest token
+    temperature: float  # in [0, 2]; 0 always takes the most likely token
     top_p: float  # the smallest set of tokens with this mass, in (0, 1]
-    top_k: int  # only the k likeliest tokens; 0 means all
-    min_p: float  # drops tokens less likely than this share of the likeliest one, in [0, 1]
-    max_tokens: int  # most tokens to generate
-    max_thinking_tokens: int  # most tokens of reasoning
-    stop: str | Sequence[str]  # ends the answer and is no part of it; four at most
+    top_k: int  # only the k most likely tokens; 0 means all
+    min_p: float  # drops tokens less likely than this share of the most likely one, in [0, 1]
+    max_tokens: int  # maximum number of tokens to generate
+    max_thinking_tokens: int  # maximum number of reasoning tokens
+    stop: str | Sequence[str]  # ends the answer and is not part of it; at most four
     seed: int  # the same seed gives the same answer
     presence_penalty: float  # in [-2, 2]
     frequency_penalty: float  # in [-2, 2]
     repetition_penalty: float  # in (0, 10]
-    top_logprobs: int  # how many of the likeliest tokens to name beside each chosen one, 0 to 20
+    top_logprobs: int  # how many of the most likely tokens to return with each chosen one, 0 to 20
     logit_bias: Mapping[int, float]  # added to the logits of these token ids, each in [-100, 100]
-    # What the answer has to look like; one of these.
+    # The format of the answer; at most one of these.
     json_schema: str | Mapping[str, Any]
     regex: str
     choice: Sequence[str]
@@ -54,23 +54,23 @@ class Sampling(TypedDict, total=False):
 
 
 class Options(Sampling, total=False):
-    """What a question may say beside its words."""
+    """Everything that a question can have besides its text."""
 
-    images: Sequence[File]  # asked about in a question that is a text
-    audio: Sequence[File]  # recordings that belong to a question that is a text
-    model: str  # the server's own when left out
-    enable_thinking: bool  # whether the model reasons first; the chat template decides when left out
-    return_reasoning: bool  # whether reasoning comes apart instead of inside the text
+    images: Sequence[File]  # sent with a question that is a text
+    audio: Sequence[File]  # recordings sent with a question that is a text
+    model: str  # default: the model of the server
+    enable_thinking: bool  # whether the model reasons first; default: as the chat template says
+    return_reasoning: bool  # whether reasoning is returned apart from the text
 
 
 class Sent:
-    """The hashes of the media that went to the mesh, the most recent ones."""
+    """The hashes of the media that were sent to the mesh, an LRU of `MAX_REMEMBERED`."""
 
     def __init__(self) -> None:
         self._hashes: OrderedDict[bytes, None] = OrderedDict()
 
     def media(self, file: File, whole: bool) -> Media:
-        """Return `file` as its bytes or, when they went out before and `whole` is not asked for, as their hash."""
+        """Return `file` as a hash if its bytes were sent before, else (or with `whole`) as its bytes."""
         data = file if isinstance(file, bytes) else file.read_bytes()
         sha256 = hashlib.sha256(data).digest()
         known = sha256 in self._hashes
@@ -78,7 +78,7 @@ class Sent:
         return Media(sha256=sha256) if known and not whole else Media(data=data)
 
     def _remember(self, sha256: bytes) -> None:
-        # Each step is atomic, as threads may share a client.
+        # Each step is atomic: threads may share a client.
         self._hashes.pop(sha256, None)
         self._hashes[sha256] = None
         if len(self._hashes) > MAX_REMEMBERED:
@@ -86,20 +86,20 @@ class Sent:
 
 
 def chat_request(question: str | Sequence[Message], options: Options, sent: Sent, whole: bool) -> ChatRequest:
-    """Return a question as the mesh reads it; raises ValueError for an option that there is not, OSError for a file."""
+    """Return the request of a question; raises ValueError for an unknown option, OSError for a file."""
     fields: dict[str, Any] = dict(options)
     images, audio = fields.pop("images", ()), fields.pop("audio", ())
     if isinstance(question, str):
         question = [Message("user", question, images, audio)]
     elif images or audio:
-        raise ValueError("in a conversation images and audio belong to its messages")
+        raise ValueError("in a conversation, images and audio belong to the messages")
     chat = {name: fields.pop(name) for name in ("model", "enable_thinking", "return_reasoning") if name in fields}
     messages = [_message(message, sent, whole) for message in question]
     return ChatRequest(messages=messages, sampling=_sampling(fields), **chat)
 
 
 def transcribe_request(recording: File) -> TranscribeRequest:
-    """Return a recording as the mesh reads it; raises OSError when it cannot be read."""
+    """Return the request of a transcription; raises OSError if the recording cannot be read."""
     data = recording if isinstance(recording, bytes) else recording.read_bytes()
     return TranscribeRequest(audio=Media(data=data))
 

@@ -1,4 +1,4 @@
-"""What the mesh answers, as plain data. Times are in seconds."""
+"""The mesh's responses as plain dataclasses. Times are in seconds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from autoglm.v1.modality_pb2 import Modality
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token with its log probability (natural) and, when asked for, its likeliest rivals, best first."""
+    """A token with its natural log probability and, if asked for, the most likely alternatives, best first."""
 
     text: str
     logprob: float
@@ -22,7 +22,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step of a stream adds. `logprobs` has one entry a token, when asked for."""
+    """What a message of a stream adds. `logprobs` has an entry per token, if asked for."""
 
     text: str = ""
     reasoning: str = ""
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens counted. Those of media are part of the prompt, those of reasoning of the completion."""
+    """Token counts. Media tokens are included in the prompt, reasoning tokens in the completion."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class MediaStage:
-    """What one image or recording cost: where its embedding came from (`miss`, `local`, `redis`, `shared`)."""
+    """An image or recording: where its embedding came from (`miss`, `local`, `redis`, `shared`), and the seconds."""
 
     modality: str
     cache: str
@@ -52,7 +52,7 @@ class MediaStage:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Where the time went; `total` is the gateway's, all stages included."""
+    """The seconds of each stage; `total` is the whole time in the gateway."""
 
     queue: float
     fetch: float
@@ -64,9 +64,9 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer.
+    """A complete answer.
 
-    `finish_reason` is `stop` or `length`; `reasoning` is empty unless it was asked for apart; `gates` has the mean
+    `finish_reason` is `stop` or `length`; `reasoning` is empty unless `return_reasoning` was set; `gates` has the mean
     openness of the cross-modal gate, in [0, 1], for each modality present; `model` is the bundle that answered.
     """
 
@@ -91,7 +91,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name to put in requests, the bundle behind it, what that understands now, and prompt plus answer in tokens."""
+    """A model name for requests, its bundle, the modalities available now, and the context length in tokens."""
 
     id: str
     bundle: str
@@ -100,7 +100,7 @@ class Model:
 
 
 class Reader:
-    """Adds up a stream into its answer."""
+    """Collects a stream into its answer."""
 
     def __init__(self) -> None:
         self.begun = False
@@ -108,7 +108,7 @@ class Reader:
         self._last = chat_pb2.StreamCompleteResponse()
 
     def read(self, response: chat_pb2.StreamCompleteResponse) -> Piece | None:
-        """Return what `response` adds, if it adds anything."""
+        """Return what `response` adds, None if nothing."""
         self.begun, self._last = True, response
         delta = response.delta
         piece = Piece(delta.text, delta.reasoning, _tokens(delta.logprobs))
@@ -121,7 +121,7 @@ class Reader:
     def answer(self) -> Answer:
         """The whole answer; raises RuntimeError before the stream has ended."""
         if not self._last.HasField("summary"):
-            raise RuntimeError("the answer is whole only when the stream has been read to its end")
+            raise RuntimeError("the answer is complete only after the stream has been read to its end")
         return _answer(
             text="".join(piece.text for piece in self._pieces),
             reasoning="".join(piece.reasoning for piece in self._pieces),
@@ -193,7 +193,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def _word(kind: "type[Modality | FinishReason | CacheOutcome]", value: int) -> str:
-    """Return an enum's value as people write it: FINISH_REASON_STOP is `stop`; a newer server's stays a number."""
+    """Return the short name of an enum value: FINISH_REASON_STOP is `stop`. An unknown value stays a number."""
     found = kind.DESCRIPTOR.values_by_number.get(value)
     if found is None:
         return str(value)

@@ -1,4 +1,4 @@
-"""The client for programs that wait."""
+"""The blocking client."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from autoglm.client.base import Base
-from autoglm.client.calls import Call
+from autoglm.client.calls import RetryingCall
 from autoglm.client.requests import File, Message, Options
 from autoglm.client.results import (
     Answer,
@@ -23,19 +23,19 @@ from autoglm.client.results import (
 
 
 class Stream:
-    """An answer as it comes: iterate over its pieces; at the end `answer` is the whole.
+    """A streamed answer: iterate over its pieces, then `answer` is the complete one.
 
-    The call begins with the first piece that is asked for. Leaving the block of a `with`, closing the stream or
-    forgetting it cancels the call. A stream is for one thread.
+    The call starts when the first piece is asked for. Leaving the block of a `with`, closing the stream or
+    dropping the last reference to it cancels the call. Use a stream in one thread only.
     """
 
-    def __init__(self, method: Any, make: Callable[[], Call[Any]]) -> None:
+    def __init__(self, method: Any, make: Callable[[], RetryingCall[Any]]) -> None:
         self._reader = Reader()
         self._pieces = _pieces(method, make, self._reader)
 
     @property
     def answer(self) -> Answer:
-        """The whole answer; raises RuntimeError before the stream has ended."""
+        """The complete answer; raises RuntimeError before the stream has ended."""
         return self._reader.answer
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Stream:
 
 
 class Client(Base):
-    """A mesh, asked by a program that waits. Threads may share it.
+    """A client of a mesh whose calls block. Threads may share it.
 
     >>> with Client("localhost:50051") as client:
     ...     print(client.chat("你是谁?").text)
@@ -67,7 +67,7 @@ class Client(Base):
     def chat(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Answer:
-        """Return the whole answer to a question or a conversation, within `timeout` seconds; raises MeshError.
+        """Return the complete answer to a question or a conversation, within `timeout` seconds; raises MeshError.
 
         >>> client.chat("打开游戏", images=[Path("home.png")], temperature=0).text
         """
@@ -76,7 +76,7 @@ class Client(Base):
     def stream(
         self, messages: str | Sequence[Message], *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Stream:
-        """Return the answer as it comes, whole within `timeout` seconds; iterating raises MeshError.
+        """Return the answer as a stream, complete within `timeout` seconds; iterating raises MeshError.
 
         >>> with client.stream("你是谁?") as stream:
         ...     for piece in stream:
@@ -103,7 +103,7 @@ class Client(Base):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, method: Any, call: Call[Any]) -> Any:
+    def _ask(self, method: Any, call: RetryingCall[Any]) -> Any:
         while True:
             try:
                 return method(call.request, **call.options())
@@ -111,7 +111,7 @@ class Client(Base):
                 time.sleep(call.failed(failure))
 
 
-def _pieces(method: Any, make: Callable[[], Call[Any]], reader: Reader) -> Generator[Piece, None, None]:
+def _pieces(method: Any, make: Callable[[], RetryingCall[Any]], reader: Reader) -> Generator[Piece, None, None]:
     call = make()
     while True:
         responses = method(call.request, **call.options())

@@ -151,13 +151,14 @@ def to_status(error: MeshError) -> status_pb2.Status:
     return status
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
+def from_rpc_error(error: grpc.RpcError) -> MeshError:
     """Return the error that another process of the mesh sent, by its ErrorInfo, else by its code."""
-    status = rpc_status.from_call(cast(grpc.Call, error))
+    call = cast(grpc.Call, error)  # which every error that a stub raises is
+    status = rpc_status.from_call(call)
     if status is not None:
         return from_status(status)
-    kind = _BY_GRPC_CODE.get(error.code(), InternalError)
-    return kind(error.details() or f"a service failed with {error.code().name}")
+    kind = _BY_GRPC_CODE.get(call.code(), InternalError)
+    return kind(call.details() or f"a service failed with {call.code().name}")
 
 
 def from_status(status: status_pb2.Status) -> MeshError:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autoglm.cli.api import Api, ApiError, audio_part, image_part
-from autoglm.cli.chat import Conversation
+from autoglm.cli.chat import ChatSession
 
 
 @contextmanager
@@ -23,6 +23,7 @@ def server(answer: bytes, status: int = 200) -> Iterator[tuple[str, list[Any]]]:
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             self.send_response(status)
+            self.send_header("content-type", "text/event-stream")
             self.end_headers()
             self.wfile.write(answer)
 
@@ -46,9 +47,9 @@ def delta(**fields: str) -> dict[str, Any]:
 def test_history_keeps_the_thought_as_the_model_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
     answer = events(delta(reasoning_content="Hm."), delta(content="He"), delta(content="llo")) + b"data: [DONE]\n\n"
     with server(answer) as (url, asked):
-        talk = Conversation(Api(url), {"model": "m"}, "Be kind.")
-        talk.ask("Hi")
-        talk.ask("Again")
+        session = ChatSession(Api(url), {"model": "m"}, "Be kind.")
+        session.ask("Hi")
+        session.ask("Again")
     assert [turn["role"] for turn in asked[1]["messages"]] == ["system", "user", "assistant", "user"]
     assert asked[1]["messages"][2]["content"] == "<think>Hm.</think>Hello"
     assert asked[0]["stream"] is True
@@ -59,7 +60,7 @@ def test_history_keeps_the_thought_as_the_model_wrote_it(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("answer", "status", "told"),
     [
-        (events(delta(content="He")), 200, "cut before its end"),
+        (events(delta(content="He")), 200, "ended early"),
         (events(delta(content="He")) + b"event: error\n" + events({"error": {"message": "too late"}}), 200, "too late"),
         (json.dumps({"error": {"message": "no such model"}}).encode(), 404, "no such model"),
         (b"<html>", 502, "answers 502"),
@@ -67,17 +68,17 @@ def test_history_keeps_the_thought_as_the_model_wrote_it(capsys: pytest.CaptureF
 )
 def test_what_goes_wrong_is_told_in_one_line(answer: bytes, status: int, told: str) -> None:
     with server(answer, status) as (url, _):
-        talk = Conversation(Api(url), {})
-        talk.attach({"type": "text", "text": "attached"})
+        session = ChatSession(Api(url), {})
+        session.attach({"type": "text", "text": "attached"})
         with pytest.raises(ApiError, match=told) as raised:
-            talk.ask("Hi")
+            session.ask("Hi")
     assert "\n" not in str(raised.value)
-    assert talk.turns == []
-    assert talk.attached == []
+    assert session.turns == []
+    assert session.attached == []
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(ApiError, match="is no address"):
+    with pytest.raises(ApiError, match="is not an address"):
         Api("localhost:8000").get("/v1/models")
 
 

@@ -1,10 +1,10 @@
 """What the start decides before anything runs."""
 
+import math
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -135,7 +135,7 @@ ORPHANAGE = """
 import subprocess, sys, psutil
 from autoglm.cli import processes
 processes.adopt_orphans()
-stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
 raising = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}])"
 parent = processes.start([sys.executable, "-c", raising], stdout=subprocess.PIPE)
 parent.stdout.readline()
@@ -148,7 +148,7 @@ assert not orphan.is_running()
 
 def test_descendants_end_even_when_their_parent_is_gone_and_they_ignore_sigterm() -> None:
     """In a process of its own: the shared mesh is a descendant of this one."""
-    done = subprocess.run([sys.executable, "-c", ORPHANAGE], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ORPHANAGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -157,7 +157,7 @@ def test_hurry_cuts_the_patience_short() -> None:
         [
             sys.executable,
             "-c",
-            "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
+            "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()",
         ],
         stdout=subprocess.PIPE,
     )
@@ -165,10 +165,9 @@ def test_hurry_cuts_the_patience_short() -> None:
     child.stdout.readline()
     hurry = threading.Event()
     hurry.set()
-    started = time.monotonic()
-    processes.end(child, 30, hurry)
+    processes.end(child, math.inf, hurry)
     child.stdout.close()
-    assert time.monotonic() - started < 5
+    assert child.returncode == -signal.SIGKILL
 
 
 def test_the_first_signal_stops_and_the_second_hurries() -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from autoglm.cli.cache import Cache
+from autoglm.cli.cache import CacheServer
+from autoglm.cli.isolation import free_ports
 from autoglm.cli.main import app
 from autoglm.common.bundle import chosen_bundle
-
-from ...mesh import free_ports
 
 
 def doctor(*arguments: str, **environment: str) -> Result:
@@ -55,12 +54,13 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it() -> None:
 
 def test_an_address_of_another_machine_is_told_from_a_taken_port() -> None:
     found = faults("--host", "192.0.2.1")
-    assert found["HTTP port"] == "192.0.2.1 is no address of this machine: choose another with --host or AUTOGLM_HOST"
+    fault = "192.0.2.1 is not an address of this machine: choose another with --host or AUTOGLM_HOST"
+    assert found["HTTP port"] == fault
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Cache]:
-    cache = Cache(tmp_path)
+def redis(tmp_path: Path) -> Iterator[CacheServer]:
+    cache = CacheServer(tmp_path)
     cache.start()
     assert cache.child is not None
     yield cache
@@ -68,7 +68,7 @@ def redis(tmp_path: Path) -> Iterator[Cache]:
     cache.child.wait()
 
 
-def test_a_redis_that_answers_is_well(redis: Cache) -> None:
+def test_a_redis_that_answers_is_well(redis: CacheServer) -> None:
     assert faults(AUTOGLM_REDIS_URL=redis.url) == {}
 
 

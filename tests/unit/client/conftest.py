@@ -15,7 +15,7 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from autoglm.client import Answer, AsyncClient, Client, Model, Piece, Transcript, calls
+from autoglm.client import Answer, AsyncClient, AsyncStream, Client, Model, Piece, Transcript, calls
 from autoglm.common.errors import MeshError, to_status
 from autoglm.v1 import chat_pb2_grpc, model_pb2_grpc, transcription_pb2_grpc
 from autoglm.v1.chat_pb2 import Choice, CompleteResponse, StreamCompleteResponse, Summary
@@ -23,6 +23,8 @@ from autoglm.v1.generation_pb2 import FINISH_REASON_STOP, Gate, Usage
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE, MODALITY_TEXT
 from autoglm.v1.model_pb2 import ListModelsResponse, ModelCard
 from autoglm.v1.transcription_pb2 import TranscribeResponse
+
+from ...waiting import NET_SECONDS
 
 Failure = MeshError | grpc.StatusCode
 SUMMARY = Summary(usage=Usage(prompt_tokens=9, completion_tokens=4), gates=[Gate(modality=MODALITY_IMAGE, mean=0.25)])
@@ -56,7 +58,7 @@ class FakeMesh(
     def Complete(self, request: Any, context: grpc.ServicerContext) -> CompleteResponse:
         self._enter(request, context)
         self._fail(context)
-        self.hold.wait(20)
+        self.hold.wait(NET_SECONDS)
         choice = Choice(text="你好", reasoning="hm", finish_reason=FINISH_REASON_STOP)
         return CompleteResponse(id=self._id(context), model="nano", choices=[choice], summary=self.summary)
 
@@ -67,7 +69,7 @@ class FakeMesh(
             if index == self.before:
                 self._fail(context)
             if index == 2:
-                self.hold.wait(20)
+                self.hold.wait(NET_SECONDS)
             yield StreamCompleteResponse(delta=delta, **identity)
         end = Choice(finish_reason=FINISH_REASON_STOP)
         yield StreamCompleteResponse(delta=end, summary=self.summary, **identity)
@@ -136,12 +138,12 @@ class Blocking:
 class BlockingStream:
     """An AsyncStream before a test that waits."""
 
-    def __init__(self, runner: asyncio.Runner, stream: Any) -> None:
+    def __init__(self, runner: asyncio.Runner, stream: AsyncStream) -> None:
         self._runner, self._stream = runner, stream
 
     @property
     def answer(self) -> Answer:
-        return cast(Answer, self._stream.answer)
+        return self._stream.answer
 
     def close(self) -> None:
         self._runner.run(self._stream.close())
@@ -156,7 +158,7 @@ class BlockingStream:
             raise StopIteration from None
 
     async def _next(self) -> Piece:
-        return cast(Piece, await anext(self._stream))
+        return await anext(self._stream)
 
 
 Connect = Callable[..., Client]

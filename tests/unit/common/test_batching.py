@@ -8,6 +8,10 @@ import pytest
 
 from autoglm.common.batching import Batcher
 
+from ...waiting import NET_SECONDS
+
+WAIT = 0.01
+
 
 class Doubler:
     """Doubles numbers; holds each call until `gate` is set and remembers the batches."""
@@ -20,7 +24,7 @@ class Doubler:
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.batches.append(list(items))
         self.started.set()
-        self.gate.wait(5)
+        self.gate.wait(NET_SECONDS)
         if 13 in items:
             raise ValueError("unlucky")
         return [2 * item for item in items]
@@ -30,22 +34,23 @@ async def test_what_arrives_during_a_pass_forms_the_next_batch() -> None:
     double = Doubler()
     batcher = Batcher(double, limit=3, linger=0)
     first = asyncio.create_task(batcher.submit(1))
-    await asyncio.to_thread(double.started.wait, 5)
+    await asyncio.to_thread(double.started.wait, NET_SECONDS)
     rest = [asyncio.create_task(batcher.submit(item)) for item in (2, 3, 4, 5)]
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # until they are in the queue
+    await asyncio.sleep(WAIT)  # what `queue` has to tell
     double.gate.set()
     results = await asyncio.gather(first, *rest)
     assert [result.value for result in results] == [2, 4, 6, 8, 10]
     assert double.batches == [[1], [2, 3, 4], [5]]
     assert [result.size for result in results] == [1, 3, 3, 3, 1]
-    assert results[1].queue >= 0.01
+    assert results[1].queue >= WAIT
 
 
 async def test_a_cancelled_request_is_dropped_before_compute() -> None:
     double = Doubler()
     batcher = Batcher(double, limit=4, linger=0)
     first = asyncio.create_task(batcher.submit(1))
-    await asyncio.to_thread(double.started.wait, 5)
+    await asyncio.to_thread(double.started.wait, NET_SECONDS)
     abandoned, kept = asyncio.create_task(batcher.submit(2)), asyncio.create_task(batcher.submit(3))
     await asyncio.sleep(0)
     abandoned.cancel()

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
 from autoglm.v1.generation_pb2 import CACHE_OUTCOME_LOCAL, CACHE_OUTCOME_MISS, CACHE_OUTCOME_SHARED
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
+from ...waiting import eventually_async
 from .conftest import Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 
@@ -120,15 +121,6 @@ class Encoder:
 @pytest.fixture
 def cache() -> EmbeddingCache:
     return EmbeddingCache(Settings(), GatewayMetrics())
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what happens after an answer, or on the next poll."""
-    for _ in range(500):
-        if await condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never happened")
 
 
 async def settle(*tasks: asyncio.Task[Any]) -> None:
@@ -233,7 +225,7 @@ async def test_another_encoder_revision_is_another_entry(client: Client, mesh: F
     async def noticed() -> bool:
         return await ask(client, image_part(png())) == ["miss"]
 
-    await eventually(noticed)
+    await eventually_async(noticed, "the gateway knows the new revision")
     revisions = {part.media.encoder_revision for part in mesh.decoder.generate.requests[-1].messages[0].parts}
     assert revisions == {"r2"}
 
@@ -265,7 +257,7 @@ async def stored(store: "redis.asyncio.Redis") -> bytes:
         keys[:] = await store.keys("ag2:*")
         return bool(keys)
 
-    await eventually(there)
+    await eventually_async(there, "the entry is stored")
     (key,) = keys
     assert isinstance(key, bytes)
     return key
@@ -294,7 +286,7 @@ async def test_a_damaged_entry_is_a_miss_and_is_replaced(
             return await store.type(key) == b"string" and await store.get(key) == value
 
         if damage != "type":
-            await eventually(replaced)
+            await eventually_async(replaced, "the damaged entry is replaced")
 
 
 async def test_without_redis_requests_are_answered_and_the_log_says_it_once(
@@ -345,4 +337,4 @@ async def test_redis_coming_back_is_used_again(serve: Serve, valkey: str) -> Non
         async def back() -> bool:
             return bool((await client.http.get("/health/ready")).json()["dependencies"]["redis"] == "up")
 
-        await eventually(back)
+        await eventually_async(back, "Redis is asked again")

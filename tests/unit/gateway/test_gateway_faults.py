@@ -4,7 +4,6 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -24,16 +23,12 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.modality_pb2 import MODALITY_TEXT
 
 from ...relay import relaying
+from ...waiting import NET_SECONDS, soon
 from .conftest import BUNDLE, Client, Control, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 
 HI = {"model": BUNDLE, "messages": [{"role": "user", "content": "hi"}]}
 CHAT = ChatRequest(messages=[ChatMessage(role=ROLE_USER, parts=[ContentPart(text="hi")])])
-
-
-async def soon(work: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for what must happen at once."""
-    return await asyncio.wait_for(work, 5)
 
 
 async def abandon(control: Control, task: asyncio.Task[Any]) -> None:
@@ -227,7 +222,7 @@ async def test_a_health_watcher_hears_on_when_another_leaves(client: Client, mes
     leaves.cancel()
     assert await leaves.code() == grpc.StatusCode.CANCELLED
     mesh.vision.describe.code = grpc.StatusCode.UNAVAILABLE
-    answer = await asyncio.wait_for(stays.read(), 5)
+    answer = await soon(stays.read())
     assert answer.status == seen.NOT_SERVING
     stays.cancel()
 
@@ -259,9 +254,9 @@ async def test_a_client_may_ask_whether_the_connection_stands(
     mesh.decoder.generate.hold.clear()
     with relaying(gateway.grpc_port) as relay:
         async with AsyncClient(relay.address, max_retries=0) as asking:
-            answer = asyncio.create_task(asking.chat("hi", timeout=30))
+            answer = asyncio.create_task(asking.chat("hi", timeout=NET_SECONDS))
             for _ in range(6):
-                assert await asyncio.to_thread(relay.pings.acquire, timeout=10)
+                assert await asyncio.to_thread(relay.pings.acquire, timeout=NET_SECONDS)
             mesh.decoder.generate.hold.set()
             assert (await answer).text
 
@@ -351,13 +346,13 @@ async def test_a_signal_drains_the_process(mesh: FakeMesh, number: signal.Signal
     mesh.decoder.generate.hold.clear()
     async with httpx.AsyncClient(trust_env=False) as http:
         url = line.split("at ")[-1].strip() + "/v1/chat/completions"
-        answering = asyncio.create_task(http.post(url, json=HI, timeout=20))
+        answering = asyncio.create_task(http.post(url, json=HI, timeout=NET_SECONDS))
         await soon(mesh.decoder.generate.entered.wait())
         process.send_signal(number)
         await read_until(process, "stopping")
         mesh.decoder.generate.hold.set()
         assert (await answering).status_code == 200
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await soon(process.wait()) == 0
 
 
 @pytest.mark.parametrize("name", ["HTTP_PORT", "GRPC_PORT"])

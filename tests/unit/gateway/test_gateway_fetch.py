@@ -14,6 +14,7 @@ import pytest_asyncio
 import trustme
 from pydantic import ValidationError
 
+from autoglm.common.testing import serving
 from autoglm.gateway.media.fetch import MAX_REDIRECTS, Policy
 from autoglm.gateway.settings import Settings
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media
@@ -22,10 +23,10 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
-from .conftest import Client, FakeMesh, Serve, running_client, running_mesh
+from ...waiting import soon
+from .conftest import Client, FakeMesh, Serve, running_client
 from .origins import Names, Origin, World, audio, http, image
 from .samples import png, wav
-from .test_gateway_faults import soon
 from .test_gateway_parsing import IMAGE_URL, error_of
 
 UNREACHABLE = "has no address that this server is allowed to connect to"
@@ -53,7 +54,7 @@ async def standing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wo
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def gateway(standing: World) -> AsyncIterator[Client]:
     """A gateway that may fetch, for tests that leave nothing behind."""
-    async with running_mesh() as mesh, running_client(mesh, **standing.settings) as client:
+    async with serving(FakeMesh()) as mesh, running_client(mesh, **standing.settings) as client:
         yield client
 
 

@@ -23,9 +23,10 @@ from autoglm.v1.generation_pb2 import (
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
+from ...waiting import eventually_async
 from .conftest import Client, FakeMesh, Serve
 from .samples import png, wav
-from .test_gateway_cache import eventually, stored
+from .test_gateway_cache import stored
 
 PICTURE = png(300, 200, "navy")
 WHOLE = ContentPart(image=Media(data=PICTURE))
@@ -103,7 +104,7 @@ async def test_a_hash_is_of_a_modality_and_of_an_encoder(client: Client, mesh: F
         except grpc.aio.AioRpcError:
             return True
 
-    await eventually(forgotten)
+    await eventually_async(forgotten, "the hash is forgotten")
     assert (await refused(ask(client, HASH)))[1] == "MEDIA_UNKNOWN"
 
 

@@ -23,10 +23,11 @@ from autoglm.gateway.settings import Settings
 from autoglm.v1.model_pb2 import ListModelsRequest
 from autoglm.v1.model_pb2_grpc import ModelServiceStub
 
+from ...waiting import eventually_async
 from .conftest import Client, FakeMesh, Serve
 from .mounts import Mount
 from .samples import image_part, png
-from .test_gateway_cache import eventually, outcomes
+from .test_gateway_cache import outcomes
 
 
 def content(**tenants: list[str]) -> bytes:
@@ -94,7 +95,7 @@ async def test_a_swapped_file_is_taken_without_a_restart(serve: Serve, mount: Mo
     async def revoked() -> bool:
         return (await client.http.get("/v1/models", headers={"authorization": "Bearer ag-old"})).status_code == 401
 
-    await eventually(revoked)
+    await eventually_async(revoked, "the key is revoked")
     assert await enters(client, "ag-new")
     assert not await enters(client, "ag-old")
 
@@ -106,11 +107,11 @@ async def test_a_broken_file_changes_nothing_and_says_why(
     client = await serve(api_keys_file=mount.path("keys"))
     with caplog.at_level(logging.INFO, "autoglm.gateway.file_watcher"):
         mount.put(keys=b"tenants:\n- name: acme\n  keys: [ag-leaked]\n")
-        await eventually(reload_is(client, 0.0))
+        await eventually_async(reload_is(client, 0.0), "the file is refused")
         assert await enters(client, "ag-old")
         assert not await enters(client, "ag-leaked")
         mount.put(keys=content(acme=["ag-new"]))
-        await eventually(reload_is(client, 1.0))
+        await eventually_async(reload_is(client, 1.0), "the file is read again")
     broken, mended = [record for record in caplog.records if record.name == "autoglm.gateway.file_watcher"]
     assert (broken.levelno, mended.levelno) == (logging.ERROR, logging.INFO)
     assert "tenants.0.keys.0" in broken.message

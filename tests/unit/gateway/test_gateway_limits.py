@@ -18,9 +18,10 @@ from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, Conte
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
+from ...waiting import soon
 from .conftest import Client, FakeMesh, Serve
 from .test_gateway_cache import silent_server
-from .test_gateway_faults import CHAT, HI, abandon, soon
+from .test_gateway_faults import CHAT, HI, abandon
 
 
 @pytest.fixture

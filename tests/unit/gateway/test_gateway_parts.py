@@ -17,9 +17,10 @@ from autoglm.v1.model_pb2_grpc import ModelServiceStub
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
+from ...waiting import soon
 from .conftest import Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
-from .test_gateway_faults import soon, watch
+from .test_gateway_faults import watch
 
 SEEN = health_pb2.HealthCheckResponse
 NO_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,bm8gaW1hZ2U="}}

@@ -22,10 +22,10 @@ from autoglm.gateway.settings import Settings
 from autoglm.v1.model_pb2 import ListModelsRequest
 from autoglm.v1.model_pb2_grpc import ModelServiceStub
 
+from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import BUNDLE, FakeMesh
 from .mounts import Mount
-from .test_gateway_cache import eventually
-from .test_gateway_faults import read_until, soon, start_process
+from .test_gateway_faults import read_until, start_process
 
 HOST = "127.0.0.1"
 
@@ -100,7 +100,7 @@ async def over_http(doors: Doors, context: ssl.SSLContext) -> bool:
 async def over_grpc(doors: Doors, credentials: grpc.ChannelCredentials) -> bool:
     """Return whether a client reads an answer over gRPC."""
     async with grpc.aio.secure_channel(f"{HOST}:{doors.grpc_port}", credentials) as channel:
-        answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), timeout=5)
+        answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), timeout=NET_SECONDS)
         code = await answer.code()
     assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
     return bool(code == grpc.StatusCode.OK)
@@ -142,7 +142,7 @@ async def test_a_renewed_authority_lets_its_own_clients_in_and_no_others(
         async def taken() -> bool:
             return await over_http(doors, ours.context(theirs.client))
 
-        await eventually(taken)
+        await eventually_async(taken, "the new authority is taken")
         assert await over_grpc(doors, ours.credentials(theirs.client))
         assert not await over_http(doors, ours.context(ours.client))
         assert not await over_grpc(doors, ours.credentials(ours.client))

@@ -4,9 +4,11 @@ import grpc
 import pytest
 
 from autoglm.common.errors import AuthenticationFailed
+from autoglm.common.testing import serving
 from autoglm.gateway import app
 
-from .conftest import Client, FakeMesh, Serve, running_client, running_mesh
+from ...waiting import NET_SECONDS
+from .conftest import Client, FakeMesh, Serve, running_client
 from .mounts import Mount
 from .samples import audio_part, image_part, png, wav
 from .test_gateway_tls import Authority, chain
@@ -47,13 +49,13 @@ async def test_the_services_may_stand_behind_mutual_tls(mount: Mount) -> None:
     ours, theirs = Authority.new(), Authority.new()
     key, authority = ours.server.private_key_pem.bytes(), ours.ca.cert_pem.bytes()
     credentials = grpc.ssl_server_credentials([(key, chain(ours.server))], authority, require_client_auth=True)
-    async with running_mesh(credentials) as mesh:
+    async with serving(FakeMesh(), credentials) as mesh:
         for shown, trusted, enters in ((ours, ours, True), (theirs, ours, False), (ours, theirs, False)):
             leaf = shown.client
             mount.put(ca=trusted.ca.cert_pem.bytes(), cert=chain(leaf), key=leaf.private_key_pem.bytes())
             files = dict(zip(FILES, map(mount.path, ("ca", "cert", "key")), strict=True))
             async with running_client(mesh, **files) as client:
-                response = await client.chat("hi", timeout=5)
+                response = await client.chat("hi", timeout=NET_SECONDS)
                 assert response.status_code == (200 if enters else 503)
                 assert await is_ready(client) is enters
         async with running_client(mesh) as client:

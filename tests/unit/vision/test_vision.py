@@ -323,7 +323,7 @@ def test_heads_learn_and_report() -> None:
     for _ in range(6):
         value = loss(student(batch.images.float() / 255), batch)
         optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         losses.append(value.item())
     assert losses[-1] < losses[0] * 0.8

@@ -162,8 +162,8 @@ def whole_mesh(subject: Subject, bundle: Bundle, rounds: int) -> Row:
     fields = {"logit_bias": dict.fromkeys(map(str, [stops] if isinstance(stops, int) else stops or []), -100)}
     engine, rates = Ours(subject.glm, subject.fusion, WIDE), {"mesh": list[float](), "engine": list[float]()}
     os.environ["AUTOGLM_BUNDLE"] = str(bundle.root)
-    with running_mesh() as address:
-        api = Api(address)
+    with running_mesh() as mesh:
+        api = Api(mesh.http_url)
         for number in range(rounds + 1):
             asked = workloads.draw("text", SLOTS, number, lambda: None)
             prompts = [subject.composer.compose(_messages(each), True) for each in asked]

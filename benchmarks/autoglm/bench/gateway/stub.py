@@ -12,20 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import grpc
 import orjson
 import uvicorn
 import uvloop
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.field_mask_pb2 import FieldMask
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from autoglm.cli.isolation import LOOPBACK
-from autoglm.v1 import decoder_pb2_grpc
+from autoglm.common.testing import Context, FakeDecoder, FakeMesh, FakeServe, serving
 from autoglm.v1.decoder_pb2 import (
     DecoderFinish,
-    DecoderServiceDescribeResponse,
     DecoderServiceGenerateRequest,
     DecoderServiceGenerateResponse,
 )
@@ -36,8 +32,6 @@ MODEL = "stub"
 WORDS = ("tick~", "tock~")  # LiteLLM takes a hundred equal chunks in a row for a model that is stuck
 MARK = b"~"  # in every word once, and nowhere else in an answer: words can be counted in bytes, however those are cut
 PROMPT_TOKENS = 9
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +60,15 @@ class Work:
             yield WORDS[index % 2]
 
 
-class StubDecoder(decoder_pb2_grpc.DecoderServiceServicer):
-    """The decoder as our gateway sees it, through Serve."""
+class StubDecoder(FakeDecoder):
+    """The decoder as our gateway sees it, through Serve: a decoder of text."""
+
+    bundle = MODEL
+    context_length = 2**20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modalities = [MODALITY_TEXT]
 
     async def Generate(
         self, request: DecoderServiceGenerateRequest, context: Context
@@ -78,10 +79,6 @@ class StubDecoder(decoder_pb2_grpc.DecoderServiceServicer):
             yield DecoderServiceGenerateResponse(text=word)
         usage = Usage(prompt_tokens=PROMPT_TOKENS, completion_tokens=work.words)
         yield DecoderServiceGenerateResponse(finish=DecoderFinish(finish_reason=FINISH_REASON_STOP, usage=usage))
-
-    async def Describe(self, request: Any, context: Context) -> DecoderServiceDescribeResponse:
-        """Describe a decoder of text."""
-        return DecoderServiceDescribeResponse(bundle=MODEL, modalities=[MODALITY_TEXT], context_length=2**20)
 
 
 async def openai(scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,27 +128,10 @@ async def _send(send: Send, body: bytes, more: bool = True) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-async def _list_applications(_request: Empty, _context: Context) -> FieldMask:
-    return FieldMask(paths=["decoder"])
-
-
-def _applications() -> grpc.GenericRpcHandler:
-    """Return Ray Serve's own service, which tells the gateway that there are no encoders to wait for."""
-    method = grpc.unary_unary_rpc_method_handler(
-        _list_applications, request_deserializer=Empty.FromString, response_serializer=FieldMask.SerializeToString
-    )
-    return grpc.method_handlers_generic_handler("ray.serve.RayServeAPIService", {"ListApplications": method})
-
-
 async def serve() -> None:
     """Serve both protocols until the process ends."""
-    decoder = grpc.aio.server()
-    decoder.add_generic_rpc_handlers((_applications(),))
-    decoder_pb2_grpc.add_DecoderServiceServicer_to_server(StubDecoder(), decoder)  # type: ignore[abstract]
-    grpc_port = decoder.add_insecure_port(f"{LOOPBACK}:0")
-    await decoder.start()
+    mesh = FakeMesh(serve=FakeServe("decoder"), decoder=StubDecoder())  # no encoders that the gateway would wait for
     listener = socket.create_server((LOOPBACK, 0), backlog=1024)
-    print(json.dumps({"grpc": grpc_port, "http": listener.getsockname()[1]}), flush=True)
     config = uvicorn.Config(
         openai,
         access_log=False,
@@ -161,7 +141,9 @@ async def serve() -> None:
         timeout_keep_alive=600,
         ws="none",
     )
-    await uvicorn.Server(config).serve(sockets=[listener])
+    async with serving(mesh):
+        print(json.dumps({"grpc": mesh.port, "http": listener.getsockname()[1]}), flush=True)
+        await uvicorn.Server(config).serve(sockets=[listener])
 
 
 if __name__ == "__main__":

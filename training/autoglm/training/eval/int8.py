@@ -85,10 +85,10 @@ def fit(features: Tensor, labels: Tensor) -> nn.Linear:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = cross_entropy(probe(features), labels) + DECAY * probe.weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return probe.requires_grad_(False)
 
 

@@ -80,7 +80,7 @@ def run(config: PersonaConfig, workdir: Path) -> None:
     shown = 0.0
     for loss in bar:
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         shown = 0.95 * (shown or loss.item()) + 0.05 * loss.item()

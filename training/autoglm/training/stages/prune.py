@@ -65,7 +65,7 @@ def weigh(model: Assistant, batches: Iterable[Batch], grade: Grade) -> Weights:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = grade(batch, model(batch)[0])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total = _weights(model.decoder) if total is None else total + _weights(model.decoder)
     model.zero_grad(set_to_none=True)
     assert total is not None

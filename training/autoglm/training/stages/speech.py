@@ -266,7 +266,7 @@ class Trainer:
         loss = _ctc(logits, lengths, characters)
         total = loss + self.config.phoneme_weight * _ctc(sound_logits, lengths, sounds)
         self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_([*self.model.network.parameters(), *self.phoneme_head.parameters()], 1.0)
         self.optimizer.step()
         self.step += 1

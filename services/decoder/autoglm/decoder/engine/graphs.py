@@ -63,7 +63,7 @@ class Graphs:
         self._slot = torch.zeros(1, dtype=torch.long, device="cuda")
         self._pool = torch.cuda.graph_pool_handle()  # one memory for all: no two run at a time
         # cuBLAS keeps a workspace for each stream: that of these graphs must be in their own memory.
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
         chunks = [(t, visible) for t in self._tokens for visible in self._visible if visible > t // 2]
         self._prefills = {
             (t, visible): self._record(partial(prefill, *self._chunk(t), visible)) for t, visible in reversed(chunks)
@@ -79,7 +79,7 @@ class Graphs:
         return self._embeddings[-t:], self._positions[:, -t:], self._indices[-t:], self._slot
 
     def _record(self, compute: Callable[[], Tensor]) -> tuple[Any, Tensor]:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what libraries allocate at their first call must not be in the graph
             compute()

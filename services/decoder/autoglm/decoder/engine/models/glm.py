@@ -222,7 +222,7 @@ class PackedLinear(nn.Module):
 
 def _onednn(weight: Tensor) -> bool:
     """Return whether oneDNN can multiply by such a weight on this machine."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
