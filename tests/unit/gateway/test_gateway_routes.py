@@ -14,8 +14,8 @@ from autoglm.gateway.openai.openapi import Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
 from autoglm.gateway.openai.types import Strict, parse_json
 
+from ...waiting import soon
 from .conftest import BUNDLE, Client, FakeMesh, Serve
-from .test_gateway_faults import soon
 
 
 class EchoRequest(Strict):
