@@ -1,4 +1,4 @@
-"""The three gRPC services of the mesh, by application: how each is registered, called and described."""
+"""The gRPC services of the mesh, by application: how each is registered, called and described."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,19 +18,31 @@ class Service:
     describe: Callable[[], Any]
 
 
-SERVICES: Mapping[str, Service] = {
-    "vision": Service(
+@dataclass(frozen=True, slots=True)
+class EncoderService(Service):
+    """The service of an encoder. The request of its Encode method has a field for the media, named as their kind."""
+
+    encode: Callable[..., Any]
+
+
+ENCODER_SERVICES: Mapping[str, EncoderService] = {
+    "vision": EncoderService(
         "autoglm.v1.VisionService",
         vision_pb2_grpc.add_VisionServiceServicer_to_server,
         vision_pb2_grpc.VisionServiceStub,
         vision_pb2.VisionServiceDescribeRequest,
+        vision_pb2.VisionServiceEncodeRequest,
     ),
-    "speech": Service(
+    "speech": EncoderService(
         "autoglm.v1.SpeechService",
         speech_pb2_grpc.add_SpeechServiceServicer_to_server,
         speech_pb2_grpc.SpeechServiceStub,
         speech_pb2.SpeechServiceDescribeRequest,
+        speech_pb2.SpeechServiceEncodeRequest,
     ),
+}
+SERVICES: Mapping[str, Service] = {
+    **ENCODER_SERVICES,
     "decoder": Service(
         "autoglm.v1.DecoderService",
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server,

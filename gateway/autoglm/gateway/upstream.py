@@ -30,6 +30,7 @@ from autoglm.common.errors import (
     from_status,
 )
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
+from autoglm.common.services import ENCODER_SERVICES
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.file_watcher import read
 from autoglm.gateway.media.verify import VerifiedMedia
@@ -44,16 +45,12 @@ from autoglm.v1.decoder_pb2 import (
 )
 from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo
-from autoglm.v1.modality_pb2 import MODALITY_IMAGE, Modality
+from autoglm.v1.modality_pb2 import Modality
 from autoglm.v1.speech_pb2 import (
-    SpeechServiceDescribeRequest,
-    SpeechServiceEncodeRequest,
     SpeechServiceTranscribeRequest,
     SpeechServiceTranscribeResponse,
 )
 from autoglm.v1.speech_pb2_grpc import SpeechServiceStub
-from autoglm.v1.vision_pb2 import VisionServiceDescribeRequest, VisionServiceEncodeRequest
-from autoglm.v1.vision_pb2_grpc import VisionServiceStub
 
 logger = logging.getLogger("autoglm.gateway.upstream")
 
@@ -79,7 +76,7 @@ class Mesh:
         self._channel = _channel(settings)
         token = settings.serve_token.get_secret_value()
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
-        self._vision = VisionServiceStub(self._channel)
+        self._encoders = {row.number: ENCODER_SERVICES[row.application].stub(self._channel) for row in MEDIA_MODALITIES}
         self._speech = SpeechServiceStub(self._channel)
         self._decoder = DecoderServiceStub(self._channel)
         # Serve's answer is one `repeated string`, which a FieldMask can parse; its own class would import Ray.
@@ -99,12 +96,12 @@ class Mesh:
 
     async def encode(self, media: VerifiedMedia, context: RequestContext) -> Embedding:
         """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or the encoder's own error."""
-        left = context.deadline.to_message()
-        if media.modality == MODALITY_IMAGE:
-            image = VisionServiceEncodeRequest(image=_bytes(media), timeout=left)
-            return (await self._ask(self._vision.Encode, image, "vision", context)).embedding
-        audio = SpeechServiceEncodeRequest(audio=_bytes(media), timeout=left)
-        return (await self._ask(self._speech.Encode, audio, "speech", context)).embedding
+        row = BY_NUMBER[media.modality]
+        fields = {row.kind: _bytes(media), "timeout": context.deadline.to_message()}
+        request = ENCODER_SERVICES[row.application].encode(**fields)
+        response = await self._ask(self._encoders[row.number].Encode, request, row.application, context)
+        embedding: Embedding = response.embedding
+        return embedding
 
     async def transcribe(self, media: VerifiedMedia, context: RequestContext) -> SpeechServiceTranscribeResponse:
         """Return what is said in a recording; raises the same errors as `encode`."""
@@ -113,9 +110,11 @@ class Mesh:
 
     async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
         """Return an encoder's description of itself; raises ModalityUnavailable."""
-        if modality == MODALITY_IMAGE:
-            return (await self._ask(self._vision.Describe, VisionServiceDescribeRequest(), "vision", context)).encoder
-        return (await self._ask(self._speech.Describe, SpeechServiceDescribeRequest(), "speech", context)).encoder
+        application = BY_NUMBER[modality].application
+        request = ENCODER_SERVICES[application].describe()
+        response = await self._ask(self._encoders[modality].Describe, request, application, context)
+        info: EncoderInfo = response.encoder
+        return info
 
     async def describe_decoder(self, context: RequestContext) -> DecoderServiceDescribeResponse:
         """Return the decoder's description of itself; raises UpstreamUnavailable."""

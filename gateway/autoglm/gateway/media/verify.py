@@ -16,7 +16,7 @@ from PIL import Image
 
 from autoglm.common.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
 from autoglm.gateway.conversation import MediaPart
-from autoglm.v1.modality_pb2 import MODALITY_IMAGE, Modality
+from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
@@ -76,10 +76,7 @@ def verify(part: MediaPart, limits: MediaLimits) -> VerifiedMedia:
     data = _decode(part, limits)
     if len(data) > limits.max_bytes:
         raise _too_large(part, limits)
-    if part.modality == MODALITY_IMAGE:
-        _check_image(data, part.param, limits)
-    else:
-        _check_audio(data, part.param)
+    _CHECKS[part.modality](data, part.param, limits)
     return VerifiedMedia(part.modality, data, hashlib.sha256(data).digest(), part.param)
 
 
@@ -109,8 +106,11 @@ def _check_image(data: bytes, param: str, limits: MediaLimits) -> None:
         raise RequestTooLarge(message, param=param)
 
 
-def _check_audio(data: bytes, param: str) -> None:
+def _check_audio(data: bytes, param: str, _limits: MediaLimits) -> None:
     wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
     mp3 = data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0)
     if not (wav or mp3 or data[:4] in (b"fLaC", b"OggS")):
         raise UnsupportedMedia(f"{param}: not a WAV, MP3, FLAC or Ogg recording", param=param)
+
+
+_CHECKS = {MODALITY_IMAGE: _check_image, MODALITY_AUDIO: _check_audio}
