@@ -78,6 +78,11 @@ def sources(tree: Path, room: str) -> dict[Path, str]:
     return {path: path.read_text(encoding="utf-8") for path in paths if "_pb2" not in path.name}
 
 
+def product_files(tree: Path) -> dict[Path, str]:
+    """Return the handwritten code of all rooms."""
+    return {path: text for room in ROOMS for path, text in sources(tree, room).items()}
+
+
 def shared_class_names(tree: Path, files: Mapping[Path, str]) -> dict[str, list[str]]:
     """Return the class names that two or more modules define, with those modules."""
     found = defaultdict[str, list[str]](list)
@@ -96,7 +101,7 @@ def count_ignores(texts: Iterable[str]) -> int:
 def measure(tree: Path) -> dict[str, Any]:
     """Return the report of a checkout, in types that JSON has."""
     rooms = {room: sources(tree, room) for room in ROOMS}
-    product = {path: text for files in rooms.values() for path, text in files.items()}
+    product = product_files(tree)
     tests = [path.read_text(encoding="utf-8") for path in (tree / "tests").rglob("*.py")]
     reports = [room_report(room, files) for room, files in rooms.items()] + [room_report("all", product)]
     return {
