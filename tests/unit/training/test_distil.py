@@ -200,7 +200,7 @@ def test_batches_are_the_same_from_any_position(desk: Desk, monkeypatch: pytest.
 def test_the_stages_end_in_a_comparison(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("autoglm.training.answering.MAX_TOKENS", 2)
+    monkeypatch.setattr("autoglm.training.eval.answering.MAX_TOKENS", 2)
     workdir, exam = desk.workdir, compare.CompareConfig(seed=6, limit=20, rounds=2, prompts=1, threads=1)
     distil.run(SMALL, DISTIL, workdir)
     distil.run_plain(SMALL, replace(DISTIL, steps=1), workdir)
@@ -223,7 +223,7 @@ def test_the_stages_end_in_a_comparison(
 
 
 def test_a_sweep_is_a_table_of_what_each_alpha_gives(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm.training.answering.MAX_TOKENS", 2)
+    monkeypatch.setattr("autoglm.training.eval.answering.MAX_TOKENS", 2)
     config = sweep.SweepConfig(seed=6, limit=20, alphas=(0.25,), steps=1)
     sweep.run(SMALL, config, DISTIL, desk.workdir)
     lines = (desk.workdir / sweep.TABLE).read_text(encoding="utf-8").splitlines()

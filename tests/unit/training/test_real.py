@@ -14,8 +14,7 @@ from autoglm.speech.model import SAMPLE_RATE, SpeechModel
 from autoglm.training.data.speech import Espeak, Voice, speak
 from autoglm.training.eval import real
 from autoglm.training.eval.encoder_drift import explained, remains
-from autoglm.training.eval.published import PublishedWhisper
-from autoglm.training.eval.real_media import (
+from autoglm.training.eval.media_files import (
     AISHELL,
     NEWS,
     PROMPT_TEXTS,
@@ -26,6 +25,7 @@ from autoglm.training.eval.real_media import (
     MediaError,
     recordings,
 )
+from autoglm.training.eval.published import PublishedWhisper
 from autoglm.training.stages.speech import build_model
 
 WORDS = "Open the camera"

@@ -30,8 +30,8 @@ from autoglm.training.data.tasks import Reply
 from autoglm.training.document import fill, weights
 from autoglm.training.eval.answering import Speaker, ask
 from autoglm.training.eval.encoder_drift import Remains, remains
+from autoglm.training.eval.media_files import SOURCES, MediaError, Recording, photographs, recordings
 from autoglm.training.eval.published import PublishedWhisper
-from autoglm.training.eval.real_media import SOURCES, MediaError, Recording, photographs, recordings
 from autoglm.training.samples import Case, Turn
 from autoglm.vision.models.mobilevit import VisionModel
 
