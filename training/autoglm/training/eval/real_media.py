@@ -1,6 +1,6 @@
 """How a bundle fares on recordings of people and on photographs, which it was not trained for.
 
-`python -m autoglm.training.eval.real` prints Markdown; docs/real-media.md holds it (`--into`), with what the
+`python -m autoglm.training.eval.real_media` prints Markdown; docs/real-media.md holds it (`--into`), with what the
 figures mean.
 """
 
@@ -42,7 +42,7 @@ HEARERS = {  # the bundle hears the person, or espeak saying the same
     "published": "published Whisper, from the person",
 }
 QUESTIONS = ("Which app is open?", "How many apps are on the screen?", "What is it?")
-MARK = "<!-- `python -m autoglm.training.eval.real --into` writes what follows. -->\n"
+MARK = "<!-- `python -m autoglm.training.eval.real_media --into` writes what follows. -->\n"
 _plain = EnglishTextNormalizer({})  # Whisper's own: it writes "ten" as 10
 _WORD = re.compile(r"[a-z]+|\d|[\u4e00-\u9fff]")
 
@@ -233,7 +233,7 @@ def _code(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Examine a bundle and print the report, or write it into a document."""
-    parser = argparse.ArgumentParser(prog="python -m autoglm.training.eval.real", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m autoglm.training.eval.real_media", description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", default="", help="folder of the bundle (default: the nano bundle)")
     parser.add_argument("--media", type=Path, required=True, help="folder that tools/real_media.sh filled")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
