@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoglm.bench.measured import conditions
 from autoglm.bench.smoke import load, report, workloads
 from autoglm.bench.smoke.report import Case, Row
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.training.measured import conditions
 
 SEED = 0
 ROUNDS = 5

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from autoglm.bench.measured import Figure, conditions
 from autoglm.bench.smoke import report
 from autoglm.bench.smoke.load import Run, Sample
 from autoglm.bench.smoke.report import Case, Row
+from autoglm.training.measured import Figure, conditions
 
 STAGES = {"fetch": 1.0, "encode": 20.0, "queue": 0.5, "prefill": 8.0, "decode": 90.0}
 

@@ -14,8 +14,8 @@ from autoglm.bench.gateway.bench import Found, Setting
 from autoglm.bench.gateway.generator import Incomplete, OverHttp, open_streams
 from autoglm.bench.gateway.stub import Work
 from autoglm.bench.gateway.targets import GATEWAY, LITELLM, OVER_HTTP, STUBS, VLLM, Side, running_sides, version_of
-from autoglm.bench.measured import conditions
 from autoglm.cli.processes import StartError
+from autoglm.training.measured import conditions
 
 SMALL = Setting(rounds=2, rate=200.0, requests=10, work=Work(3, 0.001), crowds={1: 20, 8: 150}, steps=2, held=4)
 

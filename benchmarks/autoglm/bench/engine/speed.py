@@ -12,12 +12,12 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 from autoglm.bench.engine.model_under_test import CONTEXT, IN, OUT, SLOTS, WIDE, Setting, Subject
 from autoglm.bench.engine.peers import Answers, Continuous, Generate, Ours, Peer
 from autoglm.bench.engine.vllm_peer import Vllm
-from autoglm.bench.measured import Figure
 from autoglm.bench.smoke import load, workloads
 from autoglm.cli.api import Api
 from autoglm.cli.local_mesh import running_mesh
 from autoglm.common.bundle import Bundle
 from autoglm.fusion.compose import Composer, Media, Message, Prompt
+from autoglm.training.measured import Figure
 
 SYSTEM_CHARACTERS = 3000  # of a phone agent's prompt
 

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from autoglm.bench.gateway.bench import PERCENTILES, TIMES, Found
 from autoglm.bench.gateway.targets import GATEWAY, LITELLM, SERVERS, STUBS
-from autoglm.bench.measured import Figure
 from autoglm.bench.smoke.report import machine_lines
+from autoglm.training.measured import Figure
 
 ADDED = {50: 2.0, 99: 6.0}  # the most milliseconds that our gateway should add
 CHUNKS = 8000.0  # the least that one process of it should pass on in a second

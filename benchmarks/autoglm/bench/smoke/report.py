@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
-from autoglm.bench.measured import Figure, short
 from autoglm.bench.smoke.load import Run, Sample
+from autoglm.training.measured import Figure, short
 
 STAGES = ("fetch", "encode", "queue", "prefill", "decode")
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
-from autoglm.bench.measured import Figure
 from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sampling
@@ -26,6 +25,7 @@ from autoglm.fusion.compose import Message
 from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import Speaker
 from autoglm.training.eval.speed import clocked, threads
+from autoglm.training.measured import Figure
 from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, collate, screens_of
 from autoglm.vision.models.mobilevit import VisionModel
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoglm.bench.measured import Figure
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
 from autoglm.fusion.compose import Composer
 from autoglm.training.eval.answering import Speaker
+from autoglm.training.measured import Figure
 from autoglm.training.samples import Case
 
 TOKENS = 20

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoglm.bench.measured import Figure, conditions
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.eval.answering import Given, Speaker, ask
 from autoglm.training.eval.evaluate import Exam, ExamConfig, Row, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
+from autoglm.training.measured import Figure, conditions
 from autoglm.training.samples import SHARES
 from autoglm.vision.models.mobilevit import VisionModel
 
