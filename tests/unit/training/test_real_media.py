@@ -13,7 +13,7 @@ from autoglm.common.bundle import default_bundle
 from autoglm.speech.model import SAMPLE_RATE, SpeechModel
 from autoglm.training.data.speech import Espeak, Voice, speak
 from autoglm.training.eval import real_media
-from autoglm.training.eval.encoder_drift import explained, remains
+from autoglm.training.eval.encoder_drift import encoder_drift, explained
 from autoglm.training.eval.media_files import (
     AISHELL,
     NEWS,
@@ -65,7 +65,7 @@ def test_explained_is_one_for_a_linear_map_and_nothing_for_strangers() -> None:
 
 def test_nothing_is_lost_of_the_published_encoder_only_by_itself(said: NDArray[np.float32], model: SpeechModel) -> None:
     clips = [said[start:] for start in (0, 1000, 2000, 3000)]
-    for row in remains(build_model(model.vocabulary), clips, clips):
+    for row in encoder_drift(build_model(model.vocabulary), clips, clips):
         assert row["untrained"] < row["person"]
         assert min(row["person"], row["espeak"]) > 0.9
 
@@ -106,7 +106,11 @@ def test_markdown_says_words_as_they_are() -> None:
         )
         for source in SOURCES
     ]
-    look = real_media.Look(picture="cat", question=real_media.QUESTIONS[0], answer="<think>a|b</think>\nyes", gate=0.25)
-    text = real_media.markdown(real_media.Report(revisions={"speech": "1a"}, heard=heard, remains=[], looks=[look]))
+    look = real_media.PictureAnswer(
+        picture="cat", question=real_media.QUESTIONS[0], answer="<think>a|b</think>\nyes", gate=0.25
+    )
+    text = real_media.markdown(
+        real_media.RealMediaReport(revisions={"speech": "1a"}, heard=heard, encoder_drift=[], looks=[look])
+    )
     assert "| **all English** | 5 | 0 right, 0.33 (1.00) | 0 right, 0.33 (1.00) | 0 right, 0.33 |" in text
     assert "| cat | `<think>a\\|b</think> yes` 0.250 |" in text

@@ -28,8 +28,8 @@ from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Reply
 from autoglm.training.document import fill, weights
-from autoglm.training.eval.answering import Speaker, ask
-from autoglm.training.eval.encoder_drift import Remains, remains
+from autoglm.training.eval.answering import EvalModel, ask
+from autoglm.training.eval.encoder_drift import EncoderDrift, encoder_drift
 from autoglm.training.eval.media_files import SOURCES, MediaError, Recording, photographs, recordings
 from autoglm.training.eval.published import PublishedWhisper
 from autoglm.training.samples import Case, Turn
@@ -57,7 +57,7 @@ class Heard(TypedDict):
     heard: dict[str, str]
 
 
-class Look(TypedDict):
+class PictureAnswer(TypedDict):
     """What the bundle answers beside a picture, and the question's mean image gate."""
 
     picture: str
@@ -66,25 +66,25 @@ class Look(TypedDict):
     gate: float
 
 
-class Report(TypedDict):
+class RealMediaReport(TypedDict):
     """All of it; `revisions` names the bundle's weights, part by part."""
 
     revisions: dict[str, str]
     heard: list[Heard]
-    remains: list[Remains]
-    looks: list[Look]
+    encoder_drift: list[EncoderDrift]
+    looks: list[PictureAnswer]
 
 
-def examine(bundle: Bundle, media: Path) -> Report:
+def examine(bundle: Bundle, media: Path) -> RealMediaReport:
     """Try the parts of `bundle` on what tools/real_media.sh put into `media`. Raises MediaError."""
     spoken, photos = recordings(media), photographs(media)
     twins = [_twin(recording, number) for number, recording in enumerate(spoken)]
     model = SpeechModel.from_pretrained(bundle.root / "speech")
     english = [number for number, recording in enumerate(spoken) if recording.language == "en"]
-    return Report(
+    return RealMediaReport(
         revisions={name: bundle.revision(name) for name in bundle.parts},
         heard=hear(model, spoken, twins),
-        remains=remains(model, [spoken[n].samples for n in english], [twins[n] for n in english]),
+        encoder_drift=encoder_drift(model, [spoken[n].samples for n in english], [twins[n] for n in english]),
         looks=look(bundle.root, photos),
     )
 
@@ -134,7 +134,7 @@ def _words(text: str) -> str:
 # --- photographs -----------------------------------------------------------------------------------
 
 
-def look(folder: Path, photos: Mapping[str, bytes]) -> list[Look]:
+def look(folder: Path, photos: Mapping[str, bytes]) -> list[PictureAnswer]:
     """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
     vision = VisionModel.from_pretrained(folder / "vision")
     rng = np.random.default_rng(SEED)
@@ -145,9 +145,9 @@ def look(folder: Path, photos: Mapping[str, bytes]) -> list[Look]:
     asked = [
         (name, picture, question) for name, picture in zip(pictures, tokens, strict=True) for question in QUESTIONS
     ]
-    given = ask(Speaker.load(folder), [_case(picture, question) for _, picture, question in asked])
+    given = ask(EvalModel.load(folder), [_case(picture, question) for _, picture, question in asked])
     return [
-        Look(picture=name, question=question, answer=answer.text, gate=answer.gates["image"])
+        PictureAnswer(picture=name, question=question, answer=answer.text, gate=answer.gates["image"])
         for (name, _, question), answer in zip(asked, given, strict=True)
     ]
 
@@ -166,12 +166,12 @@ def _case(picture: Tensor, question: str) -> Case:
 # --- Markdown --------------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
+def markdown(report: RealMediaReport) -> str:
     """Return the report as Markdown tables."""
     sections = (
         weights(report["revisions"]),
         _rates(report["heard"]),
-        _remains(report["remains"]),
+        _drift(report["encoder_drift"]),
         _looks(report["looks"]),
     )
     return "\n\n".join((*sections, _transcripts(report["heard"]))) + "\n"
@@ -202,7 +202,7 @@ def _rate(rows: Sequence[Heard], hearer: str) -> str:
     return words if hearer == "published" else f"{words} ({character_errors(said, written):.2f})".lstrip()
 
 
-def _remains(rows: Sequence[Remains]) -> str:
+def _drift(rows: Sequence[EncoderDrift]) -> str:
     lines = ["## What is left of the published encoder", "", "| Behind layer | people | espeak | never trained |"]
     lines.append("|---|---|---|---|")
     for row in rows:
@@ -210,7 +210,7 @@ def _remains(rows: Sequence[Remains]) -> str:
     return "\n".join(lines)
 
 
-def _looks(looks: Sequence[Look]) -> str:
+def _looks(looks: Sequence[PictureAnswer]) -> str:
     lines = ["## Photographs", "", f"| Picture | {' | '.join(QUESTIONS)} |", f"|---{'|---' * len(QUESTIONS)}|"]
     for picture in dict.fromkeys(row["picture"] for row in looks):
         cells = [f"{_code(row['answer'])} {row['gate']:.3f}" for row in looks if row["picture"] == picture]
@@ -233,7 +233,9 @@ def _code(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Examine a bundle and print the report, or write it into a document."""
-    parser = argparse.ArgumentParser(prog="python -m autoglm.training.eval.real_media", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m autoglm.training.eval.real_media", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("bundle", nargs="?", default="", help="folder of the bundle (default: the nano bundle)")
     parser.add_argument("--media", type=Path, required=True, help="folder that tools/real_media.sh filled")
     parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
