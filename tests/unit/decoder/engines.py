@@ -15,7 +15,7 @@ from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage
-from autoglm.training.stages.joint import Assistant
+from autoglm.training.stages.joint import FusionDecoder
 
 SLOTS, CONTEXT = 3, 512
 WIDE = Limits(SLOTS, step_tokens=48, blocks=SLOTS * blocks(CONTEXT))
@@ -26,7 +26,7 @@ GREEDY = Sampling(temperature=0)
 class Engines:
     """Makes engines, and closes them."""
 
-    def __init__(self, glm: Glm, assistant: Assistant) -> None:
+    def __init__(self, glm: Glm, assistant: FusionDecoder) -> None:
         self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
 
     def __call__(self, limits: Limits = WIDE, stops: Rows[int] = ()) -> EmbeddedEngine:
@@ -67,7 +67,7 @@ def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tu
     return collect(events)[0], sequence
 
 
-def theirs(assistant: Assistant, prompt: Prompt, n: int) -> list[int]:
+def theirs(assistant: FusionDecoder, prompt: Prompt, n: int) -> list[int]:
     """Return transformers' own greedy continuation of the fused prompt."""
     decoder: GlmForCausalLM = assistant.decoder
     fused = fuse(assistant.fusion, decoder.model.embed_tokens, prompt).embeddings[None]

@@ -152,9 +152,7 @@ def test_a_prefix_is_bit_identical_with_and_without_a_suffix(
     assert torch.equal(long[: len(short)], short)
 
 
-def test_inputs_after_a_cached_prefix_are_the_same(
-    composer: Composer, model: GcmaFusion, embed: nn.Embedding
-) -> None:
+def test_inputs_after_a_cached_prefix_are_the_same(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:
     prompt = composer.compose(CONVERSATION)
     whole = fuse(model, embed, prompt)
     for after in range(0, len(prompt.token_ids), 7):

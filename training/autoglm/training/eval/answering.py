@@ -31,7 +31,7 @@ _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Prediction:
     """What the model said, and its mean gate over the question's text for each modality that it saw."""
 
     case: Case
@@ -63,7 +63,7 @@ def _final(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class EvalModel:
     """A decoder with its fusion, tokenizer and template, loaded in float32 as on a CPU that serves them."""
 
     composer: Composer
@@ -86,11 +86,11 @@ class Speaker:
         return Runner(self.glm, self.fusion, slots, STEP_TOKENS, never)
 
 
-def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
-    """Return the greedy answer of `speaker` to every case, in order."""
-    composer = speaker.composer
+def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
+    """Return the greedy answer of `model` to every case, in order."""
+    composer = model.composer
     limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
-    engine = EmbeddedEngine(speaker.runner(SLOTS), limits, speaker.stops)
+    engine = EmbeddedEngine(model.runner(SLOTS), limits, model.stops)
     sinks = [_Answer() for _ in cases]
     requests = [
         Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)
@@ -102,7 +102,7 @@ def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
         sink.wait()
     engine.close()
     return [
-        Given(case, composer.tokenizer.decode(sink.tokens), request.gates)
+        Prediction(case, composer.tokenizer.decode(sink.tokens), request.gates)
         for case, sink, request in zip(cases, sinks, requests, strict=True)
     ]
 
