@@ -1,16 +1,12 @@
 """The field's words find the code that does it, and a class name has one meaning."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from structure import product_files, shared_class_names
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from structure import product_files, shared_class_names  # noqa: E402
-
 WORDS = {
     "admission": "gateway/autoglm/gateway/admission/admission.py",
     "backpressure": "services/decoder/autoglm/decoder/engine/scheduler.py",
