@@ -144,7 +144,7 @@ def test_a_tap_is_drawn_where_the_answer_says(visit: Visit, ask: Asker) -> None:
     assert visit.page.locator("#shot").evaluate("shot => shot.naturalWidth") == 1080
 
 
-def test_a_conversation_goes_on_about_the_same_screen_and_starts_afresh(visit: Visit) -> None:
+def test_a_conversation_keeps_its_screen_until_a_new_one(visit: Visit) -> None:
     bodies = sent(visit.page)
     visit.show(SCREENSHOT)
     visit.write("Open Clock")
