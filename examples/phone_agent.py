@@ -129,7 +129,7 @@ class Agent:
             words, app = self._words(order), self.phone.current_app
             messages.append({"role": "user", "content": [image(self.phone.screenshot()), words]})
             answer = self._ask(messages)
-            # Old screenshots cost much and tell nothing: only the words stay.
+            # Old screenshots cost many tokens and help little: only the text is kept.
             messages[-1] = {"role": "user", "content": [words]}
             messages.append({"role": "assistant", "content": answer})
             action = parse(answer)

@@ -247,7 +247,7 @@ def test_the_language_is_the_readers_and_can_be_changed(open_page: Open) -> None
 
 
 def _tab(page: Page) -> str:
-    """Press Tab and return what has the focus, which must be seen; empty behind the last element."""
+    """Press Tab and return what has the focus, which must be seen; empty after the last element."""
     page.keyboard.press("Tab")
     name, style = page.evaluate("""() => {
         const focused = document.activeElement;

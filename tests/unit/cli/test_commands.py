@@ -73,9 +73,7 @@ def test_a_port_that_cannot_be_is_refused_by_its_option(port: str) -> None:
         ({"AUTOGLM_REDIS_URL": "redis://host:port"}, "AUTOGLM_REDIS_URL: give an address like"),
     ],
 )
-def test_a_setting_that_the_gateway_refuses_ends_the_start(
-    environment: dict[str, str], fault: str
-) -> None:
+def test_a_setting_that_the_gateway_refuses_ends_the_start(environment: dict[str, str], fault: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autoglm.cli.main", "serve"],
         capture_output=True,
