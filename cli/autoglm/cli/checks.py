@@ -83,8 +83,8 @@ def check_memory(available: int | None = None) -> None:
 def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[ApplicationName, ...]]:
     """Return the bundle and the services to run: the decoder and the encoders of `modalities`, separated by commas.
 
-    Without `modalities` all encoders of the bundle run. Raises StartError for a modality that the bundle does not
-    have, and if files of a part that runs are missing.
+    Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
+    for, and when a part that is to run is not whole.
     """
     try:
         bundle = Bundle.open(folder)

@@ -85,10 +85,10 @@ def start_ray(folder: Path, ports: Ports) -> None:
     from ray._private import parameter
     from ray._private.node import Node
 
-    # A single machine without a dashboard does not need these three processes (170 MB).
+    # A single machine without a dashboard needs none of these three processes (170 MB).
     for name in ("start_monitor", "start_log_monitor", "start_api_server"):
         setattr(Node, name, _start_nothing)
-    # Ray waits 15 s for its agents to choose ports, which is too short on a busy machine: we choose the ports.
+    # Ray waits 15 s for its agents to choose ports and then gives up; on a busy machine they take longer to start.
     parameter.RayParams = partial(parameter.RayParams, **ports.agents)
     ray.init(
         address="local",

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import psutil
 import pytest
@@ -61,12 +60,11 @@ def test_added_is_beyond_the_stub_as_each_gateway_asks_it(found: Found) -> None:
 
 
 def test_a_peer_is_compared_round_by_round(found: Found) -> None:
-    every: list[dict[Any, list[float]]] = [found.times, found.rates, found.cpu_rates, found.memory]
-    for measured in every:
+    for measured in (found.times, found.rates, found.cpu_rates, found.memory):
         for key in [key for key in measured if GATEWAY in key]:
             for factor, peer in ((4, LITELLM), (2, VLLM)):
                 other = peer if key == GATEWAY else (peer, *key[1:])
-                measured[other] = [factor * value for value in measured[key]]
+                measured[other] = [factor * value for value in measured[key]]  # type: ignore[index]
     lines = described(found)[1].splitlines()
     (line,) = [line for line in lines if line.startswith("| chunks/s, 8 streams |") and "0.25" in line]
     assert "| 0.25 (0.25–0.25) |  |  |" in line
