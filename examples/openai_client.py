@@ -12,7 +12,7 @@ client = OpenAI(base_url=sys.argv[1] if len(sys.argv) > 1 else "http://localhost
 
 
 def base64_of(name: str) -> str:
-    """Return a file beside this script as base64."""
+    """Return a file from the folder of this script as base64."""
     return base64.b64encode((HERE / name).read_bytes()).decode()
 
 

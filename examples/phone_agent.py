@@ -1,10 +1,10 @@
-"""A phone agent that knows nothing but the OpenAI API: look, think, act, and again until the order is carried out.
+"""A phone agent that needs only the OpenAI API: it looks, thinks and acts until the order is carried out.
 
     python examples/phone_agent.py "Turn on Bluetooth" "Open Notes" "Type good night"
     python examples/phone_agent.py examples/instruction.wav --strip steps.png
 
-An order is text, or a recording that is sent as it is. The phone here is drawn (simulated_phone.py): put a class
-with the same three members in its place to work a real one.
+An order is text or a recording, which is sent unchanged. The phone here is simulated (simulated_phone.py); for a real
+one, write a class with the same three members.
 """
 
 import argparse
@@ -129,7 +129,7 @@ class Agent:
             words, app = self._words(order), self.phone.current_app
             messages.append({"role": "user", "content": [image(self.phone.screenshot()), words]})
             answer = self._ask(messages)
-            # Old screenshots cost much and tell nothing: only the words stay.
+            # Old screenshots cost many tokens and help little: only the text is kept.
             messages[-1] = {"role": "user", "content": [words]}
             messages.append({"role": "assistant", "content": answer})
             action = parse(answer)

@@ -1,9 +1,9 @@
-"""How many tasks of several steps the agent carries out on drawn phones, ordered in writing and by voice.
+"""Measures how many tasks of several steps the agent completes on simulated phones, from text and from speech.
 
     python examples/phone_tasks.py --tasks 100
 
-Each seed gives a phone and a task of one to three orders, in held-out wordings and voices. A task is completed when
-every order came to its end and the phone is then exactly as it should be: page, switches and texts.
+Each seed gives a phone and a task of one to three orders, in held-out wordings and voices. A task is complete if every
+order ends and the phone is then exactly in the goal state: page, switches and texts.
 """
 
 import argparse

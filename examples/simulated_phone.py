@@ -1,7 +1,7 @@
-"""A phone that is drawn: home screen, settings and apps, whose pages change with what is done to them.
+"""A simulated phone: home screen, settings and apps, whose pages change with the actions.
 
 The screens are of the kind that the bundle `autoglm-phone-nano` knows, with held-out lengths, places, hues and phone
-sizes: it has seen none of them. Needs the extra `autoglm-mesh[train]`.
+sizes: none of them was in the training data. Needs the extra `autoglm-mesh[train]`.
 """
 
 import io

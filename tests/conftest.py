@@ -33,6 +33,6 @@ def ask(mesh: Mesh) -> Iterator[Asker]:
 
 @pytest.fixture
 def channel(mesh: Mesh) -> Iterator[grpc.Channel]:
-    """The public gRPC door."""
+    """A channel to the public gRPC API."""
     with grpc.insecure_channel(mesh.grpc_address) as channel:
         yield channel

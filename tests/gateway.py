@@ -1,4 +1,4 @@
-"""A second gateway before the services of a running mesh, with settings of its own."""
+"""A second gateway for the services of a running mesh, with other settings."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from .waiting import NET_SECONDS, eventually
 
 @contextmanager
 def running_gateway(mesh: Mesh, **settings: str) -> Iterator[str]:
-    """Yield the root of its HTTP door once it is ready, and stop it at the end."""
+    """Yield the root of its HTTP API once it is ready, and stop it at the end."""
     (port,) = free_ports(1)
     services = {"serve_address": mesh.serve_address, "serve_token": mesh.serve_token}
     variables = {"host": "127.0.0.1", "http_port": str(port), "grpc_port": "0", **services, **settings}

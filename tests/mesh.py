@@ -21,7 +21,7 @@ class Mesh(LocalMesh):
 
     @property
     def grpc_address(self) -> str:
-        """The public gRPC door."""
+        """The address of the public gRPC API."""
         return f"127.0.0.1:{self.grpc_port}"
 
     def descendants(self) -> list[psutil.Process]:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sh tools/chromium.sh: print the path of a Chromium. An installed one is taken; where there is none, Debian's
-# packages of it, of a font with Chinese letters and of libraries that are missing are unpacked below .venv, once.
+# sh tools/chromium.sh: print the path of a Chromium: an installed one, or else one from Debian's packages.
+# Those, a font with Chinese letters and missing libraries are unpacked below .venv by the first run.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 cache=$root/.venv/chromium

@@ -1,6 +1,6 @@
 #!/bin/sh
-# autoglm bench gateway beside LiteLLM's proxy: sh tools/litellm.sh [--quick] [--json]. LiteLLM's pins cannot be met beside
-# ours (rich, tokenizers), so its packages lie in an environment of their own, .venv-litellm, made here once.
+# autoglm bench gateway compared with LiteLLM's proxy: sh tools/litellm.sh [--quick] [--json]. LiteLLM's pins conflict
+# with ours (rich, tokenizers), so it has an environment of its own, .venv-litellm, which the first run creates.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 venv=$root/.venv-litellm

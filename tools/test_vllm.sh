@@ -1,7 +1,7 @@
 #!/bin/sh
-# Asks vLLM what tests/unit/decoder/test_engines.py asks of every engine. Not part of run_tests.sh: the install is large, and vLLM
-# takes its time to start. vLLM's own pins cannot be met beside ours (transformers, torch), so its packages lie in an
-# environment of their own, FOLDER (default .venv-vllm), on top of .venv, which `sh tools/venv.sh dev` has made.
+# Runs the tests of tests/unit/decoder/test_engines.py with vLLM. Not part of run_tests.sh: the install is large, and vLLM
+# starts slowly. vLLM's pins conflict with ours (transformers, torch), so its packages are in an environment of their
+# own, FOLDER (default .venv-vllm), on top of .venv, which `sh tools/venv.sh dev` creates.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 venv=${1:-$root/.venv-vllm}

@@ -1,6 +1,6 @@
 #!/bin/sh
-# sh tools/venv.sh serve|dev: make .venv in the checkout, or bring it up to date, with the pinned packages.
-# Nothing is downloaded or installed when pyproject.toml and constraints.txt are as at the last time.
+# sh tools/venv.sh serve|dev: create .venv in the checkout, or update it, with the pinned packages.
+# Nothing is downloaded or installed when pyproject.toml and constraints.txt have not changed since the last run.
 set -eu
 what=$1
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)

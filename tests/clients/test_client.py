@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(mesh: Mesh) -> None:
 
 
 def data(part: dict[str, Any]) -> bytes:
-    """Return the bytes of a part that is made for the HTTP door."""
+    """Return the bytes of a part that is made for the HTTP API."""
     encoded = part["image_url"]["url"].partition(",")[2] if "image_url" in part else part["input_audio"]["data"]
     return base64.b64decode(encoded)
 

@@ -1,4 +1,4 @@
-"""The programs in examples/, run as the README tells."""
+"""The programs in examples/, run as the README says."""
 
 import subprocess
 import sys

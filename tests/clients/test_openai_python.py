@@ -22,7 +22,7 @@ def user(*content: Any) -> list[ChatCompletionUserMessageParam]:
 
 
 def test_a_screenshot_and_a_spoken_instruction(client: openai.OpenAI) -> None:
-    """Each names an icon on a home screen; most points must lie in the right one."""
+    """Each names an icon on a home screen; most points must be inside the right one."""
     right = 0
     for case in screen_cases("open", "home", 6, seed=11):
         messages = user(case.image, case.audio)

@@ -144,7 +144,7 @@ def test_a_tap_is_drawn_where_the_answer_says(visit: Visit, ask: Asker) -> None:
     assert visit.page.locator("#shot").evaluate("shot => shot.naturalWidth") == 1080
 
 
-def test_a_conversation_goes_on_about_the_same_screen_and_starts_afresh(visit: Visit) -> None:
+def test_a_conversation_keeps_its_screen_until_a_new_one(visit: Visit) -> None:
     bodies = sent(visit.page)
     visit.show(SCREENSHOT)
     visit.write("Open Clock")
@@ -247,7 +247,7 @@ def test_the_language_is_the_readers_and_can_be_changed(open_page: Open) -> None
 
 
 def _tab(page: Page) -> str:
-    """Press Tab and return what has the focus, which must be seen; empty behind the last element."""
+    """Press Tab and return what has the focus, which must be seen; empty after the last element."""
     page.keyboard.press("Tab")
     name, style = page.evaluate("""() => {
         const focused = document.activeElement;

@@ -28,7 +28,7 @@ def items(*parts: Any) -> Any:
 
 
 def test_a_screenshot_and_a_spoken_instruction(client: openai.OpenAI) -> None:
-    """Each names an icon on a home screen; most points must lie in the right one."""
+    """Each names an icon on a home screen; most points must be inside the right one."""
     right = 0
     for case in screen_cases("open", "home", 4, seed=11):
         image = {"type": "input_image", "detail": "auto", "image_url": case.image["image_url"]["url"]}

@@ -1,4 +1,4 @@
-"""Parts of the mesh die, hang or lie; the rest answers, and what died comes back."""
+"""Parts of the mesh die, hang or return wrong data; the rest answers, and what died comes back."""
 
 import itertools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Bad input over the real mesh: what the client sees, and that nothing of it is left behind."""
+"""Bad input over the real mesh: what the client sees, and that no memory or request is left."""
 
 import base64
 import itertools

@@ -51,7 +51,7 @@ class Clients:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of request: how it is sent under an id, what may come of it beside a full mesh, and whether the gateway
+    """A kind of request: how it is sent under an id, its possible outcomes besides a full mesh, and whether the gateway
     is sure to hear of it."""
 
     send: Send

@@ -2,7 +2,7 @@
 halts nobody.
 
 What is watched is the replica's own count of running sequences. A second answer, which was started
-first and so would end first, goes on beside: while it is unfinished, a count that has come down to it
+first and so would end first, goes on at the same time: while it is unfinished, a count that has come down to it
 means that the other was cancelled.
 """
 
@@ -83,12 +83,12 @@ class Watch:
 
     @asynccontextmanager
     async def beside(self) -> AsyncIterator[None]:
-        """Run the other answer beside the block."""
+        """Run the other answer during the block."""
         await self.until_running(0)
         other = asyncio.create_task(self.keep_reading())
         await self.until_running(1)
         yield
-        assert not self.finished, "the answer beside ended by itself: nothing was shown"
+        assert not self.finished, "the other answer ended by itself: nothing was shown"
         other.cancel()
         with suppress(asyncio.CancelledError):
             await other

@@ -1,7 +1,7 @@
 """True answers to text, screens and speech, from the default bundle, on cases that training never saw.
 
 Each case is drawn with a fixed seed and decoded greedily. The shares required are just below
-what this bundle reaches: they guard what works, the model card tells what does not.
+what this bundle reaches: they guard what works; the model card says what does not.
 """
 
 import base64
@@ -107,7 +107,7 @@ def test_an_answer_looks_as_it_was_asked_to(ask: Asker) -> None:
 
 
 def test_its_adapter_changes_the_tone_and_not_the_hand(ask: Asker) -> None:
-    """On wordings that the adapter was not trained on, and taps beside them."""
+    """On wordings that the adapter was not trained on, together with taps."""
     rng, terse = np.random.default_rng(6), "autoglm-phone-nano:terse"
     asked = [(topic, language) for topic in TERSE for language in LANGUAGES for _ in range(2)]
     right = [

@@ -31,7 +31,7 @@ def authority(tmp_path: Path) -> trustme.CA:
 
 @pytest.fixture
 def address(mesh: Mesh, tmp_path: Path, authority: trustme.CA) -> Iterator[str]:
-    """Where HAProxy stands before the ingress."""
+    """The address of an HAProxy in front of the ingress."""
     (port,) = free_ports(1)
     environment = os.environ | {
         "SERVICES_BIND": f"127.0.0.1:{port}",

@@ -59,7 +59,7 @@ def test_the_start_tells_what_it_does_in_order(mesh: Mesh) -> None:
     assert places == sorted(places), text
 
 
-def test_a_second_mesh_that_only_reads_runs_beside_the_first_and_leaves_nothing(mesh: Mesh, tmp_path: Path) -> None:
+def test_a_second_mesh_runs_apart_and_leaves_nothing(mesh: Mesh, tmp_path: Path) -> None:
     bundle = text_bundle(tmp_path / "text")
     write_manifest(bundle, "text-only", "gcma")
     before = workplaces()

@@ -1,4 +1,8 @@
-"""The OpenAI HTTP API as the commands use it."""
+"""The OpenAI HTTP API as the commands use it, with httpx and httpx-sse.
+
+They are in the base install, since `autoglm chat` is: an event of a stream takes 20 to 50 µs of CPU time more than with
+the standard library, and the parsing of events and errors is not ours to maintain.
+"""
 
 import base64
 import mimetypes

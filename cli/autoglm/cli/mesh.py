@@ -190,11 +190,11 @@ def main(folder: str, ingress: str, block: str, *services: str) -> int:
         start_ingress(config.servicer_functions, ports)
         applications = [application for application in config.applications if application.name in services]
         names = [application.name for application in applications]
-        tell(events, {"services": names})
+        report(events, {"services": names})
         deploy(applications)
-        tell(events, asdict(describe(ports.ingress, names)))
+        report(events, asdict(describe(ports.ingress, names)))
     except StartError as error:
-        tell(events, {"again" if isinstance(error, TryAgain) else "error": str(error)})
+        report(events, {"again" if isinstance(error, TryAgain) else "error": str(error)})
         return 1
     servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
     while all(server.status() != psutil.STATUS_ZOMBIE for server in servers):
@@ -202,7 +202,7 @@ def main(folder: str, ingress: str, block: str, *services: str) -> int:
     return 1
 
 
-def tell(events: int, event: Mapping[str, object]) -> None:
+def report(events: int, event: Mapping[str, object]) -> None:
     """Write an event for the parent."""
     os.write(events, json.dumps(event).encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""`autoglm serve`: runs the whole mesh on this machine, and leaves nothing behind when it stops."""
+"""`autoglm serve`: runs the whole mesh on this machine; nothing is left of it when it stops."""
 
 import json
 import os

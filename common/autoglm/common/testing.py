@@ -1,7 +1,7 @@
 """Fakes of the mesh's internal contract: the services behind Ray Serve, without Ray, without a model.
 
-They speak real gRPC on a real socket, and can be told to wait, to fail and to disappear, which real services cannot be
-on command. The gateway's tests and its benchmark run against them; nothing that serves imports this module.
+They serve real gRPC on a real socket. A test can make them wait, fail and disappear, which real services do not do on
+command. The gateway's tests and its benchmark run against them; nothing that serves imports this module.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Control:
     """How a method of a fake behaves, and what has happened to it.
 
     It fails with `error`, or with `code` alone as Serve itself reports a dead actor. While `hold` is clear it waits;
-    `entered` and `left` tell when a request begins to wait and when it no longer does.
+    `entered` is set when a request begins to wait, `left` when it no longer waits.
     """
 
     error: MeshError | None = None
@@ -247,7 +247,7 @@ class FakeServe:
 
 @dataclass
 class FakeMesh:
-    """The three services on one port, as behind Serve's ingress."""
+    """The three services on one port, like Serve's ingress."""
 
     serve: FakeServe = field(default_factory=lambda: FakeServe("vision", "speech", "decoder"))
     vision: FakeVision = field(default_factory=lambda: FakeVision(MODALITY_IMAGE))

@@ -1,4 +1,4 @@
-"""`autoglm chat`'s side of the wire, before a server that says what it is told to."""
+"""`autoglm chat` with a server whose answers the test chooses."""
 
 import http.server
 import json

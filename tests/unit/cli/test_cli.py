@@ -146,7 +146,7 @@ assert not orphan.is_running()
 """
 
 
-def test_descendants_end_even_when_their_parent_is_gone_and_they_ignore_sigterm() -> None:
+def test_orphans_that_ignore_sigterm_are_ended() -> None:
     """In a process of its own: the shared mesh is a descendant of this one."""
     done = subprocess.run([sys.executable, "-c", ORPHANAGE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

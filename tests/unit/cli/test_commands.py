@@ -73,9 +73,7 @@ def test_a_port_that_cannot_be_is_refused_by_its_option(port: str) -> None:
         ({"AUTOGLM_REDIS_URL": "redis://host:port"}, "AUTOGLM_REDIS_URL: give an address like"),
     ],
 )
-def test_a_setting_that_the_gateway_would_refuse_ends_the_start_at_once(
-    environment: dict[str, str], fault: str
-) -> None:
+def test_a_setting_that_the_gateway_refuses_ends_the_start(environment: dict[str, str], fault: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autoglm.cli.main", "serve"],
         capture_output=True,
@@ -87,7 +85,7 @@ def test_a_setting_that_the_gateway_would_refuse_ends_the_start_at_once(
     assert done.stderr.startswith(f"autoglm serve: {fault}")
 
 
-def test_keys_that_were_never_made_come_with_the_command_that_makes_them(tmp_path: Path) -> None:
+def test_a_missing_file_of_keys_comes_with_the_command(tmp_path: Path) -> None:
     for command in (["list"], ["revoke", "12345678"]):
         done = CliRunner().invoke(app, ["keys", *command, "--file", str(tmp_path / "keys.yaml")])
         assert done.exit_code == 1

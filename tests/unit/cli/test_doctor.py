@@ -95,7 +95,7 @@ def test_a_damaged_file_of_the_bundle_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_without_a_bundle_is_named_with_the_option_that_changes_it(tmp_path: Path) -> None:
+def test_a_folder_without_a_bundle_is_named_with_its_option(tmp_path: Path) -> None:
     (fault,) = faults("--bundle", str(tmp_path)).values()
     assert str(tmp_path) in fault
     assert "--bundle or AUTOGLM_BUNDLE" in fault

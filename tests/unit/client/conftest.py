@@ -1,4 +1,4 @@
-"""A gRPC server on a real socket that stands for a mesh: what it answers, and when it fails, is written down before."""
+"""A fake of the public gRPC API on a real socket, whose answers and failures the test chooses."""
 
 import asyncio
 import threading
@@ -109,7 +109,7 @@ class FakeMesh(
 
 
 class Blocking:
-    """An AsyncClient before a test that waits, so that one test asks through both clients."""
+    """An AsyncClient whose calls block, so that one test can use both clients."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._runner = asyncio.Runner()
@@ -136,7 +136,7 @@ class Blocking:
 
 
 class BlockingStream:
-    """An AsyncStream before a test that waits."""
+    """An AsyncStream that blocks."""
 
     def __init__(self, runner: asyncio.Runner, stream: AsyncStream) -> None:
         self._runner, self._stream = runner, stream

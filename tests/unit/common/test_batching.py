@@ -37,7 +37,7 @@ async def test_what_arrives_during_a_pass_forms_the_next_batch() -> None:
     await asyncio.to_thread(double.started.wait, NET_SECONDS)
     rest = [asyncio.create_task(batcher.submit(item)) for item in (2, 3, 4, 5)]
     await asyncio.sleep(0)  # until they are in the queue
-    await asyncio.sleep(WAIT)  # what `queue` has to tell
+    await asyncio.sleep(WAIT)  # the wait that `queue` has to report
     double.gate.set()
     results = await asyncio.gather(first, *rest)
     assert [result.value for result in results] == [2, 4, 6, 8, 10]
