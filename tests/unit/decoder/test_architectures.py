@@ -109,7 +109,7 @@ def positions_of(runs: list[tuple[int, tuple[int, int] | None]]) -> Tensor:
     return torch.tensor(columns).T
 
 
-class Literal:
+class Reference:
     """transformers' GLM over spliced embeddings, every pass from the start."""
 
     def __init__(self, folder: Path) -> None:
@@ -196,10 +196,10 @@ async def test_another_architecture_answers_token_for_token(
     servicer: DecoderServicer, folder: Path, parts: tuple[str | Media, ...]
 ) -> None:
     """Text, an image, and text around two images; the second time from the prefix cache."""
-    literal = Literal(folder)
-    prompt = literal.composer.compose([PromptMessage("user", parts)])
-    said = literal.say(prompt, [part for part in parts if isinstance(part, Media)])
-    wanted = [token_bytes(literal.composer.tokenizer, token) for token in said]
+    reference = Reference(folder)
+    prompt = reference.composer.compose([PromptMessage("user", parts)])
+    said = reference.say(prompt, [part for part in parts if isinstance(part, Media)])
+    wanted = [token_bytes(reference.composer.tokenizer, token) for token in said]
     assert len({*wanted}) > ANSWER // 2
     assert (await ask(servicer, *parts))[0] == wanted
     again, cached = await ask(servicer, *parts)
@@ -208,13 +208,13 @@ async def test_another_architecture_answers_token_for_token(
 
 
 async def test_equal_bytes_in_another_grid_are_another_image(servicer: DecoderServicer, folder: Path) -> None:
-    literal, said = Literal(folder), list[list[bytes]]()
+    reference, said = Reference(folder), list[list[bytes]]()
     for grid in ((1, 12), (2, 6), (4, 3)):
         parts = (screen(*grid, seed=3), LONG)
-        prompt = literal.composer.compose([PromptMessage("user", parts)])
+        prompt = reference.composer.compose([PromptMessage("user", parts)])
         answer, cached = await ask(servicer, *parts)
         assert answer == [
-            token_bytes(literal.composer.tokenizer, token) for token in literal.say(prompt, [screen(*grid, seed=3)])
+            token_bytes(reference.composer.tokenizer, token) for token in reference.say(prompt, [screen(*grid, seed=3)])
         ]
         assert cached == 0
         said.append(answer)

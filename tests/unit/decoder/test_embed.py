@@ -77,7 +77,7 @@ async def test_what_else_is_asked_changes_no_vector(model: DecoderModel) -> None
 async def test_bad_parts_are_named(model: DecoderModel) -> None:
     narrow = Embedding(modality=MODALITY_IMAGE, tokens=seal(bytes(8), (1, 2), ELEMENT_TYPE_FLOAT32))
     cases = [
-        ([], "input", "nothing"),
+        ([], "input", "empty"),
         ([text("a"), text("")], "input[1]", "empty"),
         ([text("a"), text("好" * (model.context + 1))], "input[1]", f"but the text has {model.context + 1}"),
         ([text("a" * 10_000_000)], "input[0]", "but the text has more"),

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from autoglm.common.errors import MeshError, RateLimited
+from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.engine import Abort, Acknowledgement
+from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.request import (
     AdapterRef,
     ChosenToken,
@@ -19,10 +21,14 @@ from autoglm.decoder.engine.request import (
     SamplingConfig,
     Thinking,
 )
+from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import ThinkingState
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Media, PromptMessage
+from autoglm.training.stages.joint import FusionDecoder
+
+from .engines import CONTEXT, LENGTHS, SLOTS, WIDE, prompts
 
 
 def copied(value: Any) -> Any:
@@ -86,6 +92,25 @@ def test_errors_survive_pickling(error: Exception) -> None:
     assert (type(again), str(again)) == (type(error), str(error))
     if isinstance(error, MeshError):
         assert (again.param, again.retry_after) == (error.param, error.retry_after)
+
+
+def test_a_core_answers_what_is_pickled_both_ways(
+    glm: Glm, assistant: FusionDecoder, composer: Composer, expected: list[list[int]]
+) -> None:
+    """Without a thread: step by step, as a loop in another process would."""
+    core = EngineCore(Runner(glm, assistant.fusion, SLOTS, WIDE.max_num_batched_tokens), WIDE, stops=())
+    requests = [
+        Request(prompt, SamplingConfig(temperature=0, max_tokens=n), CONTEXT)
+        for prompt, n in zip(prompts(composer), LENGTHS, strict=True)
+    ]
+    said: dict[int, list[int]] = {request.id: [] for request in requests}
+    for request in requests:
+        core.add(copied(request))
+    while core.scheduler.has_work:
+        for outputs in core.step():
+            for output in copied(outputs):
+                said[output.request_id] += [output.token.token_id] if output.token else []
+    assert list(said.values()) == expected
 
 
 def test_reasoning_is_counted_and_ends_with_its_mark() -> None:

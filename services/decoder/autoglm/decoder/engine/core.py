@@ -32,10 +32,9 @@ logger = logging.getLogger("autoglm.decoder")
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the core has to do, as of its last step: `pending_tokens` to prefill and `unfinished` sequences to end
-    before a new request's turn, and how fast that has been going."""
+    """What the core has to do before a new request's turn: `pending_tokens` to prefill and `unfinished` sequences to
+    end; and how fast that has been going."""
 
-    stats: Stats = field(default_factory=Stats)
     pending_tokens: int = 0
     unfinished: int = 0
     estimate: ThroughputEstimate = field(default_factory=ThroughputEstimate)
@@ -72,9 +71,10 @@ class EngineCore:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
-        """Drop a request in whatever state it is; one that has ended already is none of these."""
-        if sequence := self._sequences.pop(request_id, None):
+        """Drop a request in whatever state it is; one that has ended already needs nothing."""
+        if sequence := self._sequences.get(request_id):
             self.scheduler.abort(sequence)
+            del self._sequences[request_id]
 
     def acknowledge(self, request_id: int, num_outputs: int) -> None:
         """Record that the consumer has read `num_outputs` outputs of a request so far."""
@@ -82,15 +82,19 @@ class EngineCore:
             sequence.num_acknowledged = num_outputs
 
     @property
-    def load(self) -> EngineLoad:
-        """Return how busy the core is."""
+    def stats(self) -> Stats:
+        """Return how busy the core is, and what it has done."""
         scheduler = self.scheduler
-        running, waiting = len(scheduler.placed), len(scheduler.waiting)
-        stats = Stats(
-            running, waiting + len(scheduler.paused), self._cache.usage, self._prefix_queries, self._prefix_hits,
-            scheduler.num_preemptions,
-        )  # fmt: skip
-        return EngineLoad(stats, scheduler.num_pending_tokens, running + waiting, self._estimate)
+        waiting, usage = len(scheduler.waiting) + len(scheduler.paused), self._cache.usage
+        hits, preemptions = self._prefix_hits, scheduler.num_preemptions
+        return Stats(len(scheduler.placed), waiting, usage, self._prefix_queries, hits, preemptions)
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return what is ahead of a new request."""
+        scheduler = self.scheduler
+        unfinished = len(scheduler.placed) + len(scheduler.waiting)
+        return EngineLoad(scheduler.num_pending_tokens, unfinished, self._estimate)
 
     def step(self) -> Iterator[list[RequestOutput]]:
         """Do one step, and yield what each forward pass adds to the answers as soon as it is known."""

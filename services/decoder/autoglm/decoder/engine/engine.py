@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from autoglm.common.errors import UpstreamUnavailable
-from autoglm.decoder.engine.core import EngineCore, EngineLoad
+from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import Request, RequestOutput
 
@@ -39,7 +39,7 @@ class EmbeddedEngine:
         self.core = core
         self._input: list[Request | Abort | Acknowledgement] = []
         self._consumers: dict[int, Consumer] = {}
-        self._load = core.load
+        self._load, self._stats = core.load, core.stats
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -70,8 +70,7 @@ class EmbeddedEngine:
     def stats(self) -> Stats:
         """Return how busy the engine is."""
         with self._changed:
-            stats = self._load.stats
-            return replace(stats, waiting=stats.waiting + len(self._queued()))
+            return replace(self._stats, waiting=self._stats.waiting + len(self._queued()))
 
     def alive(self) -> bool:
         """Return whether the thread still runs."""
@@ -104,7 +103,7 @@ class EmbeddedEngine:
         try:
             while self._receive():
                 for outputs in self.core.step():
-                    self._publish(self.core.load)
+                    self._stats = self.core.stats  # a consumer that sees the end finds it in the figures
                     self._deliver(outputs)
         except Exception:  # not even a failed sequence could be released: the device is gone, for example
             logger.exception("the engine has stopped")
@@ -123,12 +122,8 @@ class EmbeddedEngine:
                     case Acknowledgement():
                         self.core.acknowledge(message.request_id, message.num_outputs)
             self._input.clear()
-            self._load = self.core.load
+            self._load, self._stats = self.core.load, self.core.stats
             return not self._closed
-
-    def _publish(self, load: EngineLoad) -> None:
-        with self._changed:
-            self._load = load
 
     def _deliver(self, outputs: Collection[RequestOutput]) -> None:
         """Hand outputs to their consumers; one that fails is aborted and harms no other."""

@@ -1,4 +1,4 @@
-"""What the servicer asks of an engine. The embedded one and vLLM's are chosen by `engine` in the Serve config."""
+"""What the servicer needs from an engine; `engine` in the Serve config chooses the embedded one or vLLM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

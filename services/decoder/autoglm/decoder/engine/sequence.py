@@ -50,7 +50,7 @@ class Sequence:
     `num_outputs` have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0
     before they are known.
 
-    What follows them belongs to the core and the sampler, which make it when the sequence is prefilled.
+    The fields from `gates` on belong to the core and the sampler, which set them when the sequence is prefilled.
     """
 
     request: Request
