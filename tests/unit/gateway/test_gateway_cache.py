@@ -52,7 +52,7 @@ async def ask(client: Client, *parts: Any, **fields: Any) -> list[str]:
 
 def test_a_key_names_everything_that_matters() -> None:
     digest = hashlib.sha256(b"a").hexdigest()
-    assert str(key_of("a")) == f"ag2:tenant:image:r1:bf16:{digest}"
+    assert str(key_of("a")) == f"ag3:tenant:image:r1:bf16:{digest}"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def stored(store: "redis.asyncio.Redis") -> bytes:
     keys: list[Any] = []
 
     async def there() -> bool:
-        keys[:] = await store.keys("ag2:*")
+        keys[:] = await store.keys("ag3:*")
         return bool(keys)
 
     await eventually_async(there, "the entry is stored")

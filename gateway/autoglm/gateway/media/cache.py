@@ -63,7 +63,7 @@ class Key:
 
     def __str__(self) -> str:
         kind, dtype = MODALITY_NAMES[self.modality], DTYPES.get(self.element_type, "other")
-        return f"ag2:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
+        return f"ag3:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
 
     def fits(self, embedding: Embedding) -> bool:
         """Return whether `embedding` is undamaged and belongs to this key.
