@@ -11,22 +11,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoglm.bench.measured import conditions
 from autoglm.bench.smoke import load, report, workloads
-from autoglm.bench.smoke.report import Case, Row
+from autoglm.bench.smoke.report import LoadCase, LoadResult
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.training.measured import conditions
 
 SEED = 0
 ROUNDS = 5
 CONCURRENCIES = (1, 16)
 WARM_UP = 2  # requests of each case before the first round
 KINDS = (("text", "none"), ("screen", "new"), ("screen", "repeated"), ("voice", "new"), ("voice", "repeated"))
-CASES = tuple(Case(*kind, concurrency) for kind in KINDS for concurrency in CONCURRENCIES)
+CASES = tuple(LoadCase(*kind, concurrency) for kind in KINDS for concurrency in CONCURRENCIES)
 
-Work = Mapping[Case, Sequence[Sequence[Messages]]]  # the requests of each case, a list a round, the warm-up first
+Work = Mapping[LoadCase, Sequence[Sequence[Messages]]]  # the requests of each case, a list a round, the warm-up first
 
 app = typer.Typer(help="Measure a mesh.", no_args_is_help=True)
 
@@ -79,21 +79,21 @@ def engine(
 
         from autoglm.bench.engine import bench
         from autoglm.bench.engine import report as engine_report
-        from autoglm.bench.engine.model_under_test import Setting
+        from autoglm.bench.engine.model_under_test import EngineBenchConfig
         from autoglm.cli.processes import StartError
     if dtype not in bench.DTYPES:
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
-    setting = Setting.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
+    config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
         with _telling(console) as tell:
-            measured = bench.run(setting, Bundle.open(bundle or chosen_bundle()), tell)
+            measured = bench.run(config, Bundle.open(bundle or chosen_bundle()), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise _stopped() from None
-    found = conditions() | {"benchmark": "autoglm bench engine"} | setting.as_json()
-    name = f"engine-{setting.device}-{dtype}" + ("-quick" if quick else "")
+    found = conditions() | {"benchmark": "autoglm bench engine"} | config.as_json()
+    name = f"engine-{config.device}-{dtype}" + ("-quick" if quick else "")
     _hand_over(
         out, name, found, engine_report.as_json(found, measured), engine_report.as_markdown(found, measured), as_json
     )
@@ -121,18 +121,18 @@ def gateway(
         from autoglm.bench.gateway.generator import Incomplete
         from autoglm.bench.gateway.targets import LITELLM, VLLM, version_of
         from autoglm.cli.processes import StartError
-    setting = bench.Setting.of(quick)
+    config = bench.GatewayBenchConfig.of(quick)
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
     try:
         versions = [version_of(name, program) for name, program in peers.items()]
         with _telling(console) as tell:
-            measured = bench.run(setting, peers, tell)
+            measured = bench.run(config, peers, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise _stopped() from None
-    found = conditions() | {"benchmark": "autoglm bench gateway", "peers": versions, "seed": SEED} | setting.as_json()
+    found = conditions() | {"benchmark": "autoglm bench gateway", "peers": versions, "seed": SEED} | config.as_json()
     name = "gateway-quick" if quick else "gateway"
     _hand_over(
         out, name, found, gateway_report.as_json(found, measured), gateway_report.as_markdown(found, measured), as_json
@@ -151,7 +151,7 @@ def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_
     Console(stderr=True).print(f"Written to {path} and .json beside it")
 
 
-def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[Row]]:
+def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[LoadResult]]:
     with _progress(console) as progress, _mesh(url, progress) as address:
         api = Api(address, api_key)
         model = _model(api)
@@ -171,18 +171,18 @@ def _draw(requests: int, progress: Progress) -> Work:
     sizes = [min(WARM_UP, requests), *[requests] * ROUNDS]
     each = sum(sizes) * len(CONCURRENCIES)
     task = progress.add_task("Drawing", total=sum(each if media != "repeated" else 1 for _, media in KINDS))
-    rounds: dict[Case, list[Sequence[Messages]]] = {}
+    rounds: dict[LoadCase, list[Sequence[Messages]]] = {}
     for index, (name, media) in enumerate(KINDS):
         made = workloads.draw(name, 1 if media == "repeated" else each, SEED + index, lambda: progress.advance(task))
         supply = iter(made * each if media == "repeated" else made)
         for concurrency in CONCURRENCIES:
-            rounds[Case(name, media, concurrency)] = [[next(supply) for _ in range(size)] for size in sizes]
+            rounds[LoadCase(name, media, concurrency)] = [[next(supply) for _ in range(size)] for size in sizes]
     return rounds
 
 
-def _measure(api: Api, model: str, work: Work, progress: Progress) -> list[Row]:
+def _measure(api: Api, model: str, work: Work, progress: Progress) -> list[LoadResult]:
     task = progress.add_task("Measuring", total=sum(len(batch) for rounds in work.values() for batch in rounds))
-    runs: dict[Case, list[load.Run]] = {case: [] for case in CASES}
+    runs: dict[LoadCase, list[load.LoadRun]] = {case: [] for case in CASES}
     shuffle = random.Random(SEED).shuffle
     for number in range(1 + ROUNDS):
         order = list(CASES)
@@ -190,7 +190,7 @@ def _measure(api: Api, model: str, work: Work, progress: Progress) -> list[Row]:
         for case in order:
             batch = work[case][number]
             runs[case].append(load.run(api, model, batch, case.concurrency, lambda: progress.advance(task)))
-    return [Row.of(case, runs[case][1:]) for case in CASES]
+    return [LoadResult.of(case, runs[case][1:]) for case in CASES]
 
 
 def _model(api: Api) -> str:

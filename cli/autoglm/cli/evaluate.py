@@ -32,7 +32,7 @@ def evaluate(
     with needing("train", "eval"):
         from autoglm.training.eval import evaluate as exam
     try:
-        report = exam.evaluate(opened.root, exam.ExamConfig(seed, limit))
+        report = exam.evaluate(opened.root, exam.EvalConfig(seed, limit))
     except KeyboardInterrupt:
         print("autoglm eval: stopped; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -18,7 +18,7 @@ from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage
-from autoglm.training.stages.joint import Assistant
+from autoglm.training.stages.joint import FusionDecoder
 
 SLOTS, CONTEXT = 3, 512
 WIDE = EngineLimits(SLOTS, max_num_batched_tokens=48, num_blocks=SLOTS * num_blocks(CONTEXT))
@@ -29,7 +29,7 @@ GREEDY = SamplingConfig(temperature=0)
 class Engines:
     """Makes engines, and closes them."""
 
-    def __init__(self, glm: Glm, assistant: Assistant) -> None:
+    def __init__(self, glm: Glm, assistant: FusionDecoder) -> None:
         self.glm, self.assistant, self.made = glm, assistant, list[EmbeddedEngine]()
 
     def __call__(
@@ -88,7 +88,7 @@ def say(engine: EmbeddedEngine, prompt: Prompt, n: int, salt: bytes = b"") -> tu
     return token_ids(said), said[0].prefill
 
 
-def theirs(assistant: Assistant, prompt: Prompt, n: int) -> list[int]:
+def theirs(assistant: FusionDecoder, prompt: Prompt, n: int) -> list[int]:
     """Return transformers' own greedy continuation of the fused prompt."""
     decoder: GlmForCausalLM = assistant.decoder
     fused = fuse(assistant.fusion, decoder.model.embed_tokens, prompt).embeddings[None]

@@ -9,14 +9,14 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.fusion.compose import Composer
-from autoglm.training.stages.joint import Assistant, DecoderConfig, glm_config
+from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, glm_config
 
 SMALL = DecoderConfig(hidden=128, layers=2, context=256)
 
 
 @pytest.fixture(scope="module")
-def assistant(composer: Composer) -> Assistant:
-    return Assistant.fresh(SMALL, composer.tokenizer.get_vocab_size(), seed=4).eval()
+def assistant(composer: Composer) -> FusionDecoder:
+    return FusionDecoder.fresh(SMALL, composer.tokenizer.get_vocab_size(), seed=4).eval()
 
 
 def spell(tokenizer_: Tokenizer, text: str) -> list[int]:
@@ -67,7 +67,9 @@ def test_reasoning_comes_apart(pieces: list[str], text: str, reasoning: str) -> 
     assert ("".join(part[0] for part in parts), "".join(part[1] for part in parts)) == (text, reasoning)
 
 
-def test_glm_config_is_saved_and_read_by_transformers(assistant: Assistant, composer: Composer, tmp_path: Path) -> None:
+def test_glm_config_is_saved_and_read_by_transformers(
+    assistant: FusionDecoder, composer: Composer, tmp_path: Path
+) -> None:
     assistant.decoder.save_pretrained(tmp_path)
     loaded = GlmForCausalLM.from_pretrained(tmp_path)
     expected = glm_config(SMALL, composer.tokenizer.get_vocab_size())

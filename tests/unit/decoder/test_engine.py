@@ -23,7 +23,7 @@ from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Media, PromptMessage
-from autoglm.training.stages.joint import Assistant
+from autoglm.training.stages.joint import FusionDecoder
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
 
@@ -41,7 +41,7 @@ def test_equals_transformers_token_for_token(
     assert engine.stats().cache_usage == 0
 
 
-def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
+def test_logits_equal_transformers(assistant: FusionDecoder, glm: Glm) -> None:
     torch.manual_seed(1)
     ids = torch.randint(0, 500, (2, 40))
     wanted = assistant.decoder(ids).logits[:, -1].detach()
@@ -54,7 +54,7 @@ def test_logits_equal_transformers(assistant: Assistant, glm: Glm) -> None:
 
 
 def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
-    assistant: Assistant, glm: Glm, composer: Composer
+    assistant: FusionDecoder, glm: Glm, composer: Composer
 ) -> None:
     """As graphs compute them: more rows than sequences, more tokens than a piece has, more positions than anyone."""
     runner = Runner(glm, assistant.fusion, SLOTS, CONTEXT)
@@ -168,7 +168,7 @@ def test_a_seed_gives_one_answer_whatever_runs_beside(engines: Engines, composer
 
 
 def test_an_abort_frees_everything_and_disturbs_nobody(
-    engines: Engines, assistant: Assistant, composer: Composer
+    engines: Engines, assistant: FusionDecoder, composer: Composer
 ) -> None:
     engine, (first, second) = engines(), prompts(composer)[:2]
     victim, victims = submit(engine, first, replace(GREEDY, max_tokens=400))
@@ -180,7 +180,7 @@ def test_an_abort_frees_everything_and_disturbs_nobody(
     assert (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
 
 
-def test_one_failing_prompt_fails_alone(engines: Engines, assistant: Assistant, composer: Composer) -> None:
+def test_one_failing_prompt_fails_alone(engines: Engines, assistant: FusionDecoder, composer: Composer) -> None:
     engine, good = engines(), prompts(composer)[0]
     bad = composer.compose([PromptMessage("user", (Media("image", torch.zeros(49, 3)),))])
     _, broken = submit(engine, bad, SamplingConfig(max_tokens=4))
@@ -205,7 +205,7 @@ class Sick(Glm):
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_what_fails_in_a_batch_fails_alone(
-    assistant: Assistant, composer: Composer, expected: list[list[int]], memory: bool
+    assistant: FusionDecoder, composer: Composer, expected: list[list[int]], memory: bool
 ) -> None:
     """An out-of-memory step, and a model that says NaN: the others' answers do not change."""
     sick = Sick(assistant.decoder, CONTEXT)

@@ -26,7 +26,7 @@ from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import ThinkingState
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Media, PromptMessage
-from autoglm.training.stages.joint import Assistant
+from autoglm.training.stages.joint import FusionDecoder
 
 from .engines import CONTEXT, LENGTHS, SLOTS, WIDE, prompts
 
@@ -95,7 +95,7 @@ def test_errors_survive_pickling(error: Exception) -> None:
 
 
 def test_a_core_answers_what_is_pickled_both_ways(
-    glm: Glm, assistant: Assistant, composer: Composer, expected: list[list[int]]
+    glm: Glm, assistant: FusionDecoder, composer: Composer, expected: list[list[int]]
 ) -> None:
     """Without a thread: step by step, as a loop in another process would."""
     core = EngineCore(Runner(glm, assistant.fusion, SLOTS, WIDE.max_num_batched_tokens), WIDE, stops=())

@@ -22,7 +22,14 @@ from autoglm.training.eval import evaluate
 from autoglm.training.samples import Sampler
 from autoglm.training.stages import compare, distil, features, joint, prune, sweep, teacher
 from autoglm.training.stages.features import FeaturesConfig
-from autoglm.training.stages.joint import Assistant, Batch, Batcher, DecoderConfig, Desk, answer_loss
+from autoglm.training.stages.joint import (
+    DecoderConfig,
+    FusionDecoder,
+    RunContext,
+    TokenBatch,
+    TokenBatches,
+    answer_loss,
+)
 
 SMALL = DecoderConfig(hidden=256, layers=2, context=512)
 RUN: dict[str, Any] = {
@@ -40,21 +47,21 @@ PRUNE = prune.PruneConfig(seed=3, steps=1, alpha=0.5, layers=1, heads=2, channel
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def context(tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     """A working folder as the joint stage leaves it, with a few screens and clips and a model that knows nothing."""
     workdir: Path = tmp_path_factory.mktemp("work")
     for part in ("vision", "speech"):
         shutil.copytree(default_bundle() / part, workdir / part)
     features.run(FeaturesConfig(screens=20, clips=60, seed=0), workdir)
-    desk = Desk.open(workdir)
-    torch.save({"model": stirred(desk).state_dict()}, workdir / "joint.pt")
+    context = RunContext.open(workdir)
+    torch.save({"model": stirred(context).state_dict()}, workdir / "joint.pt")
     teacher.run(SMALL, TEACHER, workdir)
-    return desk
+    return context
 
 
-def stirred(desk: Desk) -> Assistant:
+def stirred(context: RunContext) -> FusionDecoder:
     """Return a model of which every weight counts."""
-    model = Assistant.fresh(SMALL, desk.composer.vocabulary, seed=4).eval()
+    model = FusionDecoder.fresh(SMALL, context.composer.vocabulary, seed=4).eval()
     with torch.no_grad():
         for weight in model.decoder.model.layers.parameters():
             weight.add_(torch.randn_like(weight) * 0.05)
@@ -62,22 +69,22 @@ def stirred(desk: Desk) -> Assistant:
 
 
 @pytest.fixture(scope="module")
-def batch(desk: Desk) -> Batch:
-    return next(batches(desk))
+def batch(context: RunContext) -> TokenBatch:
+    return next(batches(context))
 
 
-def batches(desk: Desk) -> Iterator[Batch]:
-    return iter(Batcher(desk.composer, Sampler(desk.shelf, 0), 1024))
+def batches(context: RunContext) -> Iterator[TokenBatch]:
+    return iter(TokenBatches(context.composer, Sampler(context.store, 0), 1024))
 
 
 @torch.inference_mode()
-def logits(model: Assistant, batch: Batch) -> Tensor:
+def logits(model: FusionDecoder, batch: TokenBatch) -> Tensor:
     said: Tensor = model.eval()(batch)[0]
     return said
 
 
-def test_a_grown_model_says_the_same_to_the_bit(desk: Desk, batch: Batch) -> None:
-    model = stirred(desk)
+def test_a_grown_model_says_the_same_to_the_bit(context: RunContext, batch: TokenBatch) -> None:
+    model = stirred(context)
     for layers in (2, 5):
         grown = teacher.grow(model, layers)
         assert grown.decoder.config.num_hidden_layers == layers
@@ -104,31 +111,31 @@ def test_the_loss_is_the_formula(alpha: float) -> None:
 
 
 def test_alone_no_teacher_is_needed(tmp_path: Path) -> None:
-    assert distil.lesson(1.0, tmp_path) is answer_loss
+    assert distil.teacher_loss(1.0, tmp_path) is answer_loss
     with pytest.raises(SystemExit, match="run --stage teacher first"):
-        distil.lesson(0.9, tmp_path)
+        distil.teacher_loss(0.9, tmp_path)
 
 
-def test_a_teacher_that_is_the_student_teaches_nothing_more(desk: Desk, batch: Batch) -> None:
-    model = stirred(desk)
+def test_a_teacher_that_is_the_student_teaches_nothing_more(context: RunContext, batch: TokenBatch) -> None:
+    model = stirred(context)
     said = model(batch)[0]
-    loss, figures = distil.beside(model, 0.5)(batch, said)
+    loss, figures = distil.distillation_loss(model, 0.5)(batch, said)
     assert figures["kl"] == pytest.approx(0, abs=1e-6)
     assert loss.item() == pytest.approx(0.5 * figures["answer"])
 
 
-def weighed(desk: Desk, model: Assistant, batch: Batch) -> prune.Weights:
+def weighed(context: RunContext, model: FusionDecoder, batch: TokenBatch) -> prune.Importance:
     return prune.weigh(model, [batch], answer_loss)
 
 
-def test_with_nothing_pruned_the_model_says_the_same(desk: Desk, batch: Batch) -> None:
-    model = stirred(desk)
-    whole = prune.prune(model, weighed(desk, model, batch), layers=2, heads=4, channels=768)
+def test_with_nothing_pruned_the_model_says_the_same(context: RunContext, batch: TokenBatch) -> None:
+    model = stirred(context)
+    whole = prune.prune(model, weighed(context, model, batch), layers=2, heads=4, channels=768)
     assert torch.equal(logits(whole, batch), logits(model, batch))
 
 
-def test_what_is_zero_goes_first_and_is_not_missed(desk: Desk, batch: Batch, tmp_path: Path) -> None:
-    model = teacher.grow(stirred(desk), 4)  # layers 1 and 3 add nothing
+def test_what_is_zero_goes_first_and_is_not_missed(context: RunContext, batch: TokenBatch, tmp_path: Path) -> None:
+    model = teacher.grow(stirred(context), 4)  # layers 1 and 3 add nothing
     zeros = torch.randperm(768, generator=torch.Generator().manual_seed(0))[:256]
     with torch.no_grad():
         for layer in model.decoder.model.layers:
@@ -138,7 +145,7 @@ def test_what_is_zero_goes_first_and_is_not_missed(desk: Desk, batch: Batch, tmp
                 layer.self_attn.q_proj.weight[64 * head : 64 * head + 64] = 0
                 layer.self_attn.q_proj.bias[64 * head : 64 * head + 64] = 0
                 layer.self_attn.o_proj.weight[:, 64 * head : 64 * head + 64] = 0
-    pruned = prune.prune(model, weighed(desk, model, batch), layers=2, heads=2, channels=512)
+    pruned = prune.prune(model, weighed(context, model, batch), layers=2, heads=2, channels=512)
     torch.testing.assert_close(logits(pruned, batch), logits(model, batch), rtol=1e-4, atol=1e-4)
     joint.save(pruned, tmp_path)
     plain = GlmForCausalLM.from_pretrained(tmp_path / "decoder", dtype=torch.float32)
@@ -146,44 +153,44 @@ def test_what_is_zero_goes_first_and_is_not_missed(desk: Desk, batch: Batch, tmp
     assert sizes == (2, 2, 512)
     assert plain.model.layers[1].self_attn.q_proj.weight.shape == (128, 256)
     ours = logits(pruned.to(torch.float32), batch)
-    torch.testing.assert_close(logits(Assistant.saved(tmp_path), batch), ours, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(logits(FusionDecoder.saved(tmp_path), batch), ours, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize(("size", "said"), [
     ({"layers": 3}, "3 layers cannot be left of 2"), ({"channels": 0}, "0 channels cannot be left of 768"),
     ({"heads": 3}, "3 heads cannot share 2 keys and values evenly"),
 ])  # fmt: skip
-def test_sizes_that_cannot_be_left(desk: Desk, batch: Batch, size: dict[str, int], said: str) -> None:
-    model = stirred(desk)
+def test_sizes_that_cannot_be_left(context: RunContext, batch: TokenBatch, size: dict[str, int], said: str) -> None:
+    model = stirred(context)
     with pytest.raises(ValueError, match=said):
-        prune.prune(model, weighed(desk, model, batch), **{"layers": 2, "heads": 4, "channels": 768} | size)
+        prune.prune(model, weighed(context, model, batch), **{"layers": 2, "heads": 4, "channels": 768} | size)
 
 
-def test_a_cut_run_ends_as_an_uncut_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    distil.run(SMALL, DISTIL, desk.workdir)
-    whole = torch.load(desk.workdir / "distil.pt")
-    (desk.workdir / "distil.pt").unlink()
+def test_a_cut_run_ends_as_an_uncut_one(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    distil.run(SMALL, DISTIL, context.workdir)
+    whole = torch.load(context.workdir / "distil.pt")
+    (context.workdir / "distil.pt").unlink()
     calls, gate_loss = iter(range(100)), joint.gate_loss
 
-    def cut(batch: Batch, added: object) -> Tensor:
+    def cut(batch: TokenBatch, added: object) -> Tensor:
         if next(calls) == 2:
             raise KeyboardInterrupt
         return gate_loss(batch, added)  # type: ignore[arg-type]
 
     monkeypatch.setattr(joint, "gate_loss", cut)
     with pytest.raises(KeyboardInterrupt):
-        distil.run(SMALL, DISTIL, desk.workdir)
-    assert torch.load(desk.workdir / "distil.pt")["step"] == 2
-    distil.run(SMALL, DISTIL, desk.workdir)
-    again = torch.load(desk.workdir / "distil.pt")
+        distil.run(SMALL, DISTIL, context.workdir)
+    assert torch.load(context.workdir / "distil.pt")["step"] == 2
+    distil.run(SMALL, DISTIL, context.workdir)
+    again = torch.load(context.workdir / "distil.pt")
     assert (again["step"], again["rng"], again["taken"]) == (whole["step"], whole["rng"], whole["taken"])
     for name, weight in whole["model"].items():
         torch.testing.assert_close(again["model"][name], weight, rtol=0, atol=1e-5, msg=name)
 
 
-def test_batches_are_the_same_from_any_position(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_the_same_from_any_position(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "POOL", 8)
-    whole = Batcher(desk.composer, Sampler(desk.shelf, 5), 512)
+    whole = TokenBatches(context.composer, Sampler(context.store, 5), 512)
     drawn, places = list[Tensor](), [whole.position()]
     for batch in whole:
         drawn.append(batch.token_ids)
@@ -192,21 +199,21 @@ def test_batches_are_the_same_from_any_position(desk: Desk, monkeypatch: pytest.
             break
     assert 0 in [place.taken for place in places[1:]]
     for start in range(12):
-        again = Batcher(desk.composer, Sampler(desk.shelf, 99), 512)
+        again = TokenBatches(context.composer, Sampler(context.store, 99), 512)
         again.seek(places[start])
         assert torch.equal(next(iter(again)).token_ids, drawn[start])
 
 
 def test_the_stages_end_in_a_comparison(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    context: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("autoglm.training.answering.MAX_TOKENS", 2)
-    workdir, exam = desk.workdir, compare.CompareConfig(seed=6, limit=20, rounds=2, prompts=1, threads=1)
+    monkeypatch.setattr("autoglm.training.eval.answering.MAX_TOKENS", 2)
+    workdir, config = context.workdir, compare.CompareConfig(seed=6, limit=20, rounds=2, prompts=1, threads=1)
     distil.run(SMALL, DISTIL, workdir)
     distil.run_plain(SMALL, replace(DISTIL, steps=1), workdir)
     prune.run(SMALL, PRUNE, workdir)
-    compare.run(exam, workdir)
-    found: compare.Comparison = json.loads((workdir / compare.REPORT).read_text(encoding="utf-8"))
+    compare.run(config, workdir)
+    found: compare.ModelComparison = json.loads((workdir / compare.REPORT).read_text(encoding="utf-8"))
     assert list(found["models"]) == [entry.name for entry in compare.ENTRIES]
     assert found["cases"] == 4 * 20 + 10
     sizes = {name: model["decoder_parameters"] for name, model in found["models"].items()}
@@ -219,12 +226,12 @@ def test_the_stages_end_in_a_comparison(
     assert compare.table(found) in nano.card(workdir)
 
     monkeypatch.setattr(compare, "examine", None)  # what has answered is not asked again
-    compare.run(exam, workdir)
+    compare.run(config, workdir)
 
 
-def test_a_sweep_is_a_table_of_what_each_alpha_gives(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm.training.answering.MAX_TOKENS", 2)
+def test_a_sweep_is_a_table_of_what_each_alpha_gives(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoglm.training.eval.answering.MAX_TOKENS", 2)
     config = sweep.SweepConfig(seed=6, limit=20, alphas=(0.25,), steps=1)
-    sweep.run(SMALL, config, DISTIL, desk.workdir)
-    lines = (desk.workdir / sweep.TABLE).read_text(encoding="utf-8").splitlines()
+    sweep.run(SMALL, config, DISTIL, context.workdir)
+    lines = (context.workdir / sweep.TABLE).read_text(encoding="utf-8").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| before", "| 0.25"]

@@ -18,7 +18,7 @@ from autoglm.training.loop import Loop, LoopConfig
 from autoglm.training.recipe import Recipe
 from autoglm.training.samples import Case, Turn
 from autoglm.training.stages import tokenizer
-from autoglm.training.stages.joint import Assistant, Batch, Batcher, DecoderConfig, attention_loss, cell
+from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, TokenBatch, TokenBatches, attention_loss, cell
 
 ICONS, STEPS, TOKENS = 6, 200, 2300
 
@@ -54,10 +54,10 @@ def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> Non
     tokenizer.build(tmp_path)
     composer = Composer(tmp_path, GCMA_LAYOUT)
     rates = Recipe.read().align
-    model = Assistant.fresh(
+    model = FusionDecoder.fresh(
         DecoderConfig(hidden=128, layers=2, context=256), composer.tokenizer.get_vocab_size(), seed=4
     )
-    batcher = Batcher(composer, IdealScreens(1), TOKENS)
+    batcher = TokenBatches(composer, IdealScreens(1), TOKENS)
     config = LoopConfig("test", STEPS, rates.learning_rate, rates.matrix_rate, 1, warmup=50)
     loop = Loop(model, config, tmp_path, batcher)
     batches = iter(batcher)
@@ -72,7 +72,7 @@ def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> Non
 
 
 @torch.inference_mode()
-def accuracy(model: Assistant, batches: Iterator[Batch]) -> float:
+def accuracy(model: FusionDecoder, batches: Iterator[TokenBatch]) -> float:
     """Return the share of fresh answers of which every token is the likeliest."""
     right: list[bool] = []
     for _ in range(4):

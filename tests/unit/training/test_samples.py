@@ -14,10 +14,10 @@ from autoglm.training.data.talk import TOPICS
 from autoglm.training.data.tasks import Page
 from autoglm.training.data.wording import TEMPLATES, templates
 from autoglm.training.fuse_batch import Additions
-from autoglm.training.samples import EXAM, STEPS, Case, Sampler
-from autoglm.training.stages.features import NOISE, ClipInfo, Shelf
-from autoglm.training.stages.joint import Batch, Batcher, answers, attention_loss, cell, gate_loss
-from autoglm.training.stages.persona import DIET, TERSE, InCharacter
+from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler
+from autoglm.training.stages.features import NOISE, ClipInfo, FeatureStore
+from autoglm.training.stages.joint import TokenBatch, TokenBatches, answers, attention_loss, cell, gate_loss
+from autoglm.training.stages.persona import PERSONA_MIXTURE, TERSE, InCharacter
 
 
 def test_every_word_of_a_held_out_wording_is_met_in_training(composer: Composer) -> None:
@@ -31,15 +31,17 @@ def test_every_word_of_a_held_out_wording_is_met_in_training(composer: Composer)
 
 
 @pytest.fixture(scope="module")
-def shelf() -> Shelf:
+def store() -> FeatureStore:
     rng = np.random.default_rng(0)
     screens = [draw_screen("train", rng, "home") for _ in range(20)]
     pages = [Page(screen.kind, screen.app, screen.elements) for screen in screens]
     infos = [ClipInfo(NOISE, "", "en", "", ""), *(ClipInfo("count", "", each, "…", "how many") for each in LANGUAGES)]
-    return Shelf("train", pages, [torch.randn(49, 320) for _ in pages], infos, [torch.randn(9, 1536) for _ in infos])
+    return FeatureStore(
+        "train", pages, [torch.randn(49, 320) for _ in pages], infos, [torch.randn(9, 1536) for _ in infos]
+    )
 
 
-def batch_of(composer: Composer, cases: Sequence[Case]) -> Batch:
+def batch_of(composer: Composer, cases: Sequence[Case]) -> TokenBatch:
     class Drawn:
         rng = np.random.default_rng(0)
 
@@ -47,12 +49,12 @@ def batch_of(composer: Composer, cases: Sequence[Case]) -> Batch:
             return cases[next(numbers) % len(cases)]
 
     numbers = iter(range(1_000_000))
-    return next(iter(Batcher(composer, Drawn(), 1_000_000)))
+    return next(iter(TokenBatches(composer, Drawn(), 1_000_000)))
 
 
-def steps(shelf: Shelf, dropped: bool) -> Case:
+def steps(store: FeatureStore, dropped: bool) -> Case:
     """Return an agent's session on several screens, of which the older are dropped or not."""
-    sampler = Sampler(shelf, 1, STEPS)
+    sampler = Sampler(store, 1, AGENT_MIXTURE)
     while True:
         case = sampler.draw("screen")
         looks = all(turn.reply.look is not None and "image" in turn.needs for turn in case.turns)
@@ -60,17 +62,17 @@ def steps(shelf: Shelf, dropped: bool) -> Case:
             return case
 
 
-def test_an_answer_about_a_dropped_screenshot_is_not_learned(composer: Composer, shelf: Shelf) -> None:
+def test_an_answer_about_a_dropped_screenshot_is_not_learned(composer: Composer, store: FeatureStore) -> None:
     for dropped in (True, False):
-        case = steps(shelf, dropped)
+        case = steps(store, dropped)
         assert len(case.media) == (1 if dropped else 3)
         batch = batch_of(composer, [case])
         past = answers(batch.prompts[0])[0]
         assert bool((batch.labels[0, past] == -100).all()) is dropped
 
 
-def test_the_attention_is_asked_for_the_cell_of_the_turns_own_picture(composer: Composer, shelf: Shelf) -> None:
-    case = steps(shelf, dropped=False)
+def test_the_attention_is_asked_for_the_cell_of_the_turns_own_picture(composer: Composer, store: FeatureStore) -> None:
+    case = steps(store, dropped=False)
     batch = batch_of(composer, [case])
     rows = torch.arange(batch.token_ids.shape[1]).expand(len(batch.cases), -1)
     attention = torch.full((len(rows), 2, rows.shape[1], 3 * 49), 1e-3)
@@ -85,8 +87,8 @@ def test_the_attention_is_asked_for_the_cell_of_the_turns_own_picture(composer: 
     assert attention_loss(batch, wrong).item() == pytest.approx(-np.log(1e-3), rel=0.3)
 
 
-def test_gates_are_asked_to_open_for_what_a_turn_needs_alone(composer: Composer, shelf: Shelf) -> None:
-    sampler = Sampler(shelf, 2, EXAM)
+def test_gates_are_asked_to_open_for_what_a_turn_needs_alone(composer: Composer, store: FeatureStore) -> None:
+    sampler = Sampler(store, 2, EVAL_MIXTURE)
     cases = [sampler.draw("text"), sampler.draw("screen")]
     while {media.kind for media in cases[0].media} != {"image"} or "image" not in cases[1].turns[0].needs:
         cases = [sampler.draw("text"), sampler.draw("screen")]
@@ -99,9 +101,9 @@ def test_gates_are_asked_to_open_for_what_a_turn_needs_alone(composer: Composer,
         assert gate_loss(batch, added).item() == pytest.approx(-np.log(0.9), rel=1e-4)
 
 
-def test_a_character_changes_small_talk_and_nothing_else(shelf: Shelf) -> None:
+def test_a_character_changes_small_talk_and_nothing_else(store: FeatureStore) -> None:
     """In the question and in the turns before it."""
-    plain, terse = Sampler(shelf, 3, DIET), InCharacter(Sampler(shelf, 3, DIET))
+    plain, terse = Sampler(store, 3, PERSONA_MIXTURE), InCharacter(Sampler(store, 3, PERSONA_MIXTURE))
     said = {topic.answer for name in TERSE for topic in TOPICS[name].values()}
     changed = 0
     for _ in range(200):

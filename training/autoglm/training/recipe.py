@@ -7,7 +7,7 @@ from typing import Any, Self
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from autoglm.training.eval.evaluate import ExamConfig
+from autoglm.training.eval.evaluate import EvalConfig
 from autoglm.training.stages.compare import CompareConfig
 from autoglm.training.stages.distil import DistilConfig
 from autoglm.training.stages.features import FeaturesConfig
@@ -42,7 +42,7 @@ class Recipe:
     prune: PruneConfig
     compare: CompareConfig
     persona: PersonaConfig
-    evaluate: ExamConfig
+    evaluate: EvalConfig
 
     @classmethod
     def read(cls, path: Path | None = None) -> Self:

@@ -1,4 +1,4 @@
-"""Draws conversations with their true answers from a shelf of encoded screens and clips."""
+"""Draws conversations with their true answers from a store of encoded screens and clips."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from autoglm.training.data.screens import ScreenKind
 from autoglm.training.data.talk import TOPICS, draw_jumble, draw_repeat, draw_sum
 from autoglm.training.data.tasks import ACTIONS, Ask, Page, Reply, reply, typing
 from autoglm.training.data.wording import SLOTS, Kind, dictate, full_width, polite, templates
-from autoglm.training.stages.features import NOISE, TALK, WORDS, Shelf, draw_key
+from autoglm.training.stages.features import NOISE, TALK, WORDS, FeatureStore, draw_key
 
 Source = Literal["text", "screen", "screen+speech", "speech"]
 T = TypeVar("T")
@@ -41,7 +41,7 @@ DISTRACTION_SHARE, NOISE_SHARE = 0.3, 0.1  # of the questions that need no pictu
 
 
 @dataclass(frozen=True, slots=True)
-class Diet:
+class TaskMixture:
     """What is drawn: the share of each source, the probabilities of 0, 1, 2 … turns before the question (several
     questions on one screen cost training little more than one), how often every turn has a screenshot of its own,
     and how often there is a system prompt."""
@@ -52,8 +52,8 @@ class Diet:
     system_share: float = 0.2
 
 
-EXAM = Diet(SHARES)
-STEPS = Diet({"screen": 0.7, "screen+speech": 0.3}, more_turns=(0.0, 0.5, 0.5), steps_share=1.0)
+EVAL_MIXTURE = TaskMixture(SHARES)
+AGENT_MIXTURE = TaskMixture({"screen": 0.7, "screen+speech": 0.3}, more_turns=(0.0, 0.5, 0.5), steps_share=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,33 +114,35 @@ class Case:
 class Sampler:
     """Draws cases; everything follows from `seed`."""
 
-    def __init__(self, shelf: Shelf, seed: int, diet: Diet = EXAM) -> None:
-        self.shelf, self.diet = shelf, diet
+    def __init__(self, store: FeatureStore, seed: int, mixture: TaskMixture = EVAL_MIXTURE) -> None:
+        self.store, self.mixture = store, mixture
         self.rng = np.random.default_rng(seed)
         self.by_ask: dict[tuple[str, str, Language], list[int]] = defaultdict(list)
-        for number, info in enumerate(shelf.clip_infos):
+        for number, info in enumerate(store.clip_infos):
             self.by_ask[info.intent, info.key, info.language].append(number)
-        self.noises = [number for number, info in enumerate(shelf.clip_infos) if info.intent == NOISE]
+        self.noises = [number for number, info in enumerate(store.clip_infos) if info.intent == NOISE]
 
     def draw(self, source: Source | None = None) -> Case:
         """Draw one case, from `source` or from all in their shares."""
-        drawn = self._one_of(self.diet.shares) if source is None else source
+        drawn = self._one_of(self.mixture.shares) if source is None else source
         language = LANGUAGES[self.rng.integers(len(LANGUAGES))]
-        before = int(self.rng.choice(len(self.diet.more_turns), p=self.diet.more_turns))
-        if before and "screen" in drawn and self._chance(self.diet.steps_share):
+        before = int(self.rng.choice(len(self.mixture.more_turns), p=self.mixture.more_turns))
+        if before and "screen" in drawn and self._chance(self.mixture.steps_share):
             task, turns = self._steps(drawn, language, before)
         else:
             task, turns = self._questions(drawn, language, before)
-        system = system_prompt(language, self.shelf.split, self.rng) if self._chance(self.diet.system_share) else None
+        system = (
+            system_prompt(language, self.store.split, self.rng) if self._chance(self.mixture.system_share) else None
+        )
         thinking = (None, None, None, True, False)[self.rng.integers(5)]
         return Case(task, drawn, language, tuple(turns), system, thinking)
 
     def _questions(self, source: Source, language: Language, before: int) -> tuple[str, list[Turn]]:
         """Several questions about one screen, or about nothing that is seen, perhaps beside a picture or noise."""
-        page = self._number(self.shelf.pages) if "screen" in source or self._chance(DISTRACTION_SHARE) else None
-        others = {s: share for s, share in self.diet.shares.items() if page is not None or "screen" not in s}
+        page = self._number(self.store.pages) if "screen" in source or self._chance(DISTRACTION_SHARE) else None
+        others = {s: share for s, share in self.mixture.shares.items() if page is not None or "screen" not in s}
         sources = [*(self._one_of(others) for _ in range(before)), source]
-        media = [Media("image", self.shelf.screens[page])] if page is not None else []
+        media = [Media("image", self.store.screens[page])] if page is not None else []
         if "speech" not in source and self.noises and self._chance(NOISE_SHARE):
             media.append(self._clip(self.noises[self._number(self.noises)]))
         beside, turns = bool(media), list[Turn]()
@@ -154,10 +156,10 @@ class Sampler:
         """An agent's steps, each with a screenshot of its own; mostly the old ones are dropped."""
         dropped, turns = self._chance(0.7), list[Turn]()
         for number in range(before + 1):
-            page = self._number(self.shelf.pages)
+            page = self._number(self.store.pages)
             task, parts, answer = self._subject(source, language, page)
             shown = number == before or not dropped
-            media = (Media("image", self.shelf.screens[page]),) if shown else ()
+            media = (Media("image", self.store.screens[page]),) if shown else ()
             image = 0 if dropped else number
             turns.append(Turn(PromptMessage("user", (*media, *parts)), answer, _needs(source, task), image, shown))
         return task, turns
@@ -178,26 +180,26 @@ class Sampler:
         if source == "speech":
             return self._speech(language)
         assert page is not None
-        return self._screen(language, self.shelf.pages[page], spoken=source == "screen+speech")
+        return self._screen(language, self.store.pages[page], spoken=source == "screen+speech")
 
     def _talk(self, language: Language) -> Subject:
         """Something that needs no media."""
         task = self._one_of(TALK_WEIGHTS)
         if task == "sum":
-            question, answer = draw_sum(language, self.shelf.split, self.rng)
+            question, answer = draw_sum(language, self.store.split, self.rng)
             thought = "用户要我算数。" if language == "zh" else "The user wants a sum."
             return task, (self._vary(question, language),), Reply(thought, answer)
         if task == "repeat":
             text = self._text(language)
             thought = "用户要我重复一句话。" if language == "zh" else "The user wants me to repeat something."
-            return task, (draw_repeat(language, text, self.shelf.split, self.rng),), Reply(thought, text)
+            return task, (draw_repeat(language, text, self.store.split, self.rng),), Reply(thought, text)
         if task == "type":
             ask = Ask("type", self._text(language), language)
             return task, (self._words(ask),), typing(ask)
         topic = TOPICS[task][language]
-        words = topic.wording(self.shelf.split, self.rng)
+        words = topic.wording(self.store.split, self.rng)
         if words.endswith("?") and task in ("identity", "abilities", "cannot"):
-            words = polite(words, "question", language, self.shelf.split, self.rng)
+            words = polite(words, "question", language, self.store.split, self.rng)
         return task, (self._vary(words, language),), Reply(topic.thought, topic.answer)
 
     def _screen(self, language: Language, page: Page, spoken: bool) -> Subject:
@@ -217,18 +219,18 @@ class Sampler:
 
     def _words(self, ask: Ask) -> str:
         """Put `ask` in words."""
-        pool = templates(ask.intent, ask.language, self.shelf.split)
+        pool = templates(ask.intent, ask.language, self.store.split)
         kind: Kind = "command" if ask.intent in ACTIONS else "question"
-        wording = polite(pool[self._number(pool)], kind, ask.language, self.shelf.split, self.rng)
+        wording = polite(pool[self._number(pool)], kind, ask.language, self.store.split, self.rng)
         if ask.intent == "type":
             return self._vary(wording, ask.language).format(ask.filler)  # what is to be typed stays as it is
         return self._vary(wording.format(ask.filler), ask.language)
 
     def _text(self, language: Language) -> str:
         """Draw a text to copy: in training any words, lest it be known by heart."""
-        if self.shelf.split == "train":
+        if self.store.split == "train":
             return draw_jumble(language, self.rng)
-        return draw_key("type", language, self.shelf.split, self.rng)
+        return draw_key("type", language, self.store.split, self.rng)
 
     def _draw_ask(self, page: Page, language: Language, spoken: bool) -> Ask:
         """Draw an ask that mostly concerns something on the page."""
@@ -239,24 +241,24 @@ class Sampler:
             return Ask(intent, present[self._number(present)], language)
         if intent == "type" and not spoken:
             return Ask(intent, self._text(language), language)
-        return Ask(intent, draw_key(intent, language, self.shelf.split, self.rng), language)
+        return Ask(intent, draw_key(intent, language, self.store.split, self.rng), language)
 
     def _speech(self, language: Language) -> Subject:
         """Dictation, or a spoken question that needs no screen."""
-        number = self._number(self.shelf.clips)
-        while self.shelf.clip_infos[number].language != language or self.shelf.clip_infos[number].intent == NOISE:
-            number = self._number(self.shelf.clips)
-        info, audio = self.shelf.clip_infos[number], self._clip(number)
+        number = self._number(self.store.clips)
+        while self.store.clip_infos[number].language != language or self.store.clip_infos[number].intent == NOISE:
+            number = self._number(self.store.clips)
+        info, audio = self.store.clip_infos[number], self._clip(number)
         if info.intent == TALK and self._chance(0.6):
             topic = TOPICS[info.key][language]
             return info.key, (audio,), Reply(topic.thought, topic.answer)
-        orders = dictate(language, self.shelf.split)
+        orders = dictate(language, self.store.split)
         thought = "用户要我听写。" if language == "zh" else "The user wants a transcript."
         task = "dictation: loose words" if info.intent == WORDS else "dictation"
         return task, (audio, orders[self._number(orders)]), Reply(thought, info.text)
 
     def _clip(self, number: int) -> Media:
-        return Media("audio", self.shelf.clips[number], self.shelf.clip_infos[number].heard)
+        return Media("audio", self.store.clips[number], self.store.clip_infos[number].heard)
 
     def _vary(self, words: str, language: Language) -> str:
         """Return `words` as a hurried typist might write them."""

@@ -30,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class EngineBenchConfig:
     """How it is measured. On a CPU `threads` compute, on both sides."""
 
     quick: bool
@@ -41,8 +41,8 @@ class Setting:
     streams: tuple[int, ...]
 
     @classmethod
-    def of(cls, quick: bool, device: str, dtype: str, threads: int, rounds: int) -> "Setting":
-        """Return the setting of a command line; `quick` halves the streams and takes two rounds at most."""
+    def of(cls, quick: bool, device: str, dtype: str, threads: int, rounds: int) -> "EngineBenchConfig":
+        """Return the config of a command line; `quick` halves the streams and takes two rounds at most."""
         threads = threads or max(1, (os.cpu_count() or 1) // 2)
         streams = (1, 8) if quick else (1, 8, 32)
         return cls(quick, device, dtype, threads, min(rounds, 2) if quick else rounds, streams)
@@ -59,7 +59,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelUnderTest:
     """A model that is measured; `composer` is None where it has no words, only token ids."""
 
     name: str
@@ -69,7 +69,7 @@ class Subject:
     composer: Composer | None
 
     @classmethod
-    def of(cls, bundle: Bundle, dtype: torch.dtype, device: str) -> "Subject":
+    def of(cls, bundle: Bundle, dtype: torch.dtype, device: str) -> "ModelUnderTest":
         """Return a bundle's decoder and fusion."""
         folder = bundle.part("decoder")
         source = GlmForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
@@ -77,7 +77,7 @@ class Subject:
         return cls(bundle.name, source, _glm(source), fusion, Composer(folder, GCMA_LAYOUT))
 
     @classmethod
-    def random(cls, sizes: Mapping[str, int], dtype: torch.dtype, device: str) -> "Subject":
+    def random(cls, sizes: Mapping[str, int], dtype: torch.dtype, device: str) -> "ModelUnderTest":
         """Return a GLM of random weights."""
         torch.manual_seed(SEED)
         config = GlmConfig(**sizes, max_position_embeddings=CONTEXT, attention_bias=True)

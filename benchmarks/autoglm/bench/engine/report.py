@@ -5,23 +5,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from autoglm.bench.engine.bench import Found
-from autoglm.bench.engine.checks import Crowd, Equal
-from autoglm.bench.engine.speed import Row
+from autoglm.bench.engine.bench import EngineResults
+from autoglm.bench.engine.checks import CachePressure, Equal
+from autoglm.bench.engine.speed import EngineComparison
 from autoglm.bench.smoke.report import machine_lines
 
 
-def as_json(found: Mapping[str, Any], measured: Found) -> str:
+def as_json(found: Mapping[str, Any], measured: EngineResults) -> str:
     """Return everything as JSON."""
     figures = {
         "rows": [asdict(row) | {"met": row.met} for row in measured.rows],
         "equal": [asdict(each) for each in measured.equal],
-        "crowds": [asdict(each) for each in measured.crowds],
+        "cache_pressure": [asdict(each) for each in measured.cache_pressure],
     }
     return json.dumps({**found, **figures}, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_markdown(found: Mapping[str, Any], measured: Found) -> str:
+def as_markdown(found: Mapping[str, Any], measured: EngineResults) -> str:
     """Return the tables with what it takes to read them."""
     lines = [
         f"# {found['benchmark']}, {found['date']}",
@@ -47,12 +47,12 @@ def as_markdown(found: Mapping[str, Any], measured: Found) -> str:
         "",
         "| Model | Asked | Answered | Equal | Put back | Cache, MiB | Process grew, MiB |",
         "|---|---|---|---|---|---|---|",
-        *map(_crowd, measured.crowds),
+        *map(_pressure, measured.cache_pressure),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(row: Row) -> str:
+def _row(row: EngineComparison) -> str:
     goal, met = f"{'≤' if row.at_most else '≥'} {row.goal:g}", "reached" if row.met else "**missed**"
     return f"| {row.model} | {row.measure} | {row.ours} | {row.peer} | {row.ratio} | {goal} | {met} |"
 
@@ -61,6 +61,6 @@ def _equal(each: Equal) -> str:
     return f"| {each.model} | {each.check} | {each.asked} | {each.equal} |"
 
 
-def _crowd(each: Crowd) -> str:
+def _pressure(each: CachePressure) -> str:
     figures = (each.asked, each.finished, each.equal, each.preemptions, each.cache_mib, each.grown_mib)
     return f"| {each.model} | {' | '.join(map(str, figures))} |"

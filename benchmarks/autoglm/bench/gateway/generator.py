@@ -25,17 +25,17 @@ class Incomplete(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseTimes:
     """When the first word and the end came, in seconds after the request was due."""
 
     first: float
     end: float
 
 
-class Asker(Protocol):
+class LoadClient(Protocol):
     """A way to ask."""
 
-    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> Answer:
+    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> ResponseTimes:
         """Ask for `work`, due at `due` of time.perf_counter, and call `told` at the first word; raises Incomplete."""
 
     async def close(self) -> None:
@@ -49,7 +49,7 @@ class OverGrpc:
         self._channel = grpc.aio.insecure_channel(f"{LOOPBACK}:{port}")
         self._decoder = DecoderServiceStub(self._channel)
 
-    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> Answer:
+    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> ResponseTimes:
         """Ask for `work`."""
         message = DecoderMessage(role=ROLE_USER, parts=[DecoderPart(text=work.prompt)])
         first, words = 0.0, 0
@@ -72,7 +72,7 @@ class OverHttp:
         self._port, self._key = port, key
         self._free: set[_Connection] = set()
 
-    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> Answer:
+    async def ask(self, work: Work, stream: bool, due: float, told: Told = lambda: None) -> ResponseTimes:
         """Ask for `work`, streamed or whole."""
         connection = self._free.pop() if self._free else await self._connect()
         try:
@@ -155,13 +155,15 @@ def _request(work: Work, stream: bool, key: str) -> bytes:
     return "\r\n".join((*lines, "", body)).encode()
 
 
-def _answer(work: Work, words: int, due: float, first: float) -> Answer:
+def _answer(work: Work, words: int, due: float, first: float) -> ResponseTimes:
     if words != work.words:
         raise Incomplete(f"an answer has {words} words of {work.words}")
-    return Answer(first - due, time.perf_counter() - due)
+    return ResponseTimes(first - due, time.perf_counter() - due)
 
 
-async def arrivals(asker: Asker, work: Work, stream: bool, rate: float, count: int, seed: int) -> Sequence[Answer]:
+async def arrivals(
+    client: LoadClient, work: Work, stream: bool, rate: float, count: int, seed: int
+) -> Sequence[ResponseTimes]:
     """Ask `count` times at moments of a Poisson process of `rate` a second, whether or not earlier answers are there.
 
     An answer's times run from when its request was due, so a late start counts.
@@ -170,22 +172,22 @@ async def arrivals(asker: Asker, work: Work, stream: bool, rate: float, count: i
     for _ in range(count):
         due += draw.expovariate(rate)
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asked.append(asyncio.create_task(asker.ask(work, stream, due)))
+        asked.append(asyncio.create_task(client.ask(work, stream, due)))
     return await asyncio.gather(*asked)
 
 
-async def crowd(asker: Asker, work: Work, streams: int) -> float:
+async def burst(client: LoadClient, work: Work, streams: int) -> float:
     """Ask for so many streams at once and return the seconds until the last has ended."""
     start = time.perf_counter()
-    await asyncio.gather(*(asker.ask(work, True, start) for _ in range(streams)))
+    await asyncio.gather(*(client.ask(work, True, start) for _ in range(streams)))
     return time.perf_counter() - start
 
 
-async def open_streams(asker: Asker, streams: int) -> list[asyncio.Task[Answer]]:
+async def open_streams(client: LoadClient, streams: int) -> list[asyncio.Task[ResponseTimes]]:
     """Return so many streams that have said their first word and now hold still, until they are cancelled."""
     opened = asyncio.Semaphore(0)
     work, due = Work(2, gap=3600.0), time.perf_counter()
-    held = [asyncio.create_task(asker.ask(work, True, due, opened.release)) for _ in range(streams)]
+    held = [asyncio.create_task(client.ask(work, True, due, opened.release)) for _ in range(streams)]
     waiting = asyncio.create_task(_times(streams, opened))
     await asyncio.wait({waiting, *held}, return_when=asyncio.FIRST_COMPLETED)
     for task in held:

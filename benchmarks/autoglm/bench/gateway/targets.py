@@ -1,4 +1,4 @@
-"""The sides of the comparison, each a process of its own: the stub, and before it our gateway and maybe peers."""
+"""The targets of the comparison, each a process of its own: the stub, and before it our gateway and maybe peers."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from autoglm.bench.gateway.generator import Asker, OverGrpc, OverHttp
+from autoglm.bench.gateway.generator import LoadClient, OverGrpc, OverHttp
 from autoglm.bench.gateway.stub import MODEL
 from autoglm.cli import processes
 from autoglm.cli.api import Api, ApiError
@@ -53,10 +53,10 @@ HOW = {
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Target:
     """Who answers: how to ask, called where the loop runs, and the process to look at."""
 
-    connect: Callable[[], Asker]
+    connect: Callable[[], LoadClient]
     process: psutil.Process
 
     @property
@@ -85,8 +85,8 @@ def version_of(peer: str, program: Path) -> str:
 
 
 @contextmanager
-def running_sides(peers: Mapping[str, Path]) -> Iterator[dict[str, Side]]:
-    """Run every side inside the block, by name: the stub, the gateway, and `peers`, each by its program.
+def running_targets(peers: Mapping[str, Path]) -> Iterator[dict[str, Target]]:
+    """Run every target inside the block, by name: the stub, the gateway, and `peers`, each by its program.
 
     Raises StartError when one does not start.
     """
@@ -99,20 +99,20 @@ def running_sides(peers: Mapping[str, Path]) -> Iterator[dict[str, Side]]:
             raise StartError("the stub does not start")
         ports = json.loads(line)
         process, key = psutil.Process(stub.pid), f"sk-{secrets.token_hex(32)}"
-        sides = {
-            OVER_GRPC: Side(partial(OverGrpc, ports["grpc"]), process),
-            OVER_HTTP: Side(partial(OverHttp, ports["http"], key), process),
+        targets = {
+            OVER_GRPC: Target(partial(OverGrpc, ports["grpc"]), process),
+            OVER_HTTP: Target(partial(OverHttp, ports["http"], key), process),
             GATEWAY: stack.enter_context(_gateway(ports["grpc"], key)),
         }
         if LITELLM in peers:
-            sides[LITELLM] = stack.enter_context(_litellm(peers[LITELLM], ports["http"], key))
+            targets[LITELLM] = stack.enter_context(_litellm(peers[LITELLM], ports["http"], key))
         if VLLM in peers:
-            sides[VLLM] = stack.enter_context(_vllm(peers[VLLM], ports["grpc"], key))
-        yield sides
+            targets[VLLM] = stack.enter_context(_vllm(peers[VLLM], ports["grpc"], key))
+        yield targets
 
 
 @contextmanager
-def _gateway(stub_port: int, key: str) -> Iterator[Side]:
+def _gateway(stub_port: int, key: str) -> Iterator[Target]:
     """Our gateway with its own defaults, but for the places: 512 streams are asked at once."""
     http_port, grpc_port = free_ports(2)
     environment = {
@@ -125,11 +125,11 @@ def _gateway(stub_port: int, key: str) -> Iterator[Side]:
     }
     with _child("the gateway", [sys.executable, "-m", "autoglm.gateway.app"], environment) as child:
         _wait("the gateway", child, http_port, key)
-        yield Side(partial(OverHttp, http_port, key), psutil.Process(child.pid))
+        yield Target(partial(OverHttp, http_port, key), psutil.Process(child.pid))
 
 
 @contextmanager
-def _litellm(program: Path, stub_port: int, key: str) -> Iterator[Side]:
+def _litellm(program: Path, stub_port: int, key: str) -> Iterator[Target]:
     (port,) = free_ports(1)
     where = {"model": f"openai/{MODEL}", "api_base": f"http://{LOOPBACK}:{stub_port}/v1", "api_key": "EMPTY"}
     config = {
@@ -143,11 +143,11 @@ def _litellm(program: Path, stub_port: int, key: str) -> Iterator[Side]:
         options = ("--config", file.name, "--host", LOOPBACK, "--port", str(port), "--num_workers", "1")
         with _child("LiteLLM", [str(program), *options, "--telemetry", "False"], environment) as child:
             _wait("LiteLLM", child, port, key)
-            yield Side(partial(OverHttp, port, key), psutil.Process(child.pid))
+            yield Target(partial(OverHttp, port, key), psutil.Process(child.pid))
 
 
 @contextmanager
-def _vllm(python: Path, stub_port: int, key: str) -> Iterator[Side]:
+def _vllm(python: Path, stub_port: int, key: str) -> Iterator[Target]:
     (port,) = free_ports(1)
     model = str(default_bundle() / "decoder")  # its tokenizer and chat template; no weights are read
     options = {"model": model, "served-model-name": MODEL, "api-key": key, "host": LOOPBACK, "port": str(port)}
@@ -155,7 +155,7 @@ def _vllm(python: Path, stub_port: int, key: str) -> Iterator[Side]:
     command += [f"--{name}={value}" for name, value in options.items()] + list(VLLM_OPTIONS)
     with _child("vLLM", command, VLLM_ENVIRONMENT) as child:
         _wait("vLLM", child, port, key)
-        yield Side(partial(OverHttp, port, key), psutil.Process(child.pid))
+        yield Target(partial(OverHttp, port, key), psutil.Process(child.pid))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LoadRun:
     """The answers to one round of requests, and the seconds that all of them took together."""
 
     samples: Sequence[Sample]
@@ -54,7 +54,7 @@ def run(
     concurrency: int,
     advance: Callable[[], None],
     fields: Mapping[str, Any] = {},
-) -> Run:
+) -> LoadRun:
     """Send `requests` from `concurrency` users, with further `fields`; raises ApiError when one of them fails."""
 
     def ask(messages: Messages) -> Sample:
@@ -69,7 +69,7 @@ def run(
         except BaseException:
             users.shutdown(wait=False, cancel_futures=True)
             raise
-    return Run(samples, time.perf_counter() - started)
+    return LoadRun(samples, time.perf_counter() - started)
 
 
 def measure(api: Api, model: str, messages: Messages, fields: Mapping[str, Any]) -> Sample:

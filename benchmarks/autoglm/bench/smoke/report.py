@@ -8,15 +8,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
-from autoglm.bench.measured import Figure, short
-from autoglm.bench.smoke.load import Run, Sample
+from autoglm.bench.smoke.load import LoadRun, Sample
 from autoglm.common.files import write_atomically
+from autoglm.training.measured import Figure, short
 
 STAGES = ("fetch", "encode", "queue", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class LoadCase:
     """What a row measures: which workload, whether its media was seen before, and how many users ask at once."""
 
     workload: str
@@ -25,10 +25,10 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LoadResult:
     """The figures of a case: a round's value is the median of its answers; times in milliseconds."""
 
-    case: Case
+    case: LoadCase
     first_token: Figure
     inter_token: Figure
     total: Figure
@@ -39,7 +39,7 @@ class Row:
     cache: Mapping[str, int]
 
     @classmethod
-    def of(cls, case: Case, runs: Sequence[Run]) -> Self:
+    def of(cls, case: LoadCase, runs: Sequence[LoadRun]) -> Self:
         """Sum up the rounds of a case."""
         samples = [sample for run in runs for sample in run.samples]
         return cls(
@@ -55,7 +55,7 @@ class Row:
         )
 
 
-def _figure(runs: Sequence[Run], value: Callable[[Sample], float]) -> Figure:
+def _figure(runs: Sequence[LoadRun], value: Callable[[Sample], float]) -> Figure:
     return Figure.of([median(value(sample) for sample in run.samples) for run in runs])
 
 
@@ -68,7 +68,7 @@ class Ratio:
     first_token: Figure
 
 
-def ratios(rows: Sequence[Row]) -> list[Ratio]:
+def ratios(rows: Sequence[LoadResult]) -> list[Ratio]:
     """Compare each case of new media with the same case repeated; both ran in the same rounds, interleaved."""
     new = {(row.case.workload, row.case.concurrency): row for row in rows if row.case.media == "new"}
     return [
@@ -101,13 +101,13 @@ def machine_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def as_json(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def as_json(found: Mapping[str, Any], rows: Sequence[LoadResult]) -> str:
     """Return everything as JSON."""
     figures = {"rows": [asdict(row) for row in rows], "ratios": [asdict(ratio) for ratio in ratios(rows)]}
     return json.dumps({**found, **figures}, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_markdown(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def as_markdown(found: Mapping[str, Any], rows: Sequence[LoadResult]) -> str:
     """Return the table with what it takes to read it."""
     lines = [
         f"# {found['benchmark']}, {found['date']}",
@@ -139,17 +139,17 @@ def as_markdown(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row) -> str:
+def _line(row: LoadResult) -> str:
     figures = (row.first_token, row.inter_token, row.total, row.tokens_per_second)
     counts = f"{row.prompt_tokens:.0f} | {row.answer_tokens:.0f}"
     return f"| {_case(row.case)} | {' | '.join(map(str, figures))} | {counts} |"
 
 
-def _stages_line(row: Row) -> str:
+def _stages_line(row: LoadResult) -> str:
     times = " | ".join(short(row.stages[name]) for name in STAGES)
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(row.cache.items())) or "–"
     return f"| {_case(row.case)} | {times} | {outcomes} |"
 
 
-def _case(case: Case) -> str:
+def _case(case: LoadCase) -> str:
     return f"{case.workload} | {case.media} | {case.concurrency}"

@@ -32,7 +32,7 @@ _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Prediction:
     """What the model said, and its mean gate over the question's text for each modality that it saw."""
 
     case: Case
@@ -64,7 +64,7 @@ def _final(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class EvalModel:
     """A decoder with its fusion, tokenizer and template, loaded in float32 as on a CPU that serves them."""
 
     composer: Composer
@@ -87,11 +87,11 @@ class Speaker:
         return Runner(self.glm, self.fusion, slots, STEP_TOKENS, never)
 
 
-def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
-    """Return the greedy answer of `speaker` to every case, in order."""
-    composer = speaker.composer
+def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
+    """Return the greedy answer of `model` to every case, in order."""
+    composer = model.composer
     limits = EngineLimits(SLOTS, STEP_TOKENS, SLOTS * num_blocks(CONTEXT))
-    engine = EmbeddedEngine(EngineCore(speaker.runner(SLOTS), limits, speaker.stops))
+    engine = EmbeddedEngine(EngineCore(model.runner(SLOTS), limits, model.stops))
     sinks, greedy = [_Answer() for _ in cases], SamplingConfig(temperature=0, max_tokens=MAX_TOKENS)
     for case, sink in zip(cases, sinks, strict=True):
         engine.submit(Request(composer.compose(case.messages, case.thinking), greedy, CONTEXT), sink)
@@ -99,7 +99,8 @@ def ask(speaker: Speaker, cases: Sequence[Case]) -> list[Given]:
         sink.wait()
     engine.close()
     return [
-        Given(case, composer.tokenizer.decode(sink.tokens), sink.gates) for case, sink in zip(cases, sinks, strict=True)
+        Prediction(case, composer.tokenizer.decode(sink.tokens), sink.gates)
+        for case, sink in zip(cases, sinks, strict=True)
     ]
 
 

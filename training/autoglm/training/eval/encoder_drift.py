@@ -16,7 +16,7 @@ RIDGE = 1e-2
 LAYERS = ("1", "2", "3", "4", "4, normed: what is served")
 
 
-class Remains(TypedDict):
+class EncoderDrift(TypedDict):
     """What is `explained` of the published encoder behind one layer: on people, on espeak with the same words, and
     by an encoder that was never trained, on people."""
 
@@ -72,9 +72,9 @@ def layer_states(model: SpeechModel, clips: Sequence[NDArray[np.float32]]) -> li
     return kept
 
 
-def remains(
+def encoder_drift(
     model: SpeechModel, people: Sequence[NDArray[np.float32]], twins: Sequence[NDArray[np.float32]]
-) -> list[Remains]:
+) -> list[EncoderDrift]:
     """Return what is left of the published encoder in the fine-tuned one, layer by layer."""
     published = build_model(model.vocabulary)
     published.network.eval()
@@ -83,7 +83,7 @@ def remains(
     truth, ours, random = (layer_states(each, people) for each in (published, model, untrained))
     mock_truth, mock_ours = (layer_states(each, twins) for each in (published, model))
     return [
-        Remains(
+        EncoderDrift(
             layer=layer,
             person=explained(ours[n], truth[n]),
             espeak=explained(mock_ours[n], mock_truth[n]),

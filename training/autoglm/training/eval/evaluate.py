@@ -19,23 +19,23 @@ from scipy.stats import mannwhitneyu
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import LANGUAGES, Language
-from autoglm.training.eval.answering import Given, Speaker, ask
-from autoglm.training.samples import EXAM, STEPS, Case, Sampler
-from autoglm.training.stages.features import NOISE, WORDS, FeaturesConfig, Shelf
+from autoglm.training.eval.answering import EvalModel, Prediction, ask
+from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler
+from autoglm.training.stages.features import NOISE, WORDS, FeaturesConfig, FeatureStore
 from autoglm.vision.models.mobilevit import MobileVit
 
 REPORT = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
-class ExamConfig:
+class EvalConfig:
     """How many cases are drawn from each source, and with which seed."""
 
     seed: int
     limit: int
 
 
-class Row(TypedDict):
+class TaskAccuracy(TypedDict):
     """Accuracy on one task from one source, both languages together and apart."""
 
     source: str
@@ -46,12 +46,12 @@ class Row(TypedDict):
     en: float | None
 
 
-class Report(TypedDict):
+class EvalReport(TypedDict):
     """The rows of the table, and figures that are no accuracies, name → value (FIGURES says what each is)."""
 
     seed: int
     limit: int
-    rows: list[Row]
+    rows: list[TaskAccuracy]
     figures: dict[str, float]
 
 
@@ -72,64 +72,64 @@ FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class EvalSet:
     """Held-out cases, drawn once: `cases` are judged by task; those without media come again beside `pictures` and
     beside `noises`; `steps` are an agent's."""
 
-    config: ExamConfig
-    shelf: Shelf
+    config: EvalConfig
+    store: FeatureStore
     cases: list[Case]
     pictures: list[Case]
     noises: list[Case]
     steps: list[Case]
 
     @classmethod
-    def draw(cls, folder: Path, config: ExamConfig) -> Self:
+    def draw(cls, folder: Path, config: EvalConfig) -> Self:
         """Draw what `config` asks for; the encoders in `folder` see and hear it."""
         seed, limit = config.seed, config.limit
         vision = MobileVit.from_pretrained(folder / "vision")
         speech = SpeechModel.from_pretrained(folder / "speech")
         with tempfile.TemporaryDirectory() as scratch:
-            shelf = Shelf.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
-        sampler = Sampler(shelf, seed, EXAM)
-        cases = [sampler.draw(source) for source in EXAM.shares for _ in range(limit)]
+            store = FeatureStore.make("heldout", Path(scratch), vision, speech, FeaturesConfig(limit, limit, seed))
+        sampler = Sampler(store, seed, EVAL_MIXTURE)
+        cases = [sampler.draw(source) for source in EVAL_MIXTURE.shares for _ in range(limit)]
         alone = [case for case in cases if not case.media]
-        pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(shelf.screens))]
-        noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(shelf)))]
-        sampler.diet = STEPS
+        pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(store.screens))]
+        noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(store)))]
+        sampler.mixture = AGENT_MIXTURE
         steps = [sampler.draw() for _ in range(limit // 2)]
-        return cls(config, shelf, cases, pictures, noises, steps)
+        return cls(config, store, cases, pictures, noises, steps)
 
-    def judge(self, speaker: Speaker) -> Report:
-        """Ask `speaker` every case."""
+    def judge(self, model: EvalModel) -> EvalReport:
+        """Ask `model` every case."""
         parts = (self.cases, self.pictures, self.noises, self.steps)
-        given = iter(ask(speaker, list(chain(*parts))))
+        given = iter(ask(model, list(chain(*parts))))
         asked, seeing, hearing, stepped = (list(islice(given, len(part))) for part in parts)
         plain = [answer for answer in asked if not answer.case.media]
-        figures = _dictation(asked) | _transcripts(self.shelf) | _taps(asked) | _gates(asked, seeing, hearing)
+        figures = _dictation(asked) | _transcripts(self.store) | _taps(asked) | _gates(asked, seeing, hearing)
         figures["text_without_fusion"], figures["text_with_fusion"] = share_right(plain), share_right(seeing)
         figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
         if hearing:  # a small exam may have drawn no noise
             figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
         figures["agent_steps"] = share_right(stepped)
         rounded = {name: round(value, 4) for name, value in figures.items()}
-        return Report(seed=self.config.seed, limit=self.config.limit, rows=rows(asked), figures=rounded)
+        return EvalReport(seed=self.config.seed, limit=self.config.limit, rows=rows(asked), figures=rounded)
 
 
-def evaluate(folder: Path, config: ExamConfig) -> Report:
+def evaluate(folder: Path, config: EvalConfig) -> EvalReport:
     """Ask the parts in `folder` the cases of `config`."""
-    return Exam.draw(folder, config).judge(Speaker.load(folder))
+    return EvalSet.draw(folder, config).judge(EvalModel.load(folder))
 
 
-def share_right(given: Sequence[Given]) -> float:
+def share_right(given: Sequence[Prediction]) -> float:
     """Return how many of the answers are right, as a share."""
     return sum(answer.right for answer in given) / len(given)
 
 
-def _noises(shelf: Shelf) -> list[Media]:
+def _noises(store: FeatureStore) -> list[Media]:
     return [
         Media("audio", clip, info.heard)
-        for clip, info in zip(shelf.clips, shelf.clip_infos, strict=True)
+        for clip, info in zip(store.clips, store.clip_infos, strict=True)
         if info.intent == NOISE
     ]
 
@@ -141,7 +141,7 @@ def _beside(case: Case, media: Media) -> Case:
     return replace(case, turns=(replace(first, message=message), *case.turns[1:]))
 
 
-def rows(asked: Iterable[Given]) -> list[Row]:
+def rows(asked: Iterable[Prediction]) -> list[TaskAccuracy]:
     """Return how often each task was done right."""
     right: dict[tuple[str, str], dict[Language, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for given in asked:
@@ -150,24 +150,24 @@ def rows(asked: Iterable[Given]) -> list[Row]:
     return [_row(source, task, by_language) for (source, task), by_language in sorted(right.items())]
 
 
-def _row(source: str, task: str, by_language: dict[Language, list[bool]]) -> Row:
+def _row(source: str, task: str, by_language: dict[Language, list[bool]]) -> TaskAccuracy:
     every = [right for rights in by_language.values() for right in rights]
     zh, en = (_mean(by_language.get(language, [])) for language in LANGUAGES)
-    return Row(source=source, task=task, n=len(every), accuracy=_mean(every) or 0.0, zh=zh, en=en)
+    return TaskAccuracy(source=source, task=task, n=len(every), accuracy=_mean(every) or 0.0, zh=zh, en=en)
 
 
 def _mean(rights: list[bool]) -> float | None:
     return round(sum(rights) / len(rights), 3) if rights else None
 
 
-def _dictation(asked: Sequence[Given]) -> dict[str, float]:
+def _dictation(asked: Sequence[Prediction]) -> dict[str, float]:
     said = [given for given in asked if given.case.task in ("dictation", "dictation+distraction")]
     pairs = [(given.case.language, given.case.reply.answer, given.final) for given in said]
     return _errors("dictation", pairs)
 
 
-def _transcripts(shelf: Shelf) -> dict[str, float]:
-    sentences = [info for info in shelf.clip_infos if info.intent not in (WORDS, NOISE)]
+def _transcripts(store: FeatureStore) -> dict[str, float]:
+    sentences = [info for info in store.clip_infos if info.intent not in (WORDS, NOISE)]
     return _errors("transcript", [(info.language, info.text, info.heard) for info in sentences])
 
 
@@ -180,7 +180,7 @@ def _errors(name: str, pairs: Sequence[tuple[Language, str, str]]) -> dict[str, 
             f"{name}_wer_en": wer(*map(list, zip(*en, strict=True)))}  # fmt: skip
 
 
-def _taps(asked: Sequence[Given]) -> dict[str, float]:
+def _taps(asked: Sequence[Prediction]) -> dict[str, float]:
     distances = []
     for given in asked:
         if given.case.taps and given.point is not None and (place := given.case.reply.place):
@@ -189,11 +189,13 @@ def _taps(asked: Sequence[Given]) -> dict[str, float]:
     return {"tap_distance": float(np.median(distances))}
 
 
-def _unchanged(plain: Sequence[Given], beside: Sequence[Given]) -> float:
+def _unchanged(plain: Sequence[Prediction], beside: Sequence[Prediction]) -> float:
     return sum(one.text == other.text for one, other in zip(plain, beside, strict=True)) / len(plain)
 
 
-def _gates(asked: Sequence[Given], seeing: Sequence[Given], hearing: Sequence[Given]) -> dict[str, float]:
+def _gates(
+    asked: Sequence[Prediction], seeing: Sequence[Prediction], hearing: Sequence[Prediction]
+) -> dict[str, float]:
     looks = [given.gates["image"] for given in asked if given.case.source == "screen" and given.case.reply.look]
     listens = [given.gates["audio"] for given in asked if "speech" in given.case.source]
     areas = {"gate_auc_image": _auc(looks, [given.gates["image"] for given in seeing])}
@@ -207,7 +209,7 @@ def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:
     return float(mannwhitneyu(higher, lower).statistic) / (len(higher) * len(lower))
 
 
-def table(report: Report) -> str:
+def table(report: EvalReport) -> str:
     """Return the report as Markdown tables."""
     lines = ["| From | Task | n | right | zh | en |", "|---|---|---|---|---|---|"]
     for row in report["rows"]:
@@ -218,6 +220,6 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: EvalReport, path: Path) -> None:
     """Write the report as JSON."""
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
-from autoglm.bench.measured import Figure
 from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sequence as Generation
 from autoglm.fusion.prompt import PromptMessage
 from autoglm.training.data.screens import Screen
-from autoglm.training.eval.answering import Speaker
+from autoglm.training.eval.answering import EvalModel
 from autoglm.training.eval.speed import clocked, threads
+from autoglm.training.measured import Figure
 from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, collate, screens_of
 from autoglm.vision.models.mobilevit import MobileVit
 
@@ -136,14 +136,14 @@ def _vision_work(folder: Path) -> list[tuple[str, Work, Work]]:
 
 
 def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
-    exact, rounded = (Speaker.load(bundle, int8=int8) for int8 in (False, True))
+    exact, rounded = (EvalModel.load(bundle, int8=int8) for int8 in (False, True))
     name = f"decoder, {TOKENS} tokens each, conversations at a time: "
     return [(f"{name}{n}", _generation(exact, n), _generation(rounded, n)) for n in STREAMS]
 
 
-def _generation(speaker: Speaker, streams: int) -> Work:
+def _generation(model: EvalModel, streams: int) -> Work:
     """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
-    runner, prompt = speaker.runner(streams), speaker.composer.compose([PromptMessage("user", ("你好" * 50,))], None)
+    runner, prompt = model.runner(streams), model.composer.compose([PromptMessage("user", ("你好" * 50,))], None)
     request = Request(prompt, SamplingConfig(temperature=0), runner.context)
     running = [Generation(request) for _ in range(streams)]
     for slot, sequence in enumerate(running):

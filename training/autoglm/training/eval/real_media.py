@@ -1,116 +1,257 @@
-"""Recordings of people and photographs, in a folder that tools/real_media.sh filled from Debian and PyPI packages."""
+"""How a bundle fares on recordings of people and on photographs, which it was not trained for.
 
-import gzip
+`python -m autoglm.training.eval.real_media` prints Markdown; docs/real-media.md holds it (`--into`), with what the
+figures mean.
+"""
+
+import argparse
+import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
+import jiwer
 import numpy as np
-import soundfile
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from autoglm.speech.audio import decode
-from autoglm.speech.model import SAMPLE_RATE, normalize
-from autoglm.training.data.catalog import Language
-from autoglm.training.data.speech import Script
+from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.fusion.prompt import Media, PromptMessage
+from autoglm.speech.model import SpeechModel, normalize
+from autoglm.training.data.catalog import APPS, Language
+from autoglm.training.data.screens import Screen, draw_screen
+from autoglm.training.data.speech import Espeak, draw_voice, synthesize
+from autoglm.training.data.tasks import Reply
+from autoglm.training.document import fill, weights
+from autoglm.training.eval.answering import EvalModel, ask
+from autoglm.training.eval.encoder_drift import EncoderDrift, encoder_drift
+from autoglm.training.eval.media_files import SOURCES, MediaError, Recording, photographs, recordings
+from autoglm.training.eval.published import PublishedWhisper
+from autoglm.training.samples import Case, Turn
+from autoglm.vision.models.mobilevit import MobileVit
 
-SPHINX = Path("usr/share/pocketsphinx/test/data")
-PROMPTS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
-MISNAMED = {"pls-try-call-later": "please-try-call-later"}  # by the texts, and what the recording is called
-PROMPT_TEXTS = Path("usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
-AISHELL = Path("s3tokenizer/assets")
-SOURCES = {
-    "novel": "a novel, read aloud (LibriVox, in pocketsphinx-testdata)",
-    "cards": "names of playing cards (pocketsphinx-testdata)",
-    "robot": "a robot's command; a row of digits (pocketsphinx-testdata)",
-    "prompts": "telephone prompts, 8 kHz, all of whose words training uses (asterisk-core-sounds-en)",
-    "news": "newspaper sentences in Mandarin (AISHELL-1, in s3tokenizer)",
+SEED = 11
+HEARERS = {  # the bundle hears the person, or espeak saying the same
+    "person": "bundle, from the person",
+    "espeak": "bundle, from espeak",
+    "published": "published Whisper, from the person",
 }
-ROBOT = {  # by goforward.gram and by TIDIGITS' file names (z is zero)
-    "goforward.raw": "go forward ten meters",
-    "tidigits/dhd.2934z.raw": "two nine three four zero",
-}
-NEWS = {  # the published transcript of AISHELL-1, which the package does not carry
-    "BAC009S0764W0121.wav": "甚至出现交易几乎停滞的情况",
-    "BAC009S0764W0122.wav": "一二线城市虽然也处于调整中",
-}
-PHOTOGRAPHS = {
-    "temple": Path("sklearn/datasets/images/china.jpg"),
-    "flower": Path("sklearn/datasets/images/flower.jpg"),
-    "astronaut": Path("skimage/data/astronaut.png"),
-    "cat": Path("skimage/data/chelsea.png"),
-    "cup of coffee": Path("skimage/data/coffee.png"),
-    "rocket": Path("skimage/data/rocket.jpg"),
-}
-_SPHINX_LINE = re.compile(r"<s> (.+?) *</s> \((.+)\)")
-_REMARK = re.compile(r"\[.*?\]|<.*?>")
+QUESTIONS = ("Which app is open?", "How many apps are on the screen?", "What is it?")
+MARK = "<!-- `python -m autoglm.training.eval.real_media --into` writes what follows. -->\n"
+_plain = EnglishTextNormalizer({})  # Whisper's own: it writes "ten" as 10
+_WORD = re.compile(r"[a-z]+|\d|[\u4e00-\u9fff]")
 
 
-class MediaError(ValueError):
-    """A recording or photograph is not in the folder; the message names it and says how to fetch it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What a person says: a key of SOURCES, the file's name, the words, and float32 samples [n] at 16 kHz."""
+class Heard(TypedDict):
+    """What was said, and what each of HEARERS made of it; the published Whisper knows no Mandarin."""
 
     source: str
     name: str
     language: Language
-    text: str
-    samples: NDArray[np.float32]
+    said: str
+    heard: dict[str, str]
 
 
-def recordings(folder: Path) -> list[Recording]:
-    """Return every recording in `folder`, source by source. Raises MediaError when one is not there."""
-    readers: dict[str, tuple[Language, Callable[[Path], Iterator[tuple[Path, str]]]]] = {
-        "novel": ("en", lambda root: _transcribed(root, "librivox/transcription")),
-        "cards": ("en", lambda root: _transcribed(root, "cards/cards.transcription")),
-        "robot": ("en", lambda root: ((SPHINX / name, text) for name, text in ROBOT.items())),
-        "prompts": ("en", _prompts),
-        "news": ("zh", lambda root: ((AISHELL / name, text) for name, text in NEWS.items())),
-    }
+class PictureAnswer(TypedDict):
+    """What the bundle answers beside a picture, and the question's mean image gate."""
+
+    picture: str
+    question: str
+    answer: str
+    gate: float
+
+
+class RealMediaReport(TypedDict):
+    """All of it; `revisions` names the bundle's weights, part by part."""
+
+    revisions: dict[str, str]
+    heard: list[Heard]
+    encoder_drift: list[EncoderDrift]
+    looks: list[PictureAnswer]
+
+
+def examine(bundle: Bundle, media: Path) -> RealMediaReport:
+    """Try the parts of `bundle` on what tools/real_media.sh put into `media`. Raises MediaError."""
+    spoken, photos = recordings(media), photographs(media)
+    twins = [_twin(recording, number) for number, recording in enumerate(spoken)]
+    model = SpeechModel.from_pretrained(bundle.root / "speech")
+    english = [number for number, recording in enumerate(spoken) if recording.language == "en"]
+    return RealMediaReport(
+        revisions={name: bundle.revision(name) for name in bundle.parts},
+        heard=hear(model, spoken, twins),
+        encoder_drift=encoder_drift(model, [spoken[n].samples for n in english], [twins[n] for n in english]),
+        looks=look(bundle.root, photos),
+    )
+
+
+# --- recordings ------------------------------------------------------------------------------------
+
+
+def _twin(recording: Recording, number: int) -> NDArray[np.float32]:
+    """Return the same words from one of espeak's held-out voices, samples [n], as the training clips are made."""
+    rng = np.random.default_rng((SEED, number))
+    Espeak.fresh()
+    return synthesize(recording.text, recording.language, draw_voice(recording.language, "heldout", rng), rng)
+
+
+def hear(model: SpeechModel, spoken: Sequence[Recording], twins: Sequence[NDArray[np.float32]]) -> list[Heard]:
+    """Return what is heard of every recording, and of espeak saying the same."""
+    published, rows = PublishedWhisper(), list[Heard]()
+    for recording, twin in zip(tqdm(spoken, "recordings", unit="clip"), twins, strict=True):
+        heard = {"person": _transcript(model, recording.samples), "espeak": _transcript(model, twin)}
+        if recording.language == "en":
+            heard["published"] = published.transcribe(recording.samples)
+        row = Heard(
+            source=recording.source, name=recording.name, language=recording.language, said=recording.text, heard=heard
+        )
+        rows.append(row)
+    return rows
+
+
+def _transcript(model: SpeechModel, samples: NDArray[np.float32]) -> str:
+    return model.encode([samples])[0].transcript
+
+
+def word_errors(said: Sequence[str], heard: Sequence[str]) -> float:
+    """Return the word error rate, without case and punctuation; every digit is a word, also in letters ("ten": 1 0)."""
+    return float(jiwer.wer([_words(text) for text in said], [_words(text) for text in heard]))
+
+
+def character_errors(said: Sequence[str], heard: Sequence[str]) -> float:
+    """Return the character error rate, without case and punctuation; it knows no digits."""
+    return float(jiwer.cer([normalize(text) for text in said], [normalize(text) for text in heard]))
+
+
+def _words(text: str) -> str:
+    return " ".join(_WORD.findall(_plain(text)))
+
+
+# --- photographs -----------------------------------------------------------------------------------
+
+
+def look(folder: Path, photos: Mapping[str, bytes]) -> list[PictureAnswer]:
+    """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
+    vision = MobileVit.from_pretrained(folder / "vision")
+    rng = np.random.default_rng(SEED)
+    drawn = [draw_screen("heldout", rng, kind) for kind in ("app", "home")]
+    pictures = {f"photograph: {name}": vision.preprocess(data) for name, data in photos.items()}
+    pictures |= {f"drawn: {_title(screen)}": vision.preprocessing.tensor(screen.image) for screen in drawn}
+    tokens = vision.features(torch.stack(list(pictures.values())))
+    asked = [
+        (name, picture, question) for name, picture in zip(pictures, tokens, strict=True) for question in QUESTIONS
+    ]
+    given = ask(EvalModel.load(folder), [_case(picture, question) for _, picture, question in asked])
     return [
-        Recording(source, path.name, language, text, _samples(_there(folder, path)))
-        for source, (language, read) in readers.items()
-        for path, text in read(folder)
+        PictureAnswer(picture=name, question=question, answer=answer.text, gate=answer.gates["image"])
+        for (name, _, question), answer in zip(asked, given, strict=True)
     ]
 
 
-def photographs(folder: Path) -> dict[str, bytes]:
-    """Return the image files of PHOTOGRAPHS in `folder`. Raises MediaError when one is not there."""
-    return {name: _there(folder, path).read_bytes() for name, path in PHOTOGRAPHS.items()}
+def _title(screen: Screen) -> str:
+    if screen.app is not None:
+        return f"the app {APPS[screen.app].en}"
+    return f"a home screen with {sum(element.kind == 'icon' for element in screen.elements)} apps"
 
 
-def _there(folder: Path, path: Path) -> Path:
-    if not (folder / path).is_file():
-        raise MediaError(f"{folder / path} is not there; fetch it with: sh tools/real_media.sh {folder}")
-    return folder / path
+def _case(picture: Tensor, question: str) -> Case:
+    turn = Turn(PromptMessage("user", (Media("image", picture), question)), Reply("", ""))
+    return Case(task="which_app", source="screen", language="en", turns=(turn,))
 
 
-def _transcribed(folder: Path, index: str) -> Iterator[tuple[Path, str]]:
-    """Yield the recordings of one of pocketsphinx's transcript files: `<s> two words </s> (name)`."""
-    path = SPHINX / index
-    for text, name in _SPHINX_LINE.findall(_there(folder, path).read_text(encoding="utf-8")):
-        yield path.with_name(f"{name}.wav"), text
+# --- Markdown --------------------------------------------------------------------------------------
 
 
-def _prompts(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the telephone prompts (`name: Text [remark]`) that have no word which training clips never use."""
-    script = Script.of("train")
-    known = set(normalize(" ".join((*script.sentences["en"], *script.pieces["en"]))).split())
-    with gzip.open(_there(folder, PROMPT_TEXTS), "rt", encoding="utf-8") as lines:
-        for line in lines:
-            name, _, text = _REMARK.sub("", line).partition(": ")
-            if (said := set(normalize(text).split())) and said <= known:
-                yield PROMPTS / f"{MISNAMED.get(name, name)}.wav", text.strip()
-
-
-def _samples(path: Path) -> NDArray[np.float32]:
-    if path.suffix != ".raw":
-        return decode(path.read_bytes())
-    samples, _ = soundfile.read(
-        path, dtype="float32", samplerate=SAMPLE_RATE, channels=1, format="RAW", subtype="PCM_16", endian="LITTLE"
+def markdown(report: RealMediaReport) -> str:
+    """Return the report as Markdown tables."""
+    sections = (
+        weights(report["revisions"]),
+        _rates(report["heard"]),
+        _drift(report["encoder_drift"]),
+        _looks(report["looks"]),
     )
-    return np.asarray(samples, dtype=np.float32)
+    return "\n\n".join((*sections, _transcripts(report["heard"]))) + "\n"
+
+
+def _rates(heard: Sequence[Heard]) -> str:
+    lines = ["## Errors in all", "", f"| Said | n | {' | '.join(HEARERS.values())} |", "|---|---|---|---|---|"]
+    groups = {what: [row for row in heard if row["source"] == key] for key, what in SOURCES.items()}
+    groups["**all English**"] = [row for row in heard if row["language"] == "en"]
+    for what, rows in groups.items():
+        cells = (f"{_right(rows, hearer)}{_rate(rows, hearer)}" for hearer in HEARERS)
+        lines.append(f"| {what} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _right(rows: Sequence[Heard], hearer: str) -> str:
+    """Return how many recordings `hearer` has wholly right."""
+    pairs = [(row["said"], row["heard"][hearer]) for row in rows if hearer in row["heard"]]
+    return f"{sum(_words(said) == _words(written) for said, written in pairs)} right, " if pairs else ""
+
+
+def _rate(rows: Sequence[Heard], hearer: str) -> str:
+    """Return the word error rate of `hearer`, and the bundle's character error rate in brackets."""
+    if hearer not in rows[0]["heard"]:
+        return "–"
+    said, written = [row["said"] for row in rows], [row["heard"][hearer] for row in rows]
+    words = f"{word_errors(said, written):.2f}" if rows[0]["language"] == "en" else ""
+    return words if hearer == "published" else f"{words} ({character_errors(said, written):.2f})".lstrip()
+
+
+def _drift(rows: Sequence[EncoderDrift]) -> str:
+    lines = ["## What is left of the published encoder", "", "| Behind layer | people | espeak | never trained |"]
+    lines.append("|---|---|---|---|")
+    for row in rows:
+        lines.append(f"| {row['layer']} | {row['person']:.2f} | {row['espeak']:.2f} | {row['untrained']:.2f} |")
+    return "\n".join(lines)
+
+
+def _looks(looks: Sequence[PictureAnswer]) -> str:
+    lines = ["## Photographs", "", f"| Picture | {' | '.join(QUESTIONS)} |", f"|---{'|---' * len(QUESTIONS)}|"]
+    for picture in dict.fromkeys(row["picture"] for row in looks):
+        cells = [f"{_code(row['answer'])} {row['gate']:.3f}" for row in looks if row["picture"] == picture]
+        lines.append(f"| {picture} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _transcripts(heard: Sequence[Heard]) -> str:
+    lines = ["## Every recording", "", f"| Said | {' | '.join(HEARERS.values())} |", "|---|---|---|---|"]
+    for row in heard:
+        cells = (f"{_code(row['heard'].get(hearer, ''))} {_rate([row], hearer)}" for hearer in HEARERS)
+        lines.append(f"| {row['said']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Return `text` as it stands, in a table's cell."""
+    return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`" if text else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Examine a bundle and print the report, or write it into a document."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autoglm.training.eval.real_media", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("bundle", nargs="?", default="", help="folder of the bundle (default: the nano bundle)")
+    parser.add_argument("--media", type=Path, required=True, help="folder that tools/real_media.sh filled")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
+    parser.add_argument("--into", type=Path, help="document whose tables are to be written anew")
+    given = parser.parse_args(arguments)
+    try:
+        bundle = Bundle.open(chosen_bundle(given.bundle))
+        bundle.verify()
+        report = examine(bundle, given.media)
+    except (BundleError, MediaError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+    if given.into is not None:
+        fill(given.into, MARK, markdown(report))
+    else:
+        print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
 from autoglm.training.document import fill, weights
-from autoglm.training.eval.answering import Speaker
+from autoglm.training.eval.answering import EvalModel
 from autoglm.vision.models.mobilevit import MobileVit
 
 SEED, COUNT = 11, 150
@@ -36,7 +36,7 @@ MARK = "<!-- `python -m autoglm.training.eval.retrieval --into` writes what foll
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RetrievalResult:
     """How often the candidate that is nearest to a query is a right one, among how many, and by chance."""
 
     query: str
@@ -50,16 +50,14 @@ class Vectors:
     """The parts of a bundle, and what they make of texts, screens and sound: one row each, of length 1."""
 
     def __init__(self, folder: Path) -> None:
-        self._speaker = Speaker.load(folder)
+        self._model = EvalModel.load(folder)
         self._vision = MobileVit.from_pretrained(folder / "vision")
         self._speech = SpeechModel.from_pretrained(folder / "speech")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the vectors of `texts`."""
-        speaker = self._speaker
-        return torch.stack(
-            [speaker.fusion.pool_text(speaker.glm.embed, speaker.composer.encode(text)) for text in texts]
-        )
+        model = self._model
+        return torch.stack([model.fusion.pool_text(model.glm.embed, model.composer.encode(text)) for text in texts])
 
     def screens(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the vectors of `images`."""
@@ -79,15 +77,15 @@ class Vectors:
         return self._media("audio", [each.tokens for each in heard]), [each.transcript for each in heard]
 
     def _media(self, kind: MediaKind, items: Sequence[Tensor] | Tensor) -> Tensor:
-        return torch.stack([self._speaker.fusion.pool_media(Media(kind, tokens)) for tokens in items])
+        return torch.stack([self._model.fusion.pool_media(Media(kind, tokens)) for tokens in items])
 
 
-def measure(vectors: Vectors) -> list[Row]:
+def measure(vectors: Vectors) -> list[RetrievalResult]:
     """Return every row."""
     return [*_screens(vectors), *_words(vectors)]
 
 
-def _screens(vectors: Vectors) -> list[Row]:
+def _screens(vectors: Vectors) -> list[RetrievalResult]:
     rng = np.random.default_rng(SEED)
     drawn = [draw_screen("heldout", rng, "app") for _ in range(COUNT)]
     apps = [screen.app or "" for screen in drawn]
@@ -95,13 +93,13 @@ def _screens(vectors: Vectors) -> list[Row]:
     copies = vectors.screens([_copy(screen) for screen in drawn])
     names = sorted(set(apps))
     rows = [
-        _row("a screen", "a copy of it, smaller and as JPEG", found, copies, torch.eye(COUNT, dtype=torch.bool)),
-        _row("an app's screen", "another screen of the same app", found, found, _same(apps, apps), own=False),
+        _result("a screen", "a copy of it, smaller and as JPEG", found, copies, torch.eye(COUNT, dtype=torch.bool)),
+        _result("an app's screen", "another screen of the same app", found, found, _same(apps, apps), own=False),
     ]
     for language in LANGUAGES:
         written = vectors.texts([APPS[name][language] for name in names])
         what = {"en": "the app's name in English", "zh": "the app's name in Chinese"}[language]
-        rows.append(_row("an app's screen", what, found, written, _same(apps, names)))
+        rows.append(_result("an app's screen", what, found, written, _same(apps, names)))
     return rows
 
 
@@ -111,7 +109,7 @@ def _copy(screen: Screen) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def _words(vectors: Vectors) -> list[Row]:
+def _words(vectors: Vectors) -> list[RetrievalResult]:
     asks = _asks(np.random.default_rng(SEED))
     mine, other = ([_text(ask, number) for ask in asks] for number in (0, 1))
     foreign = [_text(Ask(ask.intent, ask.key, "en" if ask.language == "zh" else "zh"), 0) for ask in asks]
@@ -119,13 +117,13 @@ def _words(vectors: Vectors) -> list[Row]:
     (first, heard), (second, _) = (vectors.spoken(mine, seed) for seed in (SEED, SEED + 1))
     same = torch.eye(len(asks), dtype=torch.bool)
     return [
-        _row("a request in writing", "the same in other words", text, vectors.texts([t for t, _ in other]), same),
-        _row(
+        _result("a request in writing", "the same in other words", text, vectors.texts([t for t, _ in other]), same),
+        _result(
             "a request in writing", "the same in the other language", text, vectors.texts([t for t, _ in foreign]), same
         ),
-        _row("a recording", "the same words by another voice", first, second, same),
-        _row("a recording", "what is said in it, in writing", first, text, same),
-        _row("a recording's transcript", "what is said in it, in writing", vectors.texts(heard), text, same),
+        _result("a recording", "the same words by another voice", first, second, same),
+        _result("a recording", "what is said in it, in writing", first, text, same),
+        _result("a recording's transcript", "what is said in it, in writing", vectors.texts(heard), text, same),
     ]
 
 
@@ -148,7 +146,9 @@ def _same(queries: Sequence[str], candidates: Sequence[str]) -> Tensor:
     return torch.tensor([[query == candidate for candidate in candidates] for query in queries])
 
 
-def _row(query: str, candidate: str, queries: Tensor, candidates: Tensor, right: Tensor, own: bool = True) -> Row:
+def _result(
+    query: str, candidate: str, queries: Tensor, candidates: Tensor, right: Tensor, own: bool = True
+) -> RetrievalResult:
     """Return a row; `right` [queries, candidates] tells the right ones.
 
     Without `own`, nothing is its own candidate, and what has no other right one is no query.
@@ -161,10 +161,10 @@ def _row(query: str, candidate: str, queries: Tensor, candidates: Tensor, right:
     likeness, right = likeness[asked], right[asked]
     first = right.gather(1, likeness.argmax(1, keepdim=True)).float().mean().item()
     among = len(candidates) - (not own)
-    return Row(query, candidate, among, first, (right.sum(1) / among).mean().item())
+    return RetrievalResult(query, candidate, among, first, (right.sum(1) / among).mean().item())
 
 
-def markdown(bundle: Bundle, rows: Sequence[Row]) -> str:
+def markdown(bundle: Bundle, rows: Sequence[RetrievalResult]) -> str:
     """Return the rows as a Markdown table."""
     revisions: dict[str, str] = {name: bundle.revision(name) for name in bundle.parts}
     lines = [

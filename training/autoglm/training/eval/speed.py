@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autoglm.bench.measured import Figure
 from autoglm.decoder.engine.request import ChosenToken, Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import choose
 from autoglm.decoder.engine.sequence import Sequence as Generation
 from autoglm.fusion.compose import Composer
-from autoglm.training.eval.answering import Speaker
+from autoglm.training.eval.answering import EvalModel
+from autoglm.training.measured import Figure
 from autoglm.training.samples import Case
 
 TOKENS = 20
@@ -39,14 +39,14 @@ class Times:
 
 
 def race(
-    speakers: Mapping[str, Speaker], than: str, cases: Sequence[Case], encode: Callable[[], object], rounds: int
+    eval_models: Mapping[str, EvalModel], than: str, cases: Sequence[Case], encode: Callable[[], object], rounds: int
 ) -> dict[str, Times]:
-    """Time `speakers` on `cases` for `rounds` rounds, after one that does not count, against the speaker `than`.
+    """Time `eval_models` on `cases` for `rounds` rounds, after one that does not count, against the model `than`.
 
     `encode` is the encoder's work for one case.
     """
-    runners = {name: (speaker.composer, speaker.runner(slots=1)) for name, speaker in speakers.items()}
-    names, seconds = list(speakers), {name: list[Seconds]() for name in speakers}
+    runners = {name: (model.composer, model.runner(slots=1)) for name, model in eval_models.items()}
+    names, seconds = list(eval_models), {name: list[Seconds]() for name in eval_models}
     for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
         encoding = clocked(encode)
         shift = number % len(names)  # nobody is always the first

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autoglm.training.data.screens import Screen
-from autoglm.training.stages.vision_data import IGNORE, Batch, collate
+from autoglm.training.stages.vision_data import IGNORE, ScreenBatch, collate
 from autoglm.training.stages.vision_heads import Seen, Student
 
 Hits = Iterable[tuple[str, Tensor]]
@@ -28,7 +28,7 @@ def evaluate(student: Student, screens: list[Screen], batch_size: int = 32) -> d
     return {question: round(float(np.mean(values)), 4) for question, values in sorted(scores.items())}
 
 
-def _dense_hits(seen: Seen, batch: Batch) -> Hits:
+def _dense_hits(seen: Seen, batch: ScreenBatch) -> Hits:
     dense = seen.maps[0]
     cells = dense.cells(batch)
     yield "identity", dense.name[cells].argmax(-1) == batch.name
@@ -52,7 +52,7 @@ def _localised(name: Tensor, cells: tuple[Tensor, Tensor, Tensor], wanted: Tenso
     return truth[index, found] == wanted
 
 
-def _page_hits(seen: Seen, batch: Batch) -> Hits:
+def _page_hits(seen: Seen, batch: ScreenBatch) -> Hits:
     yield "page_kind", seen.kind.argmax(-1) == batch.kind
     opened = batch.app < seen.app.shape[-1] - 1
     yield "opened_app", (seen.app.argmax(-1) == batch.app)[opened]

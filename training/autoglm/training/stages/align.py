@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoglm.common.modalities import MediaKind
 from autoglm.fusion.gcma.model import GcmaFusion
-from autoglm.training.stages.features import Shelf
+from autoglm.training.stages.features import FeatureStore
 
 ITEMS = 400  # of each modality, to know how far each reading spreads
 RANDOM_SHARE: dict[MediaKind, float] = {"image": 0.3, "audio": 1.0}  # of the random start that stays beside the heads
@@ -27,9 +27,9 @@ def save_head(workdir: Path, kind: MediaKind, rows: Tensor, weights: Tensor) -> 
     save_file(tensors, workdir / HEADS[kind])
 
 
-def align(model: GcmaFusion, shelf: Shelf, workdir: Path) -> None:
+def align(model: GcmaFusion, store: FeatureStore, workdir: Path) -> None:
     """Start the projection of each modality from its head, in place."""
-    shelves: dict[MediaKind, list[Tensor]] = {"image": shelf.screens, "audio": shelf.clips}
+    shelves: dict[MediaKind, list[Tensor]] = {"image": store.screens, "audio": store.clips}
     for kind, items in shelves.items():
         head = load_file(workdir / HEADS[kind])
         features = torch.cat(items[:: max(1, len(items) // ITEMS)]).float()

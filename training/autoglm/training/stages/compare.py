@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoglm.bench.measured import Figure, conditions
 from autoglm.common.files import write_atomically
 from autoglm.training.data.screens import draw_screen
-from autoglm.training.eval.answering import Given, Speaker, ask
-from autoglm.training.eval.evaluate import Exam, ExamConfig, Row, rows, share_right
+from autoglm.training.eval.answering import EvalModel, Prediction, ask
+from autoglm.training.eval.evaluate import EvalConfig, EvalSet, TaskAccuracy, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
+from autoglm.training.measured import Figure, conditions
 from autoglm.training.samples import SHARES
 from autoglm.vision.models.mobilevit import MobileVit
 
@@ -33,8 +33,8 @@ WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class CompareConfig(ExamConfig):
-    """The exam and how speed is measured; recipes/nano.yaml explains each field."""
+class CompareConfig(EvalConfig):
+    """The evaluation set and how speed is measured; recipes/nano.yaml explains each field."""
 
     rounds: int
     prompts: int
@@ -59,11 +59,11 @@ ENTRIES = (
 )
 
 
-class Marks(TypedDict):
+class Scores(TypedDict):
     """Shares of right answers, by where the question comes from and over all; the rows tell them by task."""
 
     right: dict[str, float]
-    rows: list[Row]
+    rows: list[TaskAccuracy]
 
 
 class Sizes(TypedDict):
@@ -75,14 +75,14 @@ class Sizes(TypedDict):
     fusion_bytes: int
 
 
-class Model(Marks, Sizes):
-    """A model's marks, sizes and times; `faster` is the teacher's time over its own."""
+class ModelReport(Scores, Sizes):
+    """A model's scores, sizes and times; `faster` is the teacher's time over its own."""
 
     milliseconds: dict[str, Any]
     faster: dict[str, Any]
 
 
-class Comparison(TypedDict):
+class ModelComparison(TypedDict):
     """What was compared, on what, and what came out."""
 
     seed: int
@@ -92,22 +92,22 @@ class Comparison(TypedDict):
     threads: int
     prompt_tokens: list[int]
     conditions: dict[str, Any]
-    models: dict[str, Model]
+    models: dict[str, ModelReport]
 
 
 def run(config: CompareConfig, workdir: Path) -> None:
     """Write `workdir`/comparison.json and print its table."""
-    exam = Exam.draw(workdir, config)
-    speakers = {entry.name: _open(entry, workdir) for entry in ENTRIES}
-    marks = {entry.name: _kept(entry, exam, workdir, speakers[entry.name]) for entry in ENTRIES}
-    asked = [case for case in exam.cases if case.source == "screen" and len(case.media) == 1][: config.prompts]
+    eval_set = EvalSet.draw(workdir, config)
+    eval_models = {entry.name: _open(entry, workdir) for entry in ENTRIES}
+    scores = {entry.name: _kept(entry, eval_set, workdir, eval_models[entry.name]) for entry in ENTRIES}
+    asked = [case for case in eval_set.cases if case.source == "screen" and len(case.media) == 1][: config.prompts]
     with threads(config.threads):
-        times = race(speakers, TEACHER, asked, _sight(workdir, config.seed), config.rounds)
-    models = {entry.name: _model(entry, workdir, marks, speakers, times) for entry in ENTRIES}
-    composer = speakers[TEACHER].composer
+        times = race(eval_models, TEACHER, asked, _sight(workdir, config.seed), config.rounds)
+    models = {entry.name: _report(entry, workdir, scores, eval_models, times) for entry in ENTRIES}
+    composer = eval_models[TEACHER].composer
     lengths = sorted(len(composer.compose(case.messages, case.thinking).token_ids) for case in asked)
-    comparison = Comparison(
-        seed=config.seed, limit=config.limit, cases=len(exam.cases) + len(exam.steps), rounds=config.rounds,
+    comparison = ModelComparison(
+        seed=config.seed, limit=config.limit, cases=len(eval_set.cases) + len(eval_set.steps), rounds=config.rounds,
         threads=config.threads, prompt_tokens=lengths, conditions=conditions(), models=models,
     )  # fmt: skip
     _write(comparison, workdir / REPORT)
@@ -118,10 +118,10 @@ def _write(what: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, (json.dumps(what, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _open(entry: Entry, workdir: Path) -> Speaker:
+def _open(entry: Entry, workdir: Path) -> EvalModel:
     if not (workdir / entry.folder / "decoder" / WEIGHTS).exists():
         raise SystemExit(f"{workdir / entry.folder / 'decoder'} is missing; run the stages before compare first")
-    return Speaker.load(workdir / entry.folder, entry.int8)
+    return EvalModel.load(workdir / entry.folder, entry.int8)
 
 
 def _sight(workdir: Path, seed: int) -> Callable[[], Tensor]:
@@ -131,21 +131,21 @@ def _sight(workdir: Path, seed: int) -> Callable[[], Tensor]:
     return lambda: vision.features(vision.preprocess(png.getvalue())[None])
 
 
-def _kept(entry: Entry, exam: Exam, workdir: Path, speaker: Speaker) -> Marks:
-    """Return a model's marks, those that were kept where weights and exam are the same."""
+def _kept(entry: Entry, eval_set: EvalSet, workdir: Path, model: EvalModel) -> Scores:
+    """Return a model's scores: the kept ones if its weights and the evaluation set have not changed."""
     path = workdir / "compare" / f"{entry.name}.json"
-    key = _key(entry, exam.config, workdir)
+    key = _key(entry, eval_set.config, workdir)
     if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        marks: Marks = kept["marks"]
-        return marks
+        scores: Scores = kept["scores"]
+        return scores
     print(entry.name)
-    marks = examine(speaker, exam)
+    scores = examine(model, eval_set)
     path.parent.mkdir(exist_ok=True)
-    _write({"key": key, "marks": marks}, path)
-    return marks
+    _write({"key": key, "scores": scores}, path)
+    return scores
 
 
-def _key(entry: Entry, config: ExamConfig, workdir: Path) -> str:
+def _key(entry: Entry, config: EvalConfig, workdir: Path) -> str:
     digest = hashlib.sha256(f"{config.seed} {config.limit} {entry.int8}".encode())
     own = (workdir / entry.folder / part for part in ("fusion", "decoder"))
     for folder in (*own, workdir / "vision", workdir / "speech"):
@@ -153,29 +153,35 @@ def _key(entry: Entry, config: ExamConfig, workdir: Path) -> str:
     return digest.hexdigest()
 
 
-def examine(speaker: Speaker, exam: Exam) -> Marks:
-    """Ask `speaker` the cases of `exam` that are judged as right or wrong."""
-    given = ask(speaker, [*exam.cases, *exam.steps])
-    asked = given[: len(exam.cases)]
-    groups: dict[str, list[Given]] = {source: [one for one in asked if one.case.source == source] for source in SHARES}
-    groups |= {STEPS: given[len(exam.cases) :], ALL: given}
-    return Marks(right={name: round(share_right(group), 4) for name, group in groups.items()}, rows=rows(asked))
+def examine(model: EvalModel, eval_set: EvalSet) -> Scores:
+    """Ask `model` the cases of `eval_set` that are judged as right or wrong."""
+    given = ask(model, [*eval_set.cases, *eval_set.steps])
+    asked = given[: len(eval_set.cases)]
+    groups: dict[str, list[Prediction]] = {
+        source: [one for one in asked if one.case.source == source] for source in SHARES
+    }
+    groups |= {STEPS: given[len(eval_set.cases) :], ALL: given}
+    return Scores(right={name: round(share_right(group), 4) for name, group in groups.items()}, rows=rows(asked))
 
 
-def _model(
-    entry: Entry, workdir: Path, marks: Mapping[str, Marks], speakers: Mapping[str, Speaker], times: Mapping[str, Times]
-) -> Model:
+def _report(
+    entry: Entry,
+    workdir: Path,
+    scores: Mapping[str, Scores],
+    eval_models: Mapping[str, EvalModel],
+    times: Mapping[str, Times],
+) -> ModelReport:
     name, clocked = entry.name, asdict(times[entry.name])
-    sizes = _sizes(entry, workdir, speakers[name])
-    return Model(**marks[name], **sizes, milliseconds=clocked["milliseconds"], faster=clocked["faster"])
+    sizes = _sizes(entry, workdir, eval_models[name])
+    return ModelReport(**scores[name], **sizes, milliseconds=clocked["milliseconds"], faster=clocked["faster"])
 
 
-def _sizes(entry: Entry, workdir: Path, speaker: Speaker) -> Sizes:
-    folder, decoder = workdir / entry.folder, speaker.glm.state_dict()
+def _sizes(entry: Entry, workdir: Path, model: EvalModel) -> Sizes:
+    folder, decoder = workdir / entry.folder, model.glm.state_dict()
     return Sizes(
         decoder_parameters=sum(weight.numel() for name, weight in decoder.items() if not name.endswith(".scale")),
         decoder_bytes=_bytes(decoder) if entry.int8 else (folder / "decoder" / WEIGHTS).stat().st_size,
-        fusion_parameters=sum(weight.numel() for weight in speaker.fusion.parameters()),
+        fusion_parameters=sum(weight.numel() for weight in model.fusion.parameters()),
         fusion_bytes=(folder / "fusion" / WEIGHTS).stat().st_size,
     )
 
@@ -185,7 +191,7 @@ def _bytes(weights: Mapping[str, Tensor]) -> int:
     return sum(weight.numel() * (1 if weight.dtype == torch.int8 else 2) for weight in weights.values())
 
 
-def table(comparison: Comparison) -> str:
+def table(comparison: ModelComparison) -> str:
     """Return the comparison as two Markdown tables, with what it takes to read them."""
     models = comparison["models"]
     teacher = models[TEACHER]
@@ -193,7 +199,7 @@ def table(comparison: Comparison) -> str:
     lines = [
         f"| Right answers | {' | '.join(sources)} | of the teacher's |",
         "|---|" + "---|" * (len(sources) + 1),
-        *(_marks_line(name, model, teacher) for name, model in models.items()),
+        *(_scores_line(name, model, teacher) for name, model in models.items()),
         "",
         "| Sizes and speed | parameters | MB | ms a token | × a token | × an answer | × with encoder |",
         "|---|---|---|---|---|---|---|",
@@ -204,19 +210,19 @@ def table(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _marks_line(name: str, model: Model, teacher: Model) -> str:
+def _scores_line(name: str, model: ModelReport, teacher: ModelReport) -> str:
     shares = " | ".join(f"{share:.3f}" for share in model["right"].values())
     ratio = model["right"][ALL] / teacher["right"][ALL] if teacher["right"][ALL] else float("nan")
     return f"| {name} | {shares} | {ratio:.1%} |"
 
 
-def _speed_line(name: str, model: Model) -> str:
+def _speed_line(name: str, model: ModelReport) -> str:
     times = [model["milliseconds"]["token"], *model["faster"].values()]
     figures = " | ".join(str(Figure(**figure)) for figure in times)
     return f"| {name} | {model['decoder_parameters'] / 1e6:.2f} M | {model['decoder_bytes'] / 1e6:.1f} | {figures} |"
 
 
-def _legend(comparison: Comparison) -> list[str]:
+def _legend(comparison: ModelComparison) -> list[str]:
     """Say what the figures of `table` are."""
     machine, fusion = comparison["conditions"]["machine"], comparison["models"][TEACHER]
     prompts, number = comparison["prompt_tokens"], comparison["threads"]

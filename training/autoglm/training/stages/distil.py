@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from autoglm.training.stages.joint import (
-    Assistant,
-    Batch,
+    AnswerLoss,
     DecoderConfig,
-    Desk,
-    Grade,
-    Graded,
+    FusionDecoder,
+    LossAndFigures,
     RunConfig,
+    RunContext,
+    TokenBatch,
     answer_loss,
     save,
     train,
@@ -37,22 +37,22 @@ class DistilConfig(RunConfig):
 
 def run(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> None:
     """Go on from joint.pt beside the teacher, and write `workdir`/fusion and `workdir`/decoder."""
-    desk = Desk.open(workdir)
-    student = desk.left("joint.pt", decoder)
-    train("distil", student, config, desk, lesson(config.alpha, workdir))
+    context = RunContext.open(workdir)
+    student = context.load_checkpoint("joint.pt", decoder)
+    train("distil", student, config, context, teacher_loss(config.alpha, workdir))
     save(student, workdir)
 
 
 def run_plain(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> None:
     """Do the same without the teacher, and write `workdir`/plain/fusion and `workdir`/plain/decoder."""
-    desk = Desk.open(workdir)
-    student = desk.left("joint.pt", decoder)
+    context = RunContext.open(workdir)
+    student = context.load_checkpoint("joint.pt", decoder)
     alone = replace(config, alpha=1.0)
-    train("plain", student, alone, desk, lesson(alone.alpha, workdir))
+    train("plain", student, alone, context, teacher_loss(alone.alpha, workdir))
     save(student, workdir / "plain")
 
 
-def lesson(alpha: float, workdir: Path) -> Grade:
+def teacher_loss(alpha: float, workdir: Path) -> AnswerLoss:
     """Return the loss on answers with the teacher in `workdir`, which α = 1 does not need.
 
     Raises SystemExit where the teacher is missing.
@@ -61,14 +61,14 @@ def lesson(alpha: float, workdir: Path) -> Grade:
         return answer_loss
     if not (workdir / "teacher" / "decoder" / "model.safetensors").exists():
         raise SystemExit(f"{workdir / 'teacher'} is missing; run --stage teacher first")
-    return beside(Assistant.saved(workdir / "teacher"), alpha)
+    return distillation_loss(FusionDecoder.saved(workdir / "teacher"), alpha)
 
 
-def beside(teacher: Assistant, alpha: float) -> Grade:
+def distillation_loss(teacher: FusionDecoder, alpha: float) -> AnswerLoss:
     """Return the loss on answers that listens to `teacher` as well."""
     teacher.eval().requires_grad_(False)
 
-    def grade(batch: Batch, logits: Tensor) -> Graded:
+    def grade(batch: TokenBatch, logits: Tensor) -> LossAndFigures:
         with torch.no_grad():
             wanted, _ = teacher.to(logits.device)(batch)
         answer, kl = cross_entropy(logits.float(), batch.targets), divergence(wanted, logits)

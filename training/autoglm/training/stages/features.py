@@ -1,6 +1,6 @@
 """Stage 3: draw screens and speak clips, and keep what the trained encoders make of them.
 
-The joint stage reads these features thousands of times, so the encoders run once. On disk a shelf is
+The joint stage reads these features thousands of times, so the encoders run once. On disk a store is
 a folder: tensors as safetensors, descriptions as JSON lines; a shard that is there is not made again.
 """
 
@@ -64,7 +64,7 @@ class ClipInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class FeatureStore:
     """Encoded screens (tokens [49, 320]) and clips (tokens [T, 1536]) of one split."""
 
     split: Split
@@ -93,7 +93,7 @@ def run(config: FeaturesConfig, workdir: Path) -> None:
     """Fill `workdir`/features from its trained encoders."""
     vision = MobileVit.from_pretrained(workdir / "vision")
     speech = SpeechModel.from_pretrained(workdir / "speech")
-    Shelf.make("train", workdir / "features", vision, speech, config)
+    FeatureStore.make("train", workdir / "features", vision, speech, config)
 
 
 Made = tuple[list[dict[str, Any]], list[Tensor]]

@@ -24,16 +24,16 @@ from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Prompt
 from autoglm.training.fuse_batch import Additions, FusionBatch, collate, fuse_batch
 from autoglm.training.loop import Loop, LoopConfig, Position, weights
-from autoglm.training.samples import SHARES, Case, Diet, Sampler, Turn
+from autoglm.training.samples import SHARES, Case, Sampler, TaskMixture, Turn
 from autoglm.training.stages import tokenizer
 from autoglm.training.stages.align import align
-from autoglm.training.stages.features import Shelf
+from autoglm.training.stages.features import FeatureStore
 
 GRID = 7
 POOL = 384  # cases that are sorted by length before they are cut into batches
 # First the eye alone, in short cases, where fusion finds places on the screen sooner. Then everything at once.
-SCREENS = Diet({"screen": 1.0}, system_share=0.0)
-ALL = Diet(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2), steps_share=0.15)
+SCREEN_MIXTURE = TaskMixture({"screen": 1.0}, system_share=0.0)
+FULL_MIXTURE = TaskMixture(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2), steps_share=0.15)
 EMBEDDING_STD = 1.0
 
 
@@ -61,7 +61,7 @@ class RunConfig:
     gate_weight: float
 
 
-class Assistant(nn.Module):
+class FusionDecoder(nn.Module):
     """Fusion and decoder side by side, as they are trained and saved."""
 
     def __init__(self, fusion: GcmaFusion, decoder: GlmForCausalLM) -> None:
@@ -69,7 +69,7 @@ class Assistant(nn.Module):
         self.fusion, self.decoder = fusion, decoder
 
     @classmethod
-    def fresh(cls, config: DecoderConfig, vocabulary: int, seed: int) -> "Assistant":
+    def fresh(cls, config: DecoderConfig, vocabulary: int, seed: int) -> "FusionDecoder":
         """Return an untrained model, initialised by `seed`."""
         torch.manual_seed(seed)
         decoder = GlmForCausalLM(glm_config(config, vocabulary))
@@ -85,12 +85,12 @@ class Assistant(nn.Module):
         return cls(fusion, decoder)
 
     @classmethod
-    def saved(cls, folder: Path) -> "Assistant":
+    def saved(cls, folder: Path) -> "FusionDecoder":
         """Return what `save` wrote into `folder`, in float32."""
         decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True)
         return cls(GcmaFusion.from_pretrained(folder / "fusion"), decoder)
 
-    def forward(self, batch: "Batch") -> tuple[Tensor, Additions | None]:
+    def forward(self, batch: "TokenBatch") -> tuple[Tensor, Additions | None]:
         """Return logits [N, vocabulary] for the N tokens that are learned, and what the fusion added."""
         embeddings = self.decoder.model.embed_tokens(batch.token_ids)
         fused, added = fuse_batch(self.fusion, embeddings, batch.fusion)
@@ -118,7 +118,7 @@ def glm_config(config: DecoderConfig, vocabulary: int) -> GlmConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TokenBatch:
     """Cases side by side: token ids and labels [B, T] (−100 where nothing is learned)."""
 
     token_ids: Tensor
@@ -127,10 +127,10 @@ class Batch:
     prompts: Sequence[Prompt]
     cases: Sequence[Case]
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TokenBatch":
         """Return the same with its tensors on `device`."""
         tensors = self.token_ids.to(device), self.labels.to(device), self.fusion.to(device)
-        return Batch(*tensors, self.prompts, self.cases)
+        return TokenBatch(*tensors, self.prompts, self.cases)
 
     @property
     def learned(self) -> Tensor:
@@ -143,7 +143,7 @@ class Batch:
         return self.labels[:, 1:][self.learned]
 
 
-class Source(Protocol):
+class CaseSource(Protocol):
     """Where cases come from."""
 
     rng: np.random.Generator
@@ -159,10 +159,10 @@ def _length(row: Row) -> int:
     return len(row[1].token_ids) + len(row[2])
 
 
-class Batcher:
+class TokenBatches:
     """Turns cases into batches of like length, each of at most `tokens` tokens, padding included."""
 
-    def __init__(self, composer: Composer, sampler: Source, tokens: int) -> None:
+    def __init__(self, composer: Composer, sampler: CaseSource, tokens: int) -> None:
         self.composer, self.sampler, self.tokens = composer, sampler, tokens
         self.stop = composer.tokenizer.encode("<|user|>").ids
         self._position = Position(sampler.rng.bit_generator.state, 0)
@@ -176,7 +176,7 @@ class Batcher:
         self.sampler.rng.bit_generator.state = position.rng
         self._position = position
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TokenBatch]:
         rng = self.sampler.rng
         while True:
             pool = self._pack(self.sampler.draw() for _ in range(POOL))
@@ -187,7 +187,7 @@ class Batcher:
                 self._position = Position(rng.bit_generator.state, 0) if last else replace(self._position, taken=taken)
                 yield self._batch(pool[number])
 
-    def of(self, cases: Iterable[Case]) -> Iterator[Batch]:
+    def of(self, cases: Iterable[Case]) -> Iterator[TokenBatch]:
         """Yield batches of just these cases, the shortest first."""
         return map(self._batch, self._pack(cases))
 
@@ -204,7 +204,7 @@ class Batcher:
         answer = case.text.removeprefix(prompt.echo)
         return case, prompt, [*self.composer.tokenizer.encode(answer, add_special_tokens=False).ids, *self.stop]
 
-    def _batch(self, rows: Sequence[Row]) -> Batch:
+    def _batch(self, rows: Sequence[Row]) -> TokenBatch:
         length = max(map(_length, rows))
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), -100)
@@ -216,7 +216,7 @@ class Batcher:
                     labels[row, past.start : past.stop + 1] = ids[row, past.start : past.stop + 1]
             labels[row, start : start + len(answer)] = torch.tensor(answer)
         prompts = [prompt for _, prompt, _ in rows]
-        return Batch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
+        return TokenBatch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
 
 
 def answers(prompt: Prompt) -> list[slice]:
@@ -226,7 +226,7 @@ def answers(prompt: Prompt) -> list[slice]:
     return past if past and past[-1].stop == end else [*past, slice(end, end)]
 
 
-def asked(batch: Batch, added: Additions) -> Iterator[tuple[int, Turn, Tensor]]:
+def asked(batch: TokenBatch, added: Additions) -> Iterator[tuple[int, Turn, Tensor]]:
     """Yield every turn: its row in the batch, the turn, and which of the enriched tokens [R] are the user's there."""
     for row, (case, prompt) in enumerate(zip(batch.cases, batch.prompts, strict=True)):
         start = 0
@@ -235,7 +235,7 @@ def asked(batch: Batch, added: Additions) -> Iterator[tuple[int, Turn, Tensor]]:
             start = answer.stop
 
 
-def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
+def attention_loss(batch: TokenBatch, added: Additions | None) -> Tensor:
     """Return the mean −log attention on the right cell, over the turns that have one.
 
     Two tokens of a turn count: the one that looks best (the name, mostly), and the last before the answer, where
@@ -253,7 +253,7 @@ def attention_loss(batch: Batch, added: Additions | None) -> Tensor:
     return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
-def gate_loss(batch: Batch, added: Additions | None) -> Tensor:
+def gate_loss(batch: TokenBatch, added: Additions | None) -> Tensor:
     """Return the mean cross-entropy of the gates on whether a turn needs the medium, over its text that can see it."""
     if added is None:
         return torch.zeros(())
@@ -277,66 +277,70 @@ def cell(place: tuple[float, float, float, float]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What a run over fusion and decoder works on: its folder, the composer and the shelf of features."""
+class RunContext:
+    """What a run over fusion and decoder works on: its folder, the composer and the store of features."""
 
     workdir: Path
     composer: Composer
-    shelf: Shelf
+    store: FeatureStore
 
     @classmethod
     def open(cls, workdir: Path) -> Self:
         """Open what the stages before left in `workdir`."""
         tokenizer.build(workdir / "decoder")
-        return cls(workdir, Composer(workdir / "decoder", GCMA_LAYOUT), Shelf.open("train", workdir / "features"))
+        return cls(
+            workdir, Composer(workdir / "decoder", GCMA_LAYOUT), FeatureStore.open("train", workdir / "features")
+        )
 
-    def left(self, checkpoint: str, decoder: DecoderConfig) -> Assistant:
+    def load_checkpoint(self, checkpoint: str, decoder: DecoderConfig) -> FusionDecoder:
         """Return the model that a run left in its checkpoint; raises SystemExit where the run has not begun."""
-        model = Assistant.fresh(decoder, self.composer.vocabulary, seed=0)
+        model = FusionDecoder.fresh(decoder, self.composer.vocabulary, seed=0)
         model.load_state_dict(weights(self.workdir / checkpoint))
         return model
 
 
 def begin(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     """Train from nothing (but the encoders' heads) and leave the run's checkpoint, align.pt, in `workdir`."""
-    desk = Desk.open(workdir)
-    model = Assistant.fresh(decoder, desk.composer.vocabulary, config.seed)
-    align(model.fusion, desk.shelf, workdir)
-    train("align", model, config, desk)
+    context = RunContext.open(workdir)
+    model = FusionDecoder.fresh(decoder, context.composer.vocabulary, config.seed)
+    align(model.fusion, context.store, workdir)
+    train("align", model, config, context)
 
 
 def run(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     """Go on from align.pt, and write `workdir`/fusion and `workdir`/decoder."""
-    desk = Desk.open(workdir)
-    model = desk.left("align.pt", decoder)
-    train("joint", model, config, desk)
+    context = RunContext.open(workdir)
+    model = context.load_checkpoint("align.pt", decoder)
+    train("joint", model, config, context)
     save(model, workdir)
 
 
-Graded = tuple[Tensor, dict[str, float]]
-Grade = Callable[[Batch, Tensor], Graded]
+LossAndFigures = tuple[Tensor, dict[str, float]]
+AnswerLoss = Callable[[TokenBatch, Tensor], LossAndFigures]
 
 
-def answer_loss(batch: Batch, logits: Tensor) -> Graded:
+def answer_loss(batch: TokenBatch, logits: Tensor) -> LossAndFigures:
     """Return the cross-entropy of the answer's tokens under `logits` [N, vocabulary], and its figure."""
     loss = cross_entropy(logits.float(), batch.targets)
     return loss, {"answer": loss.item()}
 
 
-def train(name: str, model: Assistant, config: RunConfig, desk: Desk, grade: Grade = answer_loss) -> None:
-    """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in the desk's folder.
+def train(
+    name: str, model: FusionDecoder, config: RunConfig, context: RunContext, grade: AnswerLoss = answer_loss
+) -> None:
+    """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in the context's folder.
 
     `grade` is the loss on the answer; those on attention and gates are the same in every run.
     """
-    sampler = Sampler(desk.shelf, config.seed)
-    batcher = Batcher(desk.composer, sampler, config.batch_tokens)
+    sampler = Sampler(context.store, config.seed)
+    batcher = TokenBatches(context.composer, sampler, config.batch_tokens)
     settings = LoopConfig(name, config.steps, config.learning_rate, config.matrix_rate, config.seed)
-    loop = Loop(model, settings, desk.workdir, batcher)
+    loop = Loop(model, settings, context.workdir, batcher)
     batches = iter(batcher)
 
-    def step() -> Graded:
+    def step() -> LossAndFigures:
         drawn = loop.step - batcher.position().taken  # the step at which the pool at hand is drawn
-        sampler.diet = SCREENS if drawn < config.screen_steps else ALL
+        sampler.mixture = SCREEN_MIXTURE if drawn < config.screen_steps else FULL_MIXTURE
         batch = next(batches).to(loop.accelerator.device)
         logits, added = model(batch)
         answer, figures = grade(batch, logits)
@@ -348,7 +352,7 @@ def train(name: str, model: Assistant, config: RunConfig, desk: Desk, grade: Gra
     loop.run(step)
 
 
-def save(model: Assistant, folder: Path) -> None:
+def save(model: FusionDecoder, folder: Path) -> None:
     """Write both parts in Hugging Face format, bf16, with the tokenizer. The decoder becomes bf16."""
     model.fusion.save_pretrained(folder / "fusion")
     decoder = model.decoder

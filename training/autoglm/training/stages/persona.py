@@ -17,11 +17,13 @@ from tqdm import tqdm
 from autoglm.common.bundle import ADAPTERS, DEFAULT_BUNDLE
 from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.data.talk import TOPICS
-from autoglm.training.samples import Case, Diet, Sampler
-from autoglm.training.stages.joint import Assistant, Batcher, Desk
+from autoglm.training.samples import Case, Sampler, TaskMixture
+from autoglm.training.stages.joint import FusionDecoder, RunContext, TokenBatches
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
-DIET = Diet({"text": 0.75, "screen": 0.15, "screen+speech": 0.05, "speech": 0.05}, more_turns=(0.4, 0.3, 0.3))
+PERSONA_MIXTURE = TaskMixture(
+    {"text": 0.75, "screen": 0.15, "screen+speech": 0.05, "speech": 0.05}, more_turns=(0.4, 0.3, 0.3)
+)
 WARMUP = 20  # steps
 # In words that the student says already: an adapter turns its layers, not its embeddings (docs/log.md).
 TERSE: Mapping[str, Mapping[Language, str]] = {
@@ -65,12 +67,14 @@ def run(config: PersonaConfig, workdir: Path) -> None:
 
     A run takes a minute or two and starts anew when it was cut.
     """
-    desk, model = Desk.open(workdir), Assistant.saved(workdir)
+    context, model = RunContext.open(workdir), FusionDecoder.saved(workdir)
     torch.manual_seed(config.seed)
     model.requires_grad_(False)
     lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=TARGETS, task_type="CAUSAL_LM")
     adapted = get_peft_model(model.decoder, lora)  # puts its layers into the decoder itself
-    batcher = Batcher(desk.composer, InCharacter(Sampler(desk.shelf, config.seed, DIET)), config.batch_tokens)
+    batcher = TokenBatches(
+        context.composer, InCharacter(Sampler(context.store, config.seed, PERSONA_MIXTURE)), config.batch_tokens
+    )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -92,7 +96,7 @@ def run(config: PersonaConfig, workdir: Path) -> None:
     print(json.dumps({"adapter": config.name, "parameters": sum(weight.numel() for weight in weights), "loss": shown}))
 
 
-def _losses(model: Assistant, batcher: Batcher, steps: int) -> Iterator[torch.Tensor]:
+def _losses(model: FusionDecoder, batcher: TokenBatches, steps: int) -> Iterator[torch.Tensor]:
     """Yield the answers' cross-entropy of so many batches."""
     for _, batch in zip(range(steps), batcher, strict=False):
         with torch.autocast("cpu", torch.bfloat16):

@@ -16,8 +16,18 @@ from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.samples import Sampler
-from autoglm.training.stages.distil import DistilConfig, lesson
-from autoglm.training.stages.joint import ALL, Assistant, Batch, Batcher, DecoderConfig, Desk, Grade, save, train
+from autoglm.training.stages.distil import DistilConfig, teacher_loss
+from autoglm.training.stages.joint import (
+    FULL_MIXTURE,
+    AnswerLoss,
+    DecoderConfig,
+    FusionDecoder,
+    RunContext,
+    TokenBatch,
+    TokenBatches,
+    save,
+    train,
+)
 from autoglm.training.stages.teacher import copy_rest
 
 
@@ -32,35 +42,35 @@ class PruneConfig(DistilConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Importance:
     """What each unit matters: `heads` [layers, heads], `channels` [layers, intermediate size], `layers` [layers]."""
 
     heads: Tensor
     channels: Tensor
     layers: Tensor
 
-    def __add__(self, other: "Weights") -> "Weights":
-        return Weights(self.heads + other.heads, self.channels + other.channels, self.layers + other.layers)
+    def __add__(self, other: "Importance") -> "Importance":
+        return Importance(self.heads + other.heads, self.channels + other.channels, self.layers + other.layers)
 
 
 def run(decoder: DecoderConfig, config: PruneConfig, workdir: Path) -> None:
     """Prune what distil.pt holds, mend it, and write `workdir`/pruned/fusion and `workdir`/pruned/decoder."""
-    desk = Desk.open(workdir)
-    student, grade = desk.left("distil.pt", decoder), lesson(config.alpha, workdir)
-    matters = weigh(student, islice(_batches(desk, config), config.weigh_batches), grade)
+    context = RunContext.open(workdir)
+    student, grade = context.load_checkpoint("distil.pt", decoder), teacher_loss(config.alpha, workdir)
+    matters = weigh(student, islice(_batches(context, config), config.weigh_batches), grade)
     pruned = prune(student, matters, config.layers, config.heads, config.channels)
-    train("prune", pruned, config, desk, grade)
+    train("prune", pruned, config, context, grade)
     save(pruned, workdir / "pruned")
 
 
-def _batches(desk: Desk, config: PruneConfig) -> Iterator[Batch]:
-    return iter(Batcher(desk.composer, Sampler(desk.shelf, config.seed, ALL), config.batch_tokens))
+def _batches(context: RunContext, config: PruneConfig) -> Iterator[TokenBatch]:
+    return iter(TokenBatches(context.composer, Sampler(context.store, config.seed, FULL_MIXTURE), config.batch_tokens))
 
 
-def weigh(model: Assistant, batches: Iterable[Batch], grade: Grade) -> Weights:
+def weigh(model: FusionDecoder, batches: Iterable[TokenBatch], grade: AnswerLoss) -> Importance:
     """Return what each unit of the decoder matters to `grade` (to attention and gates none does), over `batches`, of
     which there is one at least."""
-    total: Weights | None = None
+    total: Importance | None = None
     for batch in tqdm(batches, desc="weigh", unit="batch"):
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
@@ -72,7 +82,7 @@ def weigh(model: Assistant, batches: Iterable[Batch], grade: Grade) -> Weights:
     return total
 
 
-def _weights(decoder: GlmForCausalLM) -> Weights:
+def _weights(decoder: GlmForCausalLM) -> Importance:
     heads, channels, layers = [], [], []
     n, width = decoder.config.num_attention_heads, decoder.config.hidden_size
     for layer in decoder.model.layers:
@@ -85,7 +95,7 @@ def _weights(decoder: GlmForCausalLM) -> Weights:
         gate, up = _taylor(mlp.gate_up_proj.weight).sum(1).chunk(2)
         channels.append(gate + up + _taylor(mlp.down_proj.weight).sum(0))
         layers.append(torch.stack([_taylor(weight).sum() for weight in layer.parameters()]).sum())
-    return Weights(torch.stack(heads), torch.stack(channels), torch.stack(layers))
+    return Importance(torch.stack(heads), torch.stack(channels), torch.stack(layers))
 
 
 def _taylor(weight: nn.Parameter) -> Tensor:
@@ -94,7 +104,7 @@ def _taylor(weight: nn.Parameter) -> Tensor:
     return (weight.detach() * weight.grad).abs()
 
 
-def prune(model: Assistant, matters: Weights, layers: int, heads: int, channels: int) -> Assistant:
+def prune(model: FusionDecoder, matters: Importance, layers: int, heads: int, channels: int) -> FusionDecoder:
     """Return a model of `layers` layers, each with `heads` query heads and `channels` MLP channels, those of `model`
     that matter most, in their old order; every key/value head keeps as many query heads as the others.
 
@@ -104,7 +114,7 @@ def prune(model: Assistant, matters: Weights, layers: int, heads: int, channels:
     _check(old, layers, heads, channels)
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": channels}
     decoder = GlmForCausalLM(GlmConfig.from_dict(old.to_dict() | sizes))
-    pruned = Assistant(GcmaFusion(model.fusion.config), decoder)
+    pruned = FusionDecoder(GcmaFusion(model.fusion.config), decoder)
     groups = old.num_key_value_heads
     for layer, number in zip(decoder.model.layers, _best(matters.layers, layers).tolist(), strict=True):
         per_group = _best(matters.heads[number].reshape(groups, -1), heads // groups)

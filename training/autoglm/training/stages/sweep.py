@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from autoglm.training.eval.answering import Speaker, ask
-from autoglm.training.eval.evaluate import Exam, ExamConfig, share_right
+from autoglm.training.eval.answering import EvalModel, ask
+from autoglm.training.eval.evaluate import EvalConfig, EvalSet, share_right
 from autoglm.training.samples import Case, Sampler
-from autoglm.training.stages.distil import DistilConfig, lesson
-from autoglm.training.stages.joint import Assistant, Batcher, DecoderConfig, Desk, save, train
+from autoglm.training.stages.distil import DistilConfig, teacher_loss
+from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunContext, TokenBatches, save, train
 
 TABLE = "sweep.md"
 TOKENS = 4096  # in a batch of held-out cases
 
 
 @dataclass(frozen=True, slots=True)
-class SweepConfig(ExamConfig):
+class SweepConfig(EvalConfig):
     """Which α, how many steps each, and the exam; recipes/nano.yaml explains each field."""
 
     alphas: tuple[float, ...]
@@ -38,32 +38,32 @@ class Outcome:
 
 def run(decoder: DecoderConfig, config: SweepConfig, distil: DistilConfig, workdir: Path) -> None:
     """Write the table of outcomes to `workdir`/sweep.md and print it; the runs' models go to `workdir`/sweep."""
-    desk, exam = Desk.open(workdir), Exam.draw(workdir, config)
-    outcomes = [judge("before", desk.left("joint.pt", decoder), desk, exam.cases)]
+    context, eval_set = RunContext.open(workdir), EvalSet.draw(workdir, config)
+    outcomes = [judge("before", context.load_checkpoint("joint.pt", decoder), context, eval_set.cases)]
     for alpha in config.alphas:
-        student = desk.left("joint.pt", decoder)
+        student = context.load_checkpoint("joint.pt", decoder)
         short = replace(distil, alpha=alpha, steps=config.steps)
-        train(f"sweep-{alpha:g}", student, short, desk, lesson(alpha, workdir))
-        outcomes.append(judge(f"{alpha:g}", student, desk, exam.cases))
-    written = table(outcomes, len(exam.cases), config.steps)
+        train(f"sweep-{alpha:g}", student, short, context, teacher_loss(alpha, workdir))
+        outcomes.append(judge(f"{alpha:g}", student, context, eval_set.cases))
+    written = table(outcomes, len(eval_set.cases), config.steps)
     (workdir / TABLE).write_text(written + "\n", encoding="utf-8")
     print(written)
 
 
-def judge(name: str, student: Assistant, desk: Desk, cases: Sequence[Case]) -> Outcome:
-    """Examine `student`, and keep it in the desk's folder, in sweep/`name`."""
-    loss = held_out_loss(student, desk, cases)
-    folder = desk.workdir / "sweep" / name
+def judge(name: str, student: FusionDecoder, context: RunContext, cases: Sequence[Case]) -> Outcome:
+    """Examine `student`, and keep it in the context's folder, in sweep/`name`."""
+    loss = held_out_loss(student, context, cases)
+    folder = context.workdir / "sweep" / name
     save(student, folder)
-    return Outcome(name, loss, share_right(ask(Speaker.load(folder), cases)))
+    return Outcome(name, loss, share_right(ask(EvalModel.load(folder), cases)))
 
 
 @torch.inference_mode()
-def held_out_loss(student: Assistant, desk: Desk, cases: Sequence[Case]) -> float:
+def held_out_loss(student: FusionDecoder, context: RunContext, cases: Sequence[Case]) -> float:
     """Return the mean cross-entropy of an answer's token, in nats."""
     student.to("cpu").eval()
     total, tokens = 0.0, 0
-    for batch in Batcher(desk.composer, Sampler(desk.shelf, 0), TOKENS).of(cases):
+    for batch in TokenBatches(context.composer, Sampler(context.store, 0), TOKENS).of(cases):
         logits, _ = student(batch)
         total += float(cross_entropy(logits.float(), batch.targets, reduction="sum"))
         tokens += len(batch.targets)

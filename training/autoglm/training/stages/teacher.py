@@ -7,7 +7,7 @@ step, so that every step it takes makes it better than the student, and both sha
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoglm.training.stages.joint import Assistant, DecoderConfig, Desk, RunConfig, save, train
+from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunConfig, RunContext, save, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,13 @@ class TeacherConfig(RunConfig):
 
 def run(decoder: DecoderConfig, config: TeacherConfig, workdir: Path) -> None:
     """Go on from joint.pt with more layers, and write `workdir`/teacher/fusion and `workdir`/teacher/decoder."""
-    desk = Desk.open(workdir)
-    teacher = grow(desk.left("joint.pt", decoder), config.layers, config.seed)
-    train("teacher", teacher, config, desk)
+    context = RunContext.open(workdir)
+    teacher = grow(context.load_checkpoint("joint.pt", decoder), config.layers, config.seed)
+    train("teacher", teacher, config, context)
     save(teacher, workdir / "teacher")
 
 
-def grow(model: Assistant, layers: int, seed: int = 0) -> Assistant:
+def grow(model: FusionDecoder, layers: int, seed: int = 0) -> FusionDecoder:
     """Return a model of `layers` layers that computes what `model` does, to the bit.
 
     The old layers stand at even distances; behind each stand new ones, which add nothing before they are trained.
@@ -35,14 +35,14 @@ def grow(model: Assistant, layers: int, seed: int = 0) -> Assistant:
     if layers < len(old):
         raise ValueError(f"a model of {len(old)} layers does not grow to {layers}")
     sizes = DecoderConfig(config.hidden_size, layers, config.max_position_embeddings)
-    grown = Assistant.fresh(sizes, config.vocab_size, seed)
+    grown = FusionDecoder.fresh(sizes, config.vocab_size, seed)
     for number, layer in enumerate(old):
         grown.decoder.model.layers[number * layers // len(old)].load_state_dict(layer.state_dict())
     copy_rest(model, grown)
     return grown
 
 
-def copy_rest(source: Assistant, target: Assistant) -> None:
+def copy_rest(source: FusionDecoder, target: FusionDecoder) -> None:
     """Give `target` all weights of `source` but those of the decoder's layers."""
     rest = {
         name: weight for name, weight in source.state_dict().items() if not name.startswith("decoder.model.layers.")

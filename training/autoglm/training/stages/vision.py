@@ -20,7 +20,7 @@ from autoglm.training.data.screens import Screen
 from autoglm.training.eval.vision import evaluate
 from autoglm.training.loop import LOG_STEPS
 from autoglm.training.stages.align import save_head
-from autoglm.training.stages.vision_data import Batch, Pictures, screens_of
+from autoglm.training.stages.vision_data import Pictures, ScreenBatch, screens_of
 from autoglm.training.stages.vision_heads import LOUDNESS, Student, loss
 from autoglm.vision.models.mobilevit import MobileVit, Preprocessing
 
@@ -118,7 +118,7 @@ class Trainer:
             log.close()
             bar.close()
 
-    def _update(self, batch: Batch) -> float:
+    def _update(self, batch: ScreenBatch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.config, self.step)
         images = _augment(batch.images, self.config.seed + self.step)

@@ -21,7 +21,7 @@ _COLOURS, _APPS = tuple(COLOURS), tuple(APPS)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ScreenBatch:
     """B pictures and their N elements.
 
     images uint8 [B, 3, 224, 224]; index int64 [N], the picture of each element; centre float32 [N, 2], x and
@@ -39,7 +39,7 @@ class Batch:
     count: Tensor
 
 
-def collate(screens: list[Screen], whole: bool = True) -> Batch:
+def collate(screens: list[Screen], whole: bool = True) -> ScreenBatch:
     """Turn screens into a batch; without `whole` the answers about the whole page are left out (sheets)."""
     squash = Preprocessing().squash
     images = np.stack([np.asarray(squash(screen.image)) for screen in screens])
@@ -47,7 +47,7 @@ def collate(screens: list[Screen], whole: bool = True) -> Batch:
     pages = [_page(screen) if whole else (IGNORE,) * 3 for screen in screens]
     kind, app, count = torch.tensor(pages).unbind(1)
     name, colour, on = torch.tensor([_labels(e) for _, e in elements]).unbind(1)
-    return Batch(
+    return ScreenBatch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
         index=torch.tensor([i for i, _ in elements]),
         centre=torch.tensor([e.centre for _, e in elements], dtype=torch.float32) / 1000,
@@ -78,14 +78,14 @@ def _page(screen: Screen) -> tuple[int, int, int]:
     return SCREEN_KINDS.index(screen.kind), app, sum(e.kind == "icon" for e in screen.elements)
 
 
-class Pictures(IterableDataset[Batch]):
+class Pictures(IterableDataset[ScreenBatch]):
     """Batches from step `start` to `steps`: sheets first, then screens; the same for every run of a seed."""
 
     def __init__(self, seed: int, batch: int, start: int, steps: int, sheet_steps: int) -> None:
         self.seed, self.batch = seed, batch
         self.start, self.steps, self.sheet_steps = start, steps, sheet_steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ScreenBatch]:
         for step in range(self.start, self.steps):
             rng = np.random.default_rng((self.seed, step))
             sheets = step < self.sheet_steps

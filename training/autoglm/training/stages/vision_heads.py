@@ -10,7 +10,7 @@ from transformers import MobileViTModel
 from autoglm.fusion.gcma.init import initialise
 from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import SCREEN_KINDS
-from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, MAX_COUNT, NAMES, Batch
+from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, MAX_COUNT, NAMES, ScreenBatch
 
 DENSE = (len(NAMES) + 1, len(COLOURS), 2, 2)  # name or background, colour, off/on, offset in the cell
 LOUDNESS = (1.0,) * DENSE[0] + (3.0,) * sum(DENSE[1:])  # few say colour, state and place, and many say the name
@@ -28,7 +28,7 @@ class Dense:
     on: Tensor
     offset: Tensor
 
-    def cells(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def cells(self, batch: ScreenBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return picture, row and column of the cell that holds each element's centre, int64 [N] each."""
         side = self.name.shape[1]
         column, row = (batch.centre * side).long().clamp(0, side - 1).unbind(1)
@@ -66,7 +66,7 @@ class Student(nn.Module):
         return Seen(tuple(Dense(*d.split(DENSE, -1)) for d in dense), *page)
 
 
-def loss(seen: Seen, batch: Batch) -> Tensor:
+def loss(seen: Seen, batch: ScreenBatch) -> Tensor:
     """Return the scalar loss of a batch."""
     last, *finer = (_dense_loss(dense, batch) for dense in seen.maps)
     total = last + AUX_WEIGHT * torch.stack(finer).sum()
@@ -76,7 +76,7 @@ def loss(seen: Seen, batch: Batch) -> Tensor:
     return total
 
 
-def _dense_loss(dense: Dense, batch: Batch) -> Tensor:
+def _dense_loss(dense: Dense, batch: ScreenBatch) -> Tensor:
     cells = dense.cells(batch)
     empty = torch.ones(dense.name.shape[:3], dtype=torch.bool)
     empty[cells] = False

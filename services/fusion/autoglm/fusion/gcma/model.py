@@ -144,8 +144,8 @@ class GcmaFusion(nn.Module):
     def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
         """Return the mean of a text's tokens in the common space, of length 1: float32 [d] on the CPU.
 
-        Tokens are taken before they look at each other: a text counts its words and not their order, and the rest of a
-        conversation changes nothing. docs/embeddings.md says what the vectors are good for.
+        Tokens are pooled before they attend to each other: the order of words makes no difference, nor does the rest of
+        a conversation. docs/embeddings.md says what the vectors are good for.
         """
         blocks = (embed(torch.tensor(ids, device=embed.weight.device)) for ids in windows(token_ids))
         return unit_sum(self.project_text(block.to(self.text_kind)) for block in blocks)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from autoglm.common.bundle import default_bundle
 from autoglm.speech.model import SAMPLE_RATE, SpeechModel
 from autoglm.training.data.speech import Espeak, Voice, speak
-from autoglm.training.eval import real
-from autoglm.training.eval.encoder_drift import explained, remains
-from autoglm.training.eval.published import PublishedWhisper
-from autoglm.training.eval.real_media import (
+from autoglm.training.eval import real_media
+from autoglm.training.eval.encoder_drift import encoder_drift, explained
+from autoglm.training.eval.media_files import (
     AISHELL,
     NEWS,
     PROMPT_TEXTS,
@@ -26,6 +25,7 @@ from autoglm.training.eval.real_media import (
     MediaError,
     recordings,
 )
+from autoglm.training.eval.published import PublishedWhisper
 from autoglm.training.stages.speech import build_model
 
 WORDS = "Open the camera"
@@ -44,15 +44,15 @@ def model() -> SpeechModel:
 
 def test_both_encoders_hear_espeak(said: NDArray[np.float32], model: SpeechModel) -> None:
     heard = [model.encode([said])[0].transcript, PublishedWhisper().transcribe(said)]
-    assert [real.word_errors([WORDS], [text]) for text in heard] == [0, 0], heard
+    assert [real_media.word_errors([WORDS], [text]) for text in heard] == [0, 0], heard
 
 
 def test_errors_pass_over_case_punctuation_and_digits() -> None:
-    assert real.word_errors(["ten of clubs", "Do not disturb."], ["10 of clubs", "do not disturb"]) == 0
-    assert real.word_errors(["five five"], ["55"]) == 0
-    assert real.word_errors(["go of clubs"], ["go of"]) == pytest.approx(1 / 3)
-    assert real.word_errors(["打开音乐!"], ["打开音频"]) == 1 / 4
-    assert real.character_errors(["打开音乐!"], ["打开音频"]) == 1 / 4
+    assert real_media.word_errors(["ten of clubs", "Do not disturb."], ["10 of clubs", "do not disturb"]) == 0
+    assert real_media.word_errors(["five five"], ["55"]) == 0
+    assert real_media.word_errors(["go of clubs"], ["go of"]) == pytest.approx(1 / 3)
+    assert real_media.word_errors(["打开音乐!"], ["打开音频"]) == 1 / 4
+    assert real_media.character_errors(["打开音乐!"], ["打开音频"]) == 1 / 4
 
 
 def test_explained_is_one_for_a_linear_map_and_nothing_for_strangers() -> None:
@@ -65,7 +65,7 @@ def test_explained_is_one_for_a_linear_map_and_nothing_for_strangers() -> None:
 
 def test_nothing_is_lost_of_the_published_encoder_only_by_itself(said: NDArray[np.float32], model: SpeechModel) -> None:
     clips = [said[start:] for start in (0, 1000, 2000, 3000)]
-    for row in remains(build_model(model.vocabulary), clips, clips):
+    for row in encoder_drift(build_model(model.vocabulary), clips, clips):
         assert row["untrained"] < row["person"]
         assert min(row["person"], row["espeak"]) > 0.9
 
@@ -95,18 +95,22 @@ def test_a_folder_without_media_says_how_to_fetch_them(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"sh tools/real_media\.sh"):
         recordings(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        real.main(["--media", str(tmp_path / "none")])
+        real_media.main(["--media", str(tmp_path / "none")])
     assert "none/usr/share/pocketsphinx" in str(stop.value.code)
 
 
 def test_markdown_says_words_as_they_are() -> None:
     heard = [
-        real.Heard(
-            source=source, name="1.wav", language="en", said="ten | six", heard=dict.fromkeys(real.HEARERS, "10")
+        real_media.Heard(
+            source=source, name="1.wav", language="en", said="ten | six", heard=dict.fromkeys(real_media.HEARERS, "10")
         )
         for source in SOURCES
     ]
-    look = real.Look(picture="cat", question=real.QUESTIONS[0], answer="<think>a|b</think>\nyes", gate=0.25)
-    text = real.markdown(real.Report(revisions={"speech": "1a"}, heard=heard, remains=[], looks=[look]))
+    look = real_media.PictureAnswer(
+        picture="cat", question=real_media.QUESTIONS[0], answer="<think>a|b</think>\nyes", gate=0.25
+    )
+    text = real_media.markdown(
+        real_media.RealMediaReport(revisions={"speech": "1a"}, heard=heard, encoder_drift=[], looks=[look])
+    )
     assert "| **all English** | 5 | 0 right, 0.33 (1.00) | 0 right, 0.33 (1.00) | 0 right, 0.33 |" in text
     assert "| cat | `<think>a\\|b</think> yes` 0.250 |" in text
