@@ -89,7 +89,7 @@ def test_files_of_a_part_that_does_not_run_may_be_missing(tmp_path: Path) -> Non
         checks.open_bundle(bundle)
 
 
-def test_an_unknown_architecture_ends_the_start_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_architecture_ends_the_start_in_one_line(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, *PARTS)
     write_manifest(bundle, "small", "other")
     with pytest.raises(StartError, match=r"^bundle small has architecture 'other'; this release knows: gcma$"):

@@ -53,9 +53,7 @@ def test_logits_equal_transformers(assistant: FusionDecoder, glm: Glm) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_passes_in_larger_shapes_say_the_same_and_write_only_their_own_places(
-    assistant: FusionDecoder, glm: Glm, composer: Composer
-) -> None:
+def test_passes_in_larger_shapes_say_and_write_the_same(assistant: FusionDecoder, glm: Glm, composer: Composer) -> None:
     """As graphs compute them: more rows than sequences, more tokens than a piece has, more positions than anyone."""
     runner = Runner(glm, assistant.fusion, SLOTS, CONTEXT)
     running = [Sequence(Request(prompt, GREEDY, CONTEXT)) for prompt in prompts(composer)[:2]]
@@ -97,7 +95,7 @@ def test_a_full_cache_puts_the_youngest_back_and_answers_all(
     assert engine.stats().cache_usage == 0
 
 
-def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(engines: Engines, composer: Composer) -> None:
+def test_prefixes_are_found_by_content_within_one_tenant(engines: Engines, composer: Composer) -> None:
     torch.manual_seed(3)
     engine, screens = engines(), [Media("image", torch.randn(49, 320)) for _ in range(2)]
 

@@ -155,9 +155,7 @@ def idle(model: DecoderModel) -> bool:
     return (stats.running, stats.waiting, stats.cache_usage) == (0, 0, 0)
 
 
-def test_answers_are_transformers_token_for_token_and_the_second_time_from_the_cache(
-    model: DecoderModel, plain: Plain
-) -> None:
+def test_answers_are_transformers_token_for_token_twice(model: DecoderModel, plain: Plain) -> None:
     """Five prompts over three slots, with and without media, to their end."""
     wanted = [plain.say(prompt, 60) for prompt in prompts(model)]
     for time in range(2):
@@ -175,7 +173,7 @@ def test_answers_are_transformers_token_for_token_and_the_second_time_from_the_c
     assert idle(model)
 
 
-def test_prefixes_are_found_by_content_and_only_by_their_own_tenant(model: DecoderModel) -> None:
+def test_prefixes_are_found_by_content_within_one_tenant(model: DecoderModel) -> None:
     torch.manual_seed(3)
     screens = [Media("image", torch.randn(49, 320)) for _ in range(2)]
 
@@ -287,7 +285,7 @@ def test_adapters_answer_side_by_side_as_peft_computes_them(model: DecoderModel,
     assert said[1] == plain.say(prompt, 40) != said[0]
 
 
-def test_a_consumer_that_does_not_keep_up_holds_nobody_up_and_loses_nothing(model: DecoderModel, plain: Plain) -> None:
+def test_a_slow_consumer_delays_no_other_and_loses_nothing(model: DecoderModel, plain: Plain) -> None:
     outputs, reached = SimpleQueue[RequestOutput](), Event()
     prompt = prompts(model)[3]
 

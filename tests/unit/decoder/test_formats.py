@@ -83,7 +83,7 @@ def test_what_is_no_grammar_is_the_requests_fault(grammars: Grammars, kind: Gram
 
 
 @pytest.mark.parametrize("echoed", [True, False])
-def test_reasoning_ends_with_its_budget_and_the_grammar_begins_behind_it(
+def test_reasoning_ends_with_its_budget_and_the_grammar_begins(
     engines: Engines, composer: Composer, grammars: Grammars, echoed: bool
 ) -> None:
     """Whether the template or the model itself opened it."""

@@ -125,7 +125,7 @@ def test_admission_needs_a_slot_and_blocks_and_keeps_the_order() -> None:
     assert core.state(fourth) == "waiting"  # no slot
 
 
-def test_a_long_prompt_is_prefilled_in_chunks_between_tokens_of_others() -> None:
+def test_a_long_prompt_is_prefilled_in_chunks_between_others() -> None:
     core = CoreStandIn()
     running, long, short = core.add(10), core.add(250), core.add(20)
     assert [chunk for _, chunk in core.step()] == [10, 90]
@@ -136,7 +136,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_between_tokens_of_others() -> None
     assert core.state(long) == core.state(short) == "running"
 
 
-def test_preemption_takes_from_the_last_to_arrive_who_keeps_what_it_said() -> None:
+def test_preemption_takes_from_the_last_to_arrive() -> None:
     core = CoreStandIn(blocks=4)
     first, second = core.add(2 * BLOCK_SIZE - 3, 30), core.add(BLOCK_SIZE + 10, 30)
     said = 0
