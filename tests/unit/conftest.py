@@ -8,7 +8,7 @@ import torch
 from autoglm.decoder.engine.models.glm import Glm
 from autoglm.fusion.compose import Composer
 from autoglm.training.stages import tokenizer
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder
 
 from .decoder.engines import CONTEXT, LENGTHS, Engines, prompts, theirs
 

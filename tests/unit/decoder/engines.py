@@ -14,7 +14,7 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.fusion.compose import Composer, Media, Message, Prompt
 from autoglm.fusion.gcma.fuse import fuse
-from autoglm.training.stages.joint import FusionDecoder
+from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 SLOTS, CONTEXT = 3, 512
 WIDE = Limits(SLOTS, step_tokens=48, blocks=SLOTS * blocks(CONTEXT))

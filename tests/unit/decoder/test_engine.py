@@ -19,7 +19,7 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.fusion.compose import Composer, Media, Message
-from autoglm.training.stages.joint import FusionDecoder
+from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
 

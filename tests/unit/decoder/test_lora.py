@@ -22,7 +22,7 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Chosen, Finished, Sampling, Sequence
 from autoglm.fusion.compose import Prompt, Run
 from autoglm.fusion.gcma.model import FusionConfig, FusionModel
-from autoglm.training.stages.joint import DecoderConfig, glm_config
+from autoglm.training.stages.fusion_decoder import DecoderConfig, glm_config
 
 CONTEXT, VOCABULARY, LENGTH = 256, 320, 40
 CPU = torch.device("cpu")

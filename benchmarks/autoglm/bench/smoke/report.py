@@ -1,15 +1,16 @@
 """What a benchmark found: figures per row with their spread, where and with what, as JSON and as a table."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
 from autoglm.bench.smoke.load import LoadRun, Sample
+from autoglm.training.files import write_atomically
 from autoglm.training.measured import Figure, short
 
 STAGES = ("fetch", "encode", "queue", "prefill", "decode")
@@ -86,8 +87,8 @@ def write(folder: Path, name: str, found: Mapping[str, Any], as_json: str, as_ma
     """Write `name`-<date>.json and .md, each whole or not at all, and return the path of the table."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{name}-{found['date']}"
-    _replace(stem.with_suffix(".json"), as_json)
-    _replace(stem.with_suffix(".md"), as_markdown)
+    for suffix, text in ((".json", as_json), (".md", as_markdown)):
+        write_atomically(stem.with_suffix(suffix), partial(Path.write_text, data=text, encoding="utf-8"))
     return stem.with_suffix(".md")
 
 
@@ -153,9 +154,3 @@ def _stages_line(row: LoadResult) -> str:
 
 def _case(case: LoadCase) -> str:
     return f"{case.workload} | {case.media} | {case.concurrency}"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -14,7 +14,6 @@ from typing import Self, TypedDict
 
 import numpy as np
 from jiwer import cer, wer
-from scipy.stats import mannwhitneyu
 
 from autoglm.fusion.compose import Media, Message
 from autoglm.speech.model import SpeechModel, normalize
@@ -206,6 +205,8 @@ def _gates(
 
 def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:
     """Return the share of pairs in which the first is the larger, ties by half."""
+    from scipy.stats import mannwhitneyu  # slow to import, and asked once
+
     return float(mannwhitneyu(higher, lower).statistic) / (len(higher) * len(lower))
 
 

@@ -1,11 +1,9 @@
-"""What INT8 costs and gains on this machine; prints two tables.
+"""`autoglm eval int8`: what INT8 costs and gains on this machine, which should be idle.
 
-Run as `python -m autoglm.training.eval.int8 [BUNDLE]` (default: the packaged bundle), on an idle machine. Speed of
-vision encoder and decoder: both forms in every round, on one thread. Accuracy of the vision encoder: linear probes
-fitted on float features read float and INT8 features. The decoder's accuracy is in the model card.
+Speed of vision encoder and decoder: both forms in every round, on one thread. Accuracy of the vision encoder: linear
+probes fitted on float features read float and INT8 features. The decoder's accuracy is in the model card.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
-from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sampling
 from autoglm.decoder.engine.sequence import Sequence as Request
@@ -159,8 +156,3 @@ def _decode(runner: Runner, running: Sequence[Request]) -> None:
         runner.decode(running)
         for request in running:
             request.length += 1
-
-
-if __name__ == "__main__":
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default_bundle()
-    print(speed(chosen), accuracy(chosen / "vision"), sep="\n\n")

@@ -8,7 +8,6 @@ behind the last model that had answered. Cases are drawn again (it takes seconds
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from autoglm.training.data.screens import draw_screen
 from autoglm.training.eval.answering import EvalModel, Prediction, ask
 from autoglm.training.eval.evaluate import EvalConfig, EvalSet, TaskAccuracy, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
+from autoglm.training.files import write_atomically
 from autoglm.training.measured import Figure, conditions
 from autoglm.training.samples import SHARES
 from autoglm.vision.models.mobilevit import VisionModel
@@ -116,9 +116,8 @@ def run(config: CompareConfig, workdir: Path) -> None:
 
 def _write(what: Mapping[str, Any], path: Path) -> None:
     """Write JSON, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(what, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(what, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _open(entry: Entry, workdir: Path) -> EvalModel:

@@ -14,18 +14,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from autoglm.training.stages.joint import (
-    AnswerLoss,
-    DecoderConfig,
-    FusionDecoder,
-    LossAndFigures,
-    RunConfig,
-    RunContext,
-    TokenBatch,
-    answer_loss,
-    save,
-    train,
-)
+from autoglm.training.loop import LossAndFigures
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import AnswerLoss, RunConfig, RunContext, answer_loss, train
+from autoglm.training.stages.token_batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)

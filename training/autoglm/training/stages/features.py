@@ -5,7 +5,6 @@ a folder: tensors as safetensors, descriptions as JSON lines; a shard that is th
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,6 +25,8 @@ from autoglm.training.data.speech import draw_voice, room, synthesize
 from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, as_heard, polite, templates, typed
+from autoglm.training.files import write_atomically
+from autoglm.training.precision import autocast
 from autoglm.vision.models.mobilevit import VisionModel
 
 TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen
@@ -114,9 +115,8 @@ def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.
 def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:
     path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lengths = torch.tensor([len(tensor) for tensor in tensors])
-    temporary = path.with_suffix(".tmp")
-    save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
-    os.replace(temporary, path)
+    shard = {"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}
+    write_atomically(path, lambda file: save_file(shard, file))
 
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
@@ -135,7 +135,7 @@ def _screens(model: VisionModel, split: Split, n: int, rng: np.random.Generator)
     tokens: list[Tensor] = []
     for start in range(0, n, 25):
         pixels = torch.stack([model.preprocessing.tensor(s.image) for s in drawn[start : start + 25]])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             tokens += model.encode(pixels).float().unbind()
     return rows, tokens
 

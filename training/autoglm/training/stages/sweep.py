@@ -13,7 +13,9 @@ from autoglm.training.eval.answering import EvalModel, ask
 from autoglm.training.eval.evaluate import EvalConfig, EvalSet, share_right
 from autoglm.training.samples import Case, Sampler
 from autoglm.training.stages.distil import DistilConfig, teacher_loss
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunContext, TokenBatches, save, train
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import RunContext, train
+from autoglm.training.stages.token_batches import TokenBatches
 
 TABLE = "sweep.md"
 TOKENS = 4096  # in a batch of held-out cases

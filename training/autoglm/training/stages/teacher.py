@@ -7,7 +7,8 @@ step, so that every step it takes makes it better than the student, and both sha
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunConfig, RunContext, save, train
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import RunConfig, RunContext, train
 
 
 @dataclass(frozen=True, slots=True)
