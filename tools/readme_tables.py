@@ -1,4 +1,4 @@
-"""Writes what the nano bundle can do into both READMEs, from the evaluation that lies in the bundle.
+"""Writes what the nano bundle can do into both READMEs, from the bundle's evaluation.json.
 
 `python tools/readme_tables.py --check` changes nothing and fails when a README says something else.
 """

@@ -1,4 +1,4 @@
-"""Asks a bundle's decoder many held-out cases at once, and judges what it says.
+"""Asks a bundle's decoder many held-out cases at once, and judges its answers.
 
 An answer is right when its text is the expected one, a tap when its point lies inside the element's box.
 """
@@ -31,7 +31,7 @@ _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model said, and its mean gate over the question's text for each modality that it saw."""
+    """The model's answer to a case, and its mean gate over the question's text for each modality that it saw."""
 
     case: Case
     text: str
@@ -39,7 +39,7 @@ class Prediction:
 
     @property
     def final(self) -> str:
-        """Return the answer behind the thought."""
+        """Return the answer after the thought."""
         return _final(self.text)
 
     @property
@@ -90,7 +90,7 @@ def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     composer = model.composer
     limits = Limits(SLOTS, STEP_TOKENS, blocks=SLOTS * blocks(CONTEXT))
     engine = EmbeddedEngine(model.runner(SLOTS), limits, model.stops)
-    sinks = [_Answer() for _ in cases]
+    sinks = [_TokenSink() for _ in cases]
     requests = [
         Request.start(composer.compose(case.messages, case.thinking), Sampling(temperature=0), MAX_TOKENS, sink)
         for case, sink in zip(cases, sinks, strict=True)
@@ -106,7 +106,7 @@ def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     ]
 
 
-class _Answer:
+class _TokenSink:
     """Collects one answer from the engine's thread."""
 
     def __init__(self) -> None:

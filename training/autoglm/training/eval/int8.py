@@ -45,14 +45,14 @@ class Cells:
 
     @classmethod
     def of(cls, screens: Sequence[Screen]) -> "Cells":
-        """Say what is in each cell; an element without a name of its own is no question."""
+        """Say what is in each cell; an element without a name of its own is not asked about."""
         batch = collate(list(screens))
         column, row = (batch.centre * SIDE).long().clamp(0, SIDE - 1).unbind(1)
         where = batch.index * SIDE**2 + row * SIDE + column
         total = len(screens) * SIDE**2
         name = torch.full((total,), BACKGROUND).index_put((where,), batch.name)
         colour, on = (torch.full((total,), IGNORE).index_put((where,), of) for of in (batch.colour, batch.on))
-        # A row's name stands beside its switch, not in the switch's own cell.
+        # A row's name is next to its switch, not in the switch's own cell.
         return cls(name.masked_fill(on != IGNORE, IGNORE), colour, on)
 
     def asked(self) -> list[tuple[str, Field, Tensor]]:
@@ -139,7 +139,7 @@ def _decoder_work(bundle: Path) -> list[tuple[str, Work, Work]]:
 
 
 def _generation(model: EvalModel, streams: int) -> Work:
-    """Return decoding passes behind a prompt of text; which tokens they read does not matter."""
+    """Return decoding passes after a prompt of text; which tokens they read does not matter."""
     runner, prompt = model.runner(streams), model.composer.compose([Message("user", ("你好" * 50,))], None)
     running = [Request.start(prompt, Sampling(temperature=0), TOKENS, lambda _: None) for _ in range(streams)]
     for slot, request in enumerate(running):

@@ -54,7 +54,7 @@ class Heard(TypedDict):
 
 
 class PictureAnswer(TypedDict):
-    """What the bundle answers beside a picture, and the question's mean image gate."""
+    """What the bundle answers about a picture, and the question's mean image gate."""
 
     picture: str
     question: str
@@ -131,7 +131,7 @@ def _words(text: str) -> str:
 
 
 def look(folder: Path, photos: Mapping[str, bytes]) -> list[PictureAnswer]:
-    """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
+    """Ask the parts in `folder` the QUESTIONS about each photograph and about drawn screens."""
     vision = VisionModel.from_pretrained(folder / "vision")
     rng = np.random.default_rng(SEED)
     drawn = [draw_screen("heldout", rng, kind) for kind in ("app", "home")]
@@ -199,7 +199,7 @@ def _rate(rows: Sequence[Heard], hearer: str) -> str:
 
 
 def _drift(rows: Sequence[EncoderDrift]) -> str:
-    lines = ["## What is left of the published encoder", "", "| Behind layer | people | espeak | never trained |"]
+    lines = ["## What is left of the published encoder", "", "| After layer | people | espeak | never trained |"]
     lines.append("|---|---|---|---|")
     for row in rows:
         lines.append(f"| {row['layer']} | {row['person']:.2f} | {row['espeak']:.2f} | {row['untrained']:.2f} |")
@@ -223,5 +223,5 @@ def _transcripts(heard: Sequence[Heard]) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` as it stands, in a table's cell."""
+    """Return `text` unchanged, for a table's cell."""
     return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`" if text else ""

@@ -149,7 +149,7 @@ def _result(
 ) -> RetrievalResult:
     """Return a row; `right` [queries, candidates] tells the right ones.
 
-    Without `own`, nothing is its own candidate, and what has no other right one is no query.
+    Without `own`, nothing is its own candidate, and what has no other right one is not a query.
     """
     likeness = queries @ candidates.T
     if not own:

@@ -31,7 +31,7 @@ class Shard:
 
     @classmethod
     def write(cls, path: Path, count: int, seed: int) -> None:
-        """Speak `count` clips of the train split into `path` (.npy) and its index beside it (.json)."""
+        """Speak `count` clips of the train split into `path` (.npy), and write their index (.json)."""
         samples, texts, sounds = [], [], []
         for clip in tqdm(clean_clips("train", count, seed), "speech clips", count, mininterval=1):
             samples.append((clip.samples * 32767).astype(np.int16))

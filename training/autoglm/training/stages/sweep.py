@@ -1,5 +1,5 @@
 """Stage `sweep`: how much of the loss should be the teacher's? Short runs of `distil` for several α, from one start
-and over the same batches, judged by one small exam. It is run only when it is asked for (`--stage sweep`).
+and over the same batches, judged on one small evaluation set. It runs only with `--stage sweep`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ TOKENS = 4096  # in a batch of held-out cases
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig(EvalConfig):
-    """Which α, how many steps each, and the exam; recipes/nano.yaml explains each field."""
+    """Which α, how many steps each, and the evaluation set; recipes/nano.yaml explains each field."""
 
     alphas: tuple[float, ...]
     steps: int

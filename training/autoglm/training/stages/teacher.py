@@ -29,8 +29,8 @@ def run(decoder: DecoderConfig, config: TeacherConfig, workdir: Path) -> None:
 def grow(model: FusionDecoder, layers: int, seed: int = 0) -> FusionDecoder:
     """Return a model of `layers` layers that computes what `model` does, to the bit.
 
-    The old layers stand at even distances; behind each stand new ones, which add nothing before they are trained.
-    Raises ValueError where there would be fewer layers than now.
+    The old layers keep even distances, and new ones follow each; those add nothing before they are trained.
+    Raises ValueError if there would be fewer layers than now.
     """
     config, old = model.decoder.config, model.decoder.model.layers
     if layers < len(old):

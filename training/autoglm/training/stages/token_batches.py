@@ -118,7 +118,7 @@ class TokenBatches:
 
 
 def answers(prompt: Prompt) -> list[slice]:
-    """Return where each answer of a conversation stands; the last one starts at the prompt's end (or at its echo)."""
+    """Return the place of each answer in a conversation; the last one starts at the prompt's end (or at its echo)."""
     past = [slice(run.start, run.stop) for run in prompt.runs if not run.enriched]
     end = len(prompt.token_ids)
     return past if past and past[-1].stop == end else [*past, slice(end, end)]
