@@ -9,7 +9,7 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.training.stages import tokenizer
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder
 
 from .decoder.engines import CONTEXT, LENGTHS, Engines, prompts, theirs
 

@@ -50,7 +50,7 @@ def smoke(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
-    """Time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
+    """Measure time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
     console = Console(stderr=True)
     try:
         found, rows = _smoke(url, api_key, requests, console)
@@ -64,15 +64,15 @@ def smoke(
 
 @app.command()
 def engine(
-    quick: Annotated[bool, typer.Option(help="The small model alone, few rounds, nothing compiled.")] = False,
-    dtype: Annotated[str, typer.Option(help="Of weights and arithmetic: float32 or bfloat16.")] = "float32",
+    quick: Annotated[bool, typer.Option(help="Only the small model, few rounds, nothing compiled.")] = False,
+    dtype: Annotated[str, typer.Option(help="Type of weights and arithmetic: float32 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads.", show_default="half of the cores")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, after one that warms up.")] = ROUNDS,
     bundle: BundleFolder = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
-    """The decoder's engine beside transformers: equality, tokens/s, an agent's second step, more than fits."""
+    """Compare the decoder's engine with transformers: equality, tokens/s, an agent's second step, a full cache."""
     console = Console(stderr=True)
     with needing("decoder", "bench"):
         import torch
@@ -113,7 +113,7 @@ def gateway(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
-    """The gateway alone, before a stub: added latency, chunks/s, memory of a stream, beside LiteLLM's and vLLM's."""
+    """Measure the gateway before a stub decoder: added latency, chunks/s, memory per stream; also LiteLLM and vLLM."""
     console = Console(stderr=True)
     with needing("serve", "bench"):
         from autoglm.bench.gateway import bench
@@ -148,7 +148,7 @@ def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_
     """Write both forms and print one."""
     path = report.write(out, name, found, as_json, as_table)
     print(as_json if print_json else as_table, end="")
-    Console(stderr=True).print(f"Written to {path} and .json beside it")
+    Console(stderr=True).print(f"Written to {path} and {path.with_suffix('.json')}")
 
 
 def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[LoadResult]]:

@@ -28,7 +28,7 @@ def autoglm(
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(doctor.doctor)
-app.command("eval")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(keys.app, name="keys")

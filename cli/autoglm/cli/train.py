@@ -18,14 +18,14 @@ def train() -> None:
 
 @app.command()
 def nano(
-    workdir: Annotated[Path, typer.Option(help="Where stages keep their checkpoints.")] = Path("runs/nano"),
-    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    workdir: Annotated[Path, typer.Option(help="Folder of the stages' checkpoints and results.")] = Path("runs/nano"),
+    stage: Annotated[str | None, typer.Option(help="Run only this stage.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the exported bundle.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML with every stage's settings.", show_default="the committed bundle's")
     ] = None,
 ) -> None:
-    """Train the nano bundle from generated data, on the CPU, in resumable stages."""
+    """Train the nano bundle from generated data, in stages that can be interrupted and resumed."""
     with needing("train", "train"):
         import autoglm.training.nano as pipeline
         from autoglm.training.recipe import RecipeError

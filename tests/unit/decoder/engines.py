@@ -18,7 +18,7 @@ from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage
-from autoglm.training.stages.joint import FusionDecoder
+from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 SLOTS, CONTEXT = 3, 512
 WIDE = EngineLimits(SLOTS, max_num_batched_tokens=48, num_blocks=SLOTS * num_blocks(CONTEXT))

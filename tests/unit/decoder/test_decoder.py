@@ -9,7 +9,7 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
 from autoglm.fusion.compose import Composer
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, glm_config
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, glm_config
 
 SMALL = DecoderConfig(hidden=128, layers=2, context=256)
 

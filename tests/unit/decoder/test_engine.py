@@ -23,7 +23,7 @@ from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Media, PromptMessage
-from autoglm.training.stages.joint import FusionDecoder
+from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
 

@@ -24,7 +24,7 @@ from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Prompt, Run
-from autoglm.training.stages.joint import DecoderConfig, glm_config
+from autoglm.training.stages.fusion_decoder import DecoderConfig, glm_config
 
 CONTEXT, VOCABULARY, LENGTH = 256, 320, 40
 CPU = torch.device("cpu")

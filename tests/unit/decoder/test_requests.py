@@ -26,7 +26,7 @@ from autoglm.decoder.engine.sampling import BrokenLogits
 from autoglm.decoder.engine.sequence import ThinkingState
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import Media, PromptMessage
-from autoglm.training.stages.joint import FusionDecoder
+from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 from .engines import CONTEXT, LENGTHS, SLOTS, WIDE, prompts
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from autoglm.speech.audio import AudioError, decode
 from autoglm.speech.model import SAMPLES_PER_TOKEN, SpeechEncoder, SpeechModel, Vocabulary, normalize
 from autoglm.training.data import speech as data
 from autoglm.training.data.wording import sentences
+from autoglm.training.loop import LossAndFigures
 from autoglm.training.recipe import Recipe
-from autoglm.training.stages.speech import Shard, Trainer, whisper_weights
+from autoglm.training.stages.ctranslate2 import whisper_weights
+from autoglm.training.stages.shards import Shard
+from autoglm.training.stages.speech import SpeechStudent, make_loop
 
 # --- voices ---
 
@@ -135,15 +139,29 @@ def test_the_published_encoder_maps_onto_transformers() -> None:
 
 
 def test_training_goes_on_exactly_where_it_was_stopped(tmp_path: Path) -> None:
-    Shard.write(tmp_path / "clips.npy", 4, seed=0)
+    Shard.write(tmp_path / "clips.npy", 2, seed=0)
     shard = Shard.load(tmp_path / "clips.npy")
-    config = replace(Recipe.read().speech, steps=4, warmup=1)
-    straight = Trainer(config, shard, tmp_path)
-    straight.learn([0, 1])
-    straight.save()
-    resumed = Trainer(config, shard, tmp_path)
-    resumed.resume()
-    assert resumed.learn([2, 3]) == straight.learn([2, 3])
+    config = replace(Recipe.read().speech, steps=2, warmup=1)
+
+    def train(workdir: Path, until: int) -> list[float]:
+        """Interrupt a run when `until` steps are done; return the losses of its steps."""
+        torch.manual_seed(0)
+        student, losses = SpeechStudent(shard), list[float]()
+
+        def step(number: int) -> LossAndFigures:
+            if number == until:
+                raise KeyboardInterrupt
+            loss, figures = student.loss([number], config, number)
+            losses.append(loss.item())
+            return loss, figures
+
+        with suppress(KeyboardInterrupt):
+            make_loop(student, config, workdir).run(step)
+        return losses
+
+    straight, cut = train(tmp_path / "straight", 2), train(tmp_path / "cut", 1)
+    assert len(cut) == 1
+    assert straight == cut + train(tmp_path / "cut", 2)
 
 
 def test_batches_hold_every_clip_once_an_epoch_and_keep_to_their_size(tmp_path: Path) -> None:

@@ -20,16 +20,21 @@ from autoglm.common.bundle import default_bundle
 from autoglm.training import nano
 from autoglm.training.eval import evaluate
 from autoglm.training.samples import Sampler
-from autoglm.training.stages import compare, distil, features, joint, prune, sweep, teacher
-from autoglm.training.stages.features import FeaturesConfig
-from autoglm.training.stages.joint import (
-    DecoderConfig,
-    FusionDecoder,
-    RunContext,
-    TokenBatch,
-    TokenBatches,
-    answer_loss,
+from autoglm.training.stages import (
+    compare,
+    distil,
+    features,
+    fusion_decoder,
+    joint,
+    prune,
+    sweep,
+    teacher,
+    token_batches,
 )
+from autoglm.training.stages.features import FeaturesConfig
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder
+from autoglm.training.stages.joint import RunContext, answer_loss
+from autoglm.training.stages.token_batches import TokenBatch, TokenBatches
 
 SMALL = DecoderConfig(hidden=256, layers=2, context=512)
 RUN: dict[str, Any] = {
@@ -147,7 +152,7 @@ def test_what_is_zero_goes_first_and_is_not_missed(context: RunContext, batch: T
                 layer.self_attn.o_proj.weight[:, 64 * head : 64 * head + 64] = 0
     pruned = prune.prune(model, weighed(context, model, batch), layers=2, heads=2, channels=512)
     torch.testing.assert_close(logits(pruned, batch), logits(model, batch), rtol=1e-4, atol=1e-4)
-    joint.save(pruned, tmp_path)
+    fusion_decoder.save(pruned, tmp_path)
     plain = GlmForCausalLM.from_pretrained(tmp_path / "decoder", dtype=torch.float32)
     sizes = plain.config.num_hidden_layers, plain.config.num_attention_heads, plain.config.intermediate_size
     assert sizes == (2, 2, 512)
@@ -183,24 +188,24 @@ def test_a_cut_run_ends_as_an_uncut_one(context: RunContext, monkeypatch: pytest
     assert torch.load(context.workdir / "distil.pt")["step"] == 2
     distil.run(SMALL, DISTIL, context.workdir)
     again = torch.load(context.workdir / "distil.pt")
-    assert (again["step"], again["rng"], again["taken"]) == (whole["step"], whole["rng"], whole["taken"])
+    assert (again["step"], again["data"]) == (whole["step"], whole["data"])
     for name, weight in whole["model"].items():
         torch.testing.assert_close(again["model"][name], weight, rtol=0, atol=1e-5, msg=name)
 
 
 def test_batches_are_the_same_from_any_position(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "POOL", 8)
+    monkeypatch.setattr(token_batches, "POOL", 8)
     whole = TokenBatches(context.composer, Sampler(context.store, 5), 512)
-    drawn, places = list[Tensor](), [whole.position()]
+    drawn, places = list[Tensor](), [whole.state_dict()]
     for batch in whole:
         drawn.append(batch.token_ids)
-        places.append(whole.position())
+        places.append(whole.state_dict())
         if len(drawn) == 12:  # more than a pool
             break
-    assert 0 in [place.taken for place in places[1:]]
+    assert 0 in [place["taken"] for place in places[1:]]
     for start in range(12):
         again = TokenBatches(context.composer, Sampler(context.store, 99), 512)
-        again.seek(places[start])
+        again.load_state_dict(places[start])
         assert torch.equal(next(iter(again)).token_ids, drawn[start])
 
 

@@ -1,26 +1,32 @@
-"""Initialisation and fusion still learn: the colour of a named icon, from ideal features, in a few steps."""
+"""Initialisation and fusion still learn: the colour of a named icon, from ideal features, in a few steps.
+
+The model is small, and the steps are bounded: some ten seconds of one core.
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from transformers.models.glm import GlmForCausalLM
 
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.training.data.catalog import APPS, COLOURS
 from autoglm.training.data.screens import Element
 from autoglm.training.data.tasks import Ask, Page, reply
-from autoglm.training.loop import Loop, LoopConfig
+from autoglm.training.loop import Loop, LoopConfig, LossAndFigures
 from autoglm.training.recipe import Recipe
 from autoglm.training.samples import Case, Turn
 from autoglm.training.stages import tokenizer
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, TokenBatch, TokenBatches, attention_loss, cell
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, glm_config
+from autoglm.training.stages.joint import answer_loss, attention_loss, cell, optimizers
+from autoglm.training.stages.token_batches import TokenBatch, TokenBatches
 
-ICONS, STEPS, TOKENS = 6, 200, 2300
+ICONS, STEPS, TOKENS = 6, 130, 700
 
 
 class IdealScreens:
@@ -50,33 +56,37 @@ class IdealScreens:
         return Element("icon", name, (left, top, left + 140, top + 140), list(COLOURS)[self.rng.integers(len(COLOURS))])
 
 
-def test_a_named_colour_is_learned_in_a_few_hundred_steps(tmp_path: Path) -> None:
+def test_a_named_colour_is_learned_in_130_steps(tmp_path: Path, one_thread: None) -> None:
+    """Seen to fail with small token embeddings (deviation .1) before layers that are not zeroed, with transformers'
+    initialisation of the fusion, and with context taps of zero."""
     tokenizer.build(tmp_path)
     composer = Composer(tmp_path, GCMA_LAYOUT)
-    rates = Recipe.read().align
-    model = FusionDecoder.fresh(
-        DecoderConfig(hidden=128, layers=2, context=256), composer.tokenizer.get_vocab_size(), seed=4
-    )
-    batcher = TokenBatches(composer, IdealScreens(1), TOKENS)
-    config = LoopConfig("test", STEPS, rates.learning_rate, rates.matrix_rate, 1, warmup=50)
-    loop = Loop(model, config, tmp_path, batcher)
-    batches = iter(batcher)
+    torch.manual_seed(4)
+    decoder = GlmForCausalLM(glm_config(DecoderConfig(hidden=128, layers=1, context=256), composer.vocabulary))
+    model = FusionDecoder(GcmaFusion(GcmaConfig(text_width=128, width=128, heads=4)), decoder)
+    model.initialise()
+    align = Recipe.read().align
+    rates = replace(align, learning_rate=4 * align.learning_rate, matrix_rate=4 * align.matrix_rate)
+    config = LoopConfig("test", STEPS, 1.0, lambda step: min(1.0, (step + 1) / 10, 2.5 * (1 - step / STEPS)))
+    batches = TokenBatches(composer, IdealScreens(1), TOKENS)
+    loop = Loop(model, optimizers(model, rates), config, tmp_path, batches)
+    drawn = iter(batches)
 
-    def step() -> tuple[Tensor, dict[str, float]]:
-        batch = next(batches)
+    def step(_number: int) -> LossAndFigures:
+        batch = next(drawn)
         logits, added = model(batch)
-        return cross_entropy(logits.float(), batch.targets) + attention_loss(batch, added), {}
+        return answer_loss(batch, logits)[0] + attention_loss(batch, added), {}
 
     loop.run(step)
-    assert accuracy(model, batches) >= 0.9
+    assert accuracy(model, drawn) >= 0.9
 
 
 @torch.inference_mode()
-def accuracy(model: FusionDecoder, batches: Iterator[TokenBatch]) -> float:
+def accuracy(model: FusionDecoder, drawn: Iterator[TokenBatch]) -> float:
     """Return the share of fresh answers of which every token is the likeliest."""
     right: list[bool] = []
     for _ in range(4):
-        batch = next(batches)
+        batch = next(drawn)
         logits, _ = model(batch)
         hits = logits.argmax(-1) == batch.targets
         right += [bool(answer.all()) for answer in hits.split(batch.learned.sum(1).tolist())]

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from autoglm.cli.main import app
 from autoglm.common.bundle import default_bundle
 from autoglm.speech.model import SAMPLE_RATE, SpeechModel
 from autoglm.training.data.speech import Espeak, Voice, speak
@@ -94,9 +96,10 @@ def test_recordings_are_read_with_what_is_said(tmp_path: Path, said: NDArray[np.
 def test_a_folder_without_media_says_how_to_fetch_them(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match=r"sh tools/real_media\.sh"):
         recordings(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        real_media.main(["--media", str(tmp_path / "none")])
-    assert "none/usr/share/pocketsphinx" in str(stop.value.code)
+    said = CliRunner().invoke(app, ["eval", "real", "--media", str(tmp_path / "none")])
+    assert said.exit_code == 1
+    assert said.stderr.startswith("autoglm eval: ")
+    assert "none/usr/share/pocketsphinx" in said.stderr
 
 
 def test_markdown_says_words_as_they_are() -> None:

@@ -16,8 +16,9 @@ from autoglm.training.data.wording import TEMPLATES, templates
 from autoglm.training.fuse_batch import Additions
 from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler
 from autoglm.training.stages.features import NOISE, ClipInfo, FeatureStore
-from autoglm.training.stages.joint import TokenBatch, TokenBatches, answers, attention_loss, cell, gate_loss
+from autoglm.training.stages.joint import attention_loss, cell, gate_loss
 from autoglm.training.stages.persona import PERSONA_MIXTURE, TERSE, InCharacter
+from autoglm.training.stages.token_batches import TokenBatch, TokenBatches, answers
 
 
 def test_every_word_of_a_held_out_wording_is_met_in_training(composer: Composer) -> None:

@@ -1,15 +1,15 @@
-"""Documents whose last part a command writes, from the line that says so on."""
+"""Documents whose last part is written by a command, after a line that says so."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 
 def fill(document: Path, mark: str, written: str) -> None:
-    """Put `written` behind the line `mark` of `document`, in place of what stands there, or at the end without one."""
+    """Replace what follows the line `mark` of `document` by `written`; without such a line, append both."""
     text, _, _ = document.read_text(encoding="utf-8").partition(mark)
     document.write_text(f"{text}{mark}\n{written}", encoding="utf-8")
 
 
 def weights(revisions: Mapping[str, str]) -> str:
-    """Return the line that says which weights, part by part, the figures are of."""
+    """Return the line that names the weights, part by part, that were measured."""
     return f"Weights: {', '.join(f'{name} {revision}' for name, revision in revisions.items())}."

@@ -15,7 +15,7 @@ from autoglm.fusion.prompt import Prompt
 @dataclass(frozen=True, slots=True)
 class MediaBatch:
     """All items of one modality: `tokens` [B, S, width], their `index` within the item and their
-    place `where` in the sequence, both [B, S]; padding has the place T, behind every token."""
+    place `where` in the sequence, both [B, S]; padding has the place T, after every token."""
 
     tokens: Tensor
     index: Tensor
@@ -134,6 +134,6 @@ def _own(where: Tensor, length: int) -> Tensor:
 
 
 def _visible(where: Tensor, length: int) -> Tensor:
-    """Return [B, T, S]: whether token t stands after media token s and is not of the same modality."""
+    """Return [B, T, S]: whether token t comes after media token s and is not of the same modality."""
     before = where[:, None, :] < torch.arange(length, device=where.device)[None, :, None]
     return before & ~_own(where, length)[..., None]

@@ -1,138 +1,185 @@
-"""The training loop of fusion and decoder: Muon on the matrices between layers, AdamW on the rest, warm-up
-and a straight way down, bf16 autocast on the device that accelerate finds, a progress bar, TensorBoard logs, and a
-checkpoint every two minutes from which a cut run goes on."""
+"""The training loop of every stage: steps, learning rates, clipping, a progress bar, TensorBoard logs and checkpoints.
+
+A checkpoint is written every two minutes, at the end, and when the run is interrupted (Ctrl-C or an error). The same
+run started again resumes from it: it reads the batches that it would have read, and on one thread it ends with the same
+weights.
+"""
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from autoglm.common.files import replacing
+from autoglm.training.precision import optimizer_precision
 
 CHECKPOINT_SECONDS = 120
 LOG_STEPS = 20
+SMOOTHING = 0.95  # of the figures on the progress bar and in the logs
 MMAP_THRESHOLD, TRIM_THRESHOLD = (-3, 32 << 20), (-1, 2**31 - 1)  # glibc's mallopt: parameter and value
+
+Figures = Mapping[str, float]
+LossAndFigures = tuple[Tensor, Figures]
 
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """Name of the run (its checkpoint is `name`.pt in the workdir), length, peak rates and seed."""
+    """Name of the run (its checkpoint is `name`.pt in the workdir, its logs are in logs/`name`), number of steps,
+    largest norm of the gradients, and what every peak learning rate is multiplied by at each step."""
 
     name: str
     steps: int
-    learning_rate: float
-    matrix_rate: float
-    seed: int
-    warmup: int = 100
-    cooldown: float = 0.4
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    clip: float
+    schedule: Callable[[int], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where a run is in what it reads: batches are drawn in pools. `rng` is the generator's state where the pool at
-    hand began, `taken` how many of its batches are used."""
+class Probe:
+    """A measurement of the model after every `every` steps, for the progress bar and the logs."""
 
-    rng: Mapping[str, Any]
-    taken: int
+    every: int
+    measure: Callable[[], Figures]
 
 
-class Reads(Protocol):
-    """What a run reads: the same batches again from any position."""
+class Resumable(Protocol):
+    """Where batches come from, if that is not a function of the step alone: the same batches again from any state."""
 
-    def position(self) -> Position:
-        """Return where it is."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the next batch comes from."""
 
-    def seek(self, position: Position) -> None:
-        """Go on from there; nothing has been read yet."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there; nothing has been read yet."""
 
 
 class Loop:
-    """A run over `model` that starts at step 0 or where the checkpoint in `workdir` left it.
+    """A run over `model` that starts at step 0, or at the step of the checkpoint in `workdir`.
 
-    A run that was cut reads the batches that it would have read: on one thread it ends with the same weights.
+    The learning rates that the `optimizers` are made with are the peak rates.
     """
 
-    def __init__(self, model: nn.Module, config: LoopConfig, workdir: Path, reads: Reads) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        config: LoopConfig,
+        workdir: Path,
+        data: Resumable | None = None,
+    ) -> None:
         _keep_freed_memory()
-        self.accelerator = Accelerator(mixed_precision="bf16")
-        self.model, self.config = model.to(self.accelerator.device), config
-        self.workdir, self.reads = workdir, reads
-        self.path = workdir / f"{config.name}.pt"
-        self.optimizers = _optimizers(model, config)
+        self.model, self.optimizers, self.config = model, optimizers, config
+        self.workdir, self.path = workdir, workdir / f"{config.name}.pt"
         self.step = 0
-        self.position = reads.position()  # behind the last whole step
+        self._data = data
+        self._data_state = data.state_dict() if data else {}  # after the last whole step
+        for group in self._groups():
+            group["initial_lr"] = group["lr"]
         if self.path.exists():
             self._restore()
 
-    def run(self, step: Callable[[], tuple[Tensor, dict[str, float]]]) -> None:
-        """Minimise what `step` returns (a loss, and figures for the bar) until all steps are done."""
-        self.model.train()
-        saved, shown = time.monotonic(), dict[str, float]()
-        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.config.name, unit="step", mininterval=1)
-        log = SummaryWriter(self.workdir / "logs" / self.config.name, purge_step=self.step)
-        try:
-            while self.step < self.config.steps:
-                figures = self._one(step)
-                shown = {k: 0.95 * shown.get(k, v) + 0.05 * v for k, v in figures.items()}
-                bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
-                bar.update()
-                if self.step % LOG_STEPS == 0:
-                    for name, value in shown.items():
-                        log.add_scalar(name, value, self.step)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
-        finally:
-            self._save()
-            log.close()
-            bar.close()
+    def run(self, step: Callable[[int], LossAndFigures], probe: Probe | None = None) -> Figures:
+        """Minimise what `step` returns for each step's number: a scalar loss, and figures for the progress bar.
 
-    def _one(self, step: Callable[[], tuple[Tensor, dict[str, float]]]) -> dict[str, float]:
-        share = _schedule(self.step, self.config)
-        for optimizer, rate in zip(self.optimizers, (self.config.matrix_rate, self.config.learning_rate), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * share
-        with self.accelerator.autocast():
-            loss, figures = step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        Returns the figures as the progress bar shows them at the end.
+        """
+        self.model.train()
+        saved = time.monotonic()
+        with _Progress(self.config, self.workdir, self.step) as progress:
+            try:
+                while self.step < self.config.steps:
+                    progress.advance(self._one(step))
+                    if probe and self.step % probe.every == 0:
+                        progress.report(probe.measure())
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self._save()
+                        saved = time.monotonic()
+            finally:
+                self._save()
+        return progress.shown
+
+    def _one(self, step: Callable[[int], LossAndFigures]) -> Figures:
+        factor = self.config.schedule(self.step)
+        for group in self._groups():
+            group["lr"] = group["initial_lr"] * factor
+        loss, figures = step(self.step)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        with optimizer_precision(loss.device):
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.step += 1
-        self.position = self.reads.position()
+        if self._data:
+            self._data_state = self._data.state_dict()
         return figures
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def _save(self) -> None:
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        state = {"model": self.model.state_dict(), "optimizers": optimizers, "step": self.step,
-                 "rng": self.position.rng, "taken": self.position.taken}  # fmt: skip
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": optimizers,
+            "step": self.step,
+            "data": self._data_state,
+        }
         with replacing(self.path) as temporary:
             torch.save(state, temporary)
 
     def _restore(self) -> None:
-        state = torch.load(self.path, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.position = Position(state["rng"], state.get("taken", 0))
-        self.reads.seek(self.position)
-        self.step = state["step"]
+        self.step, self._data_state = state["step"], state["data"]
+        if self._data:
+            self._data.load_state_dict(self._data_state)
+
+
+class _Progress:
+    """Shows a run on a progress bar (with its rate and the time left) and logs it for TensorBoard."""
+
+    def __init__(self, config: LoopConfig, workdir: Path, step: int) -> None:
+        self._step, self.shown = step, dict[str, float]()
+        self._bar = tqdm(total=config.steps, initial=step, desc=config.name, unit="step", mininterval=1)
+        self._log = SummaryWriter(workdir / "logs" / config.name, purge_step=step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._log.close()
+        self._bar.close()
+
+    def advance(self, figures: Figures) -> None:
+        """Show a step's figures, smoothed."""
+        self._step += 1
+        for name, value in figures.items():
+            self.shown[name] = SMOOTHING * self.shown.get(name, value) + (1 - SMOOTHING) * value
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()}, refresh=False)
+        self._bar.update()
+        if self._step % LOG_STEPS == 0:
+            self._add(self.shown)
+
+    def report(self, measured: Figures) -> None:
+        """Print and log what a probe measured."""
+        self._bar.write(f"step {self._step}: {', '.join(f'{name} {value:.3f}' for name, value in measured.items())}")
+        self._add(measured)
+
+    def _add(self, figures: Figures) -> None:
+        for name, value in figures.items():
+            self._log.add_scalar(name, value, self._step)
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the model's weights from a run's checkpoint; raises SystemExit where the run has not begun."""
+    """Return the model's weights from a run's checkpoint; raises SystemExit if the run has not begun."""
     if not checkpoint.exists():
         raise SystemExit(f"{checkpoint} is missing; run --stage {checkpoint.stem} first")
     saved: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
@@ -140,35 +187,11 @@ def weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next step, where it else gives them back and faults them in anew.
+    """Let glibc keep large freed blocks for the next step instead of returning them and faulting them in again.
 
     60 steps of the joint stage on two cores took 43 s without this and 36 s with it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another C library has none
+    if mallopt is not None:  # other C libraries do not have it
         mallopt(*MMAP_THRESHOLD)
         mallopt(*TRIM_THRESHOLD)
-
-
-def _optimizers(model: nn.Module, config: LoopConfig) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Return Muon for what maps activations to activations and AdamW for tables, the head, norms and vectors.
-
-    Only what Muon takes decays. Muon's steps are scaled to the size of AdamW's (`match_rms_adamw`).
-    """
-    matrices = [
-        layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "lm_head" not in name
-    ]
-    taken = {id(weight) for weight in matrices}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    return (
-        torch.optim.Muon(
-            matrices, config.matrix_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    )
-
-
-def _schedule(step: int, config: LoopConfig) -> float:
-    """Warm up, stay, and go down in a straight line over the last `cooldown` of the steps."""
-    down = (config.steps - step) / (config.cooldown * config.steps)
-    return min(1.0, (step + 1) / config.warmup, down)

@@ -1,7 +1,7 @@
 """`autoglm train nano`: from nothing to the committed bundle, stage by stage.
 
-Every stage leaves its result in the working folder and is skipped when that is there; a stage that
-was cut goes on from its last checkpoint. Deleting a result (and its checkpoint) makes it again.
+Every stage leaves its result in the working folder. The encoders and the features are not made again while theirs is
+there; an interrupted run resumes from its checkpoint. Deleting a result and its checkpoint makes it again.
 """
 
 import json
@@ -49,7 +49,7 @@ def main(workdir: Path, stage: str | None = None, out: Path | None = None, recip
 def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[], None]]:
     """Return what each stage does."""
 
-    def examine() -> None:
+    def judge() -> None:
         report = evaluate.evaluate(workdir, recipe.evaluate)
         evaluate.write(report, workdir / evaluate.REPORT)
         print(evaluate.table(report))
@@ -58,7 +58,7 @@ def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[],
         "speech": lambda: speech.run(recipe.speech, workdir),
         "vision": lambda: vision.run(recipe.vision, workdir),
         "features": lambda: features.run(recipe.features, workdir),
-        "align": lambda: joint.begin(recipe.decoder, recipe.align, workdir),
+        "align": lambda: joint.run_align(recipe.decoder, recipe.align, workdir),
         "joint": lambda: joint.run(recipe.decoder, recipe.joint, workdir),
         "teacher": lambda: teacher.run(recipe.decoder, recipe.teacher, workdir),
         "distil": lambda: distil.run(recipe.decoder, recipe.distil, workdir),
@@ -67,7 +67,7 @@ def _runners(recipe: Recipe, workdir: Path, out: Path) -> dict[str, Callable[[],
         "prune": lambda: prune.run(recipe.decoder, recipe.prune, workdir),
         "persona": lambda: persona.run(recipe.persona, workdir),
         "compare": lambda: compare.run(recipe.compare, workdir),
-        "evaluate": examine,
+        "evaluate": judge,
         "export": lambda: print(f"exported to {export(workdir, out).root}"),
     }
 

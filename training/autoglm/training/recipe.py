@@ -11,7 +11,8 @@ from autoglm.training.eval.evaluate import EvalConfig
 from autoglm.training.stages.compare import CompareConfig
 from autoglm.training.stages.distil import DistilConfig
 from autoglm.training.stages.features import FeaturesConfig
-from autoglm.training.stages.joint import DecoderConfig, RunConfig
+from autoglm.training.stages.fusion_decoder import DecoderConfig
+from autoglm.training.stages.joint import RunConfig
 from autoglm.training.stages.persona import PersonaConfig
 from autoglm.training.stages.prune import PruneConfig
 from autoglm.training.stages.speech import SpeechConfig

@@ -42,9 +42,9 @@ DISTRACTION_SHARE, NOISE_SHARE = 0.3, 0.1  # of the questions that need no pictu
 
 @dataclass(frozen=True, slots=True)
 class TaskMixture:
-    """What is drawn: the share of each source, the probabilities of 0, 1, 2 … turns before the question (several
-    questions on one screen cost training little more than one), how often every turn has a screenshot of its own,
-    and how often there is a system prompt."""
+    """The tasks that a sampler draws: the share of each source, the probabilities of 0, 1, 2 … turns before the
+    question (several questions on one screen cost training little more than one), how often every turn has a screenshot
+    of its own, and how often there is a system prompt."""
 
     shares: Mapping[Source, float]
     more_turns: tuple[float, ...] = (1.0,)
@@ -138,19 +138,19 @@ class Sampler:
         return Case(task, drawn, language, tuple(turns), system, thinking)
 
     def _questions(self, source: Source, language: Language, before: int) -> tuple[str, list[Turn]]:
-        """Several questions about one screen, or about nothing that is seen, perhaps beside a picture or noise."""
+        """Several questions about one screen, or about none, perhaps with an unrelated picture or noise."""
         page = self._number(self.store.pages) if "screen" in source or self._chance(DISTRACTION_SHARE) else None
         others = {s: share for s, share in self.mixture.shares.items() if page is not None or "screen" not in s}
         sources = [*(self._one_of(others) for _ in range(before)), source]
         media = [Media("image", self.store.screens[page])] if page is not None else []
         if "speech" not in source and self.noises and self._chance(NOISE_SHARE):
             media.append(self._clip(self.noises[self._number(self.noises)]))
-        beside, turns = bool(media), list[Turn]()
+        distracted, turns = bool(media), list[Turn]()
         for each in sources:
             task, parts, answer = self._subject(each, language, page)
             turns.append(Turn(PromptMessage("user", (*media, *parts)), answer, _needs(each, task)))
             media = []
-        return task + ("+distraction" if beside and "screen" not in source else ""), turns
+        return task + ("+distraction" if distracted and "screen" not in source else ""), turns
 
     def _steps(self, source: Source, language: Language, before: int) -> tuple[str, list[Turn]]:
         """An agent's steps, each with a screenshot of its own; mostly the old ones are dropped."""

@@ -1,4 +1,4 @@
-"""What `autoglm bench engine` measures: the embedded engine beside others, on the same weights and prompts."""
+"""What `autoglm bench engine` measures: the embedded engine and others, on the same weights and prompts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch
 
 from autoglm.bench.engine.checks import CachePressure, Equal, cache_pressure, equality
 from autoglm.bench.engine.model_under_test import GLM_4_9B, GLM_127M, EngineBenchConfig, ModelUnderTest
-from autoglm.bench.engine.speed import EngineComparison, beside_vllm, second_step, speeds, whole_mesh
+from autoglm.bench.engine.speed import EngineComparison, against_vllm, second_step, speeds, whole_mesh
 from autoglm.common.bundle import Bundle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -63,7 +63,7 @@ def _jobs(config: EngineBenchConfig, bundle: Bundle, found: EngineResults) -> It
         found.rows.extend(speeds(load(name, config.dtype), n, config))
 
     def vllm(name: str, n: int) -> None:
-        found.rows.extend(beside_vllm(load(name, config.dtype), n, config))
+        found.rows.extend(against_vllm(load(name, config.dtype), n, config))
 
     for name in makers:
         yield f"{name}: equality", partial(exact, name)

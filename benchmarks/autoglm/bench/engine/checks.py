@@ -1,4 +1,4 @@
-"""What must be equal to transformers, whatever happens beside, and what more requests than fit do."""
+"""Answers that must equal those of transformers whatever else runs, and what more requests than the cache holds do."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ def equality(model: ModelUnderTest) -> Iterator[Equal]:
         said = [answer for _ in range(rounds) for answer in engine.ask(prompts, lengths).tokens]
         engine.close()
         yield _equal(model, name, said, wanted * rounds)
-    yield _equal(model, "beside aborts", _beside_aborts(model, prompts, lengths), wanted)
+    yield _equal(model, "with aborts", _with_aborts(model, prompts, lengths), wanted)
 
 
 def _equal(model: ModelUnderTest, check: str, said: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> Equal:
@@ -76,7 +76,7 @@ def _theirs(model: ModelUnderTest, prompt: Prompt, n: int) -> list[int]:
     return [int(token) for token in said[0]]
 
 
-def _beside_aborts(model: ModelUnderTest, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[list[int]]:
+def _with_aborts(model: ModelUnderTest, prompts: Sequence[Prompt], lengths: Sequence[int]) -> list[list[int]]:
     """Return the answers, each given while others run that are given up before they end."""
     engine, said = Ours(model.glm, model.fusion, WIDE), list[list[int]]()
     for prompt, length in zip(prompts, lengths, strict=True):
@@ -98,7 +98,7 @@ def _beside_aborts(model: ModelUnderTest, prompts: Sequence[Prompt], lengths: Se
 class CachePressure:
     """More requests than the cache holds: how many ended, how many of them as with room for all, how often one was put
     back, and by how many MiB the process (on a GPU: what torch has taken there) grew from the first quarter of the
-    answers on, beside the cache's size."""
+    answers on, and the cache's size."""
 
     model: str
     asked: int

@@ -1,4 +1,4 @@
-"""The embedded engine and what transformers offers beside it, all asked the same way: prompts in, tokens out, and when
+"""The embedded engine and those of transformers, all asked the same way: prompts in, tokens out, and when
 each token came."""
 
 import logging
@@ -47,7 +47,7 @@ class Answers:
 
 
 class Peer(Protocol):
-    """Whoever answers prompts of token ids, all of one length, with `tokens` tokens each."""
+    """An engine that answers prompts of token ids, all of one length, with `tokens` tokens each."""
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
         """Return the likeliest tokens, one after another."""
@@ -67,7 +67,7 @@ class Ours:
         self.engine = EmbeddedEngine(EngineCore(runner, limits, stops=()))
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
-        """Return the likeliest tokens behind each prompt."""
+        """Return the likeliest tokens after each prompt."""
         return self.ask([plain(prompt) for prompt in prompts], [tokens] * len(prompts))
 
     def ask(
@@ -132,7 +132,7 @@ class Generate:
             self._forward = torch.compile(model.forward, dynamic=False)
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
-        """Return the likeliest tokens behind each prompt."""
+        """Return the likeliest tokens after each prompt."""
         ids, stamps = torch.tensor(prompts, device=self._model.device), list[float]()
 
         def note(_: Tensor, scores: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class Continuous:
         )
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
-        """Return the likeliest tokens behind each prompt."""
+        """Return the likeliest tokens after each prompt."""
         config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
         start = time.perf_counter()
         outputs = self._model.generate_batch(

@@ -31,7 +31,7 @@ def as_markdown(found: Mapping[str, Any], measured: EngineResults) -> str:
         f"{found['prompt_tokens']} random tokens, answers of {found['answer_tokens']}",
         f"- {found['rounds']} rounds after one that warms up, both sides in each, in random order; a figure is the "
         "median of the rounds (least–most)",
-        "- × is engine over peer, round by round; what stands behind the colon is the peer",
+        "- × is engine over peer, round by round; the peer is named after the colon",
         "",
         "| Model | Measure: peer | Engine | Peer | × | Goal | |",
         "|---|---|---|---|---|---|---|",

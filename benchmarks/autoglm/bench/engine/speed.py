@@ -1,4 +1,4 @@
-"""How fast the engine is beside others on the same weights and prompts, and beside the memory's bandwidth."""
+"""The engine's speed compared with others on the same weights and prompts, and with the memory's bandwidth."""
 
 import os
 import random
@@ -61,12 +61,12 @@ def interleaved(peers: Mapping[str, Peer], model: ModelUnderTest, n: int, rounds
     return {name: answers[1:] for name, answers in found.items()}
 
 
-GOALS = {1: 1.0, 8: 1.3, 32: 1.5}  # of decoding beside transformers' generate, by streams
+GOALS = {1: 1.0, 8: 1.3, 32: 1.5}  # of decoding compared with transformers' generate, by streams
 
 
 def speeds(model: ModelUnderTest, n: int, config: EngineBenchConfig) -> Iterator[EngineComparison]:
-    """Yield tokens a second of `n` streams beside transformers; alone, a token's time beside the memory's bandwidth;
-    for the most streams also what continuous batching does."""
+    """Yield tokens a second of `n` streams compared with transformers; for one stream also a token's time against the
+    memory's bandwidth, for the most streams also continuous batching."""
     last, compiled, rounds = n == max(config.streams), not config.quick, config.rounds
     engine = Ours(model.glm, model.fusion, config.limits)
     peers: dict[str, Peer] = {"engine": engine, "generate": Generate(model.source, compiled)}
@@ -87,8 +87,8 @@ def speeds(model: ModelUnderTest, n: int, config: EngineBenchConfig) -> Iterator
         yield row(model.name, f"tokens/s with prompts, {n} streams: continuous batching", whole, their, 4.0)
 
 
-def beside_vllm(model: ModelUnderTest, n: int, config: EngineBenchConfig) -> Iterator[EngineComparison]:
-    """Yield tokens a second of `n` streams beside vLLM, without the prompts and with them."""
+def against_vllm(model: ModelUnderTest, n: int, config: EngineBenchConfig) -> Iterator[EngineComparison]:
+    """Yield tokens a second of `n` streams compared with vLLM, without the prompts and with them."""
     engine = Ours(model.glm, model.fusion, config.limits)
     vllm = Vllm(model.source, n, CONTEXT, config.threads)
     answers = interleaved({"engine": engine, "vllm": vllm}, model, n, config.rounds)
@@ -123,7 +123,7 @@ def read_bandwidth(device: str) -> float:
 
 
 def second_step(model: ModelUnderTest, config: EngineBenchConfig) -> EngineComparison:
-    """Return the time to the first token of a phone agent's second step, beside its first step's."""
+    """Return the time to the first token of a phone agent's second step, compared with its first step's."""
     assert model.composer is not None
     ours = Ours(model.glm, model.fusion, replace(config.limits, enable_prefix_caching=True))
     first, second = agent_steps(model.composer, SYSTEM_CHARACTERS)
@@ -153,7 +153,7 @@ def agent_steps(composer: Composer, characters: int) -> tuple[Prompt, Prompt]:
 
 
 def whole_mesh(model: ModelUnderTest, bundle: Bundle, rounds: int) -> EngineComparison:
-    """Return tokens/s of a mesh that is started for it, over HTTP, beside those of the bare engine: 32 users of text.
+    """Return tokens/s of a mesh that is started for it, over HTTP, compared with the bare engine's: 32 users of text.
 
     Nobody's answer ends before its last token: the mesh is told to say none that ends one.
     """

@@ -44,7 +44,7 @@ class Vllm:
         return AsyncLLM.from_engine_args(arguments)
 
     def answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:
-        """Return the likeliest tokens behind each prompt."""
+        """Return the likeliest tokens after each prompt."""
         return asyncio.run_coroutine_threadsafe(self._answer(prompts, tokens), self._loop).result()
 
     async def _answer(self, prompts: Sequence[Sequence[int]], tokens: int) -> Answers:

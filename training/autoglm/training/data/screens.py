@@ -205,7 +205,7 @@ def _home(b: Brush) -> None:
 
 
 def _placed_apps(b: Brush, cells: int) -> tuple[list[str], list[int]]:
-    """Choose 4 to 20 distinct apps and the cells they stand in, with gaps now and then."""
+    """Choose 4 to 20 distinct apps and their cells, with gaps now and then."""
     count = int(b.rng.integers(4, min(20, cells) + 1))
     apps = [list(APPS)[i] for i in b.rng.permutation(len(APPS))[:count]]
     where = b.rng.permutation(cells)[:count] if b.chance(0.4) else np.arange(count)

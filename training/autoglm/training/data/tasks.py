@@ -34,7 +34,7 @@ class Ask:
 
     @property
     def filler(self) -> str:
-        """Return the words that stand in the slot."""
+        """Return the words that fill the slot."""
         name = APPS.get(self.key) or SETTINGS.get(self.key)
         return name[self.language] if name and self.intent != "type" else self.key
 
@@ -43,7 +43,7 @@ class Ask:
 class Reply:
     """The thought, the answer (an action's call for instructions), and the box that it points at.
 
-    `clue` is the box that tells what stands at `place`, when `place` itself does not.
+    `clue` is the box that tells what is at `place`, when `place` itself does not.
     """
 
     thought: str

@@ -1,4 +1,4 @@
-"""Asks a bundle's decoder many held-out cases at once, and judges what it says.
+"""Asks a bundle's decoder many held-out cases at once, and judges its answers.
 
 An answer is right when its text is the expected one, a tap when its point lies inside the element's box.
 """
@@ -33,7 +33,7 @@ _POINT = re.compile(r"element=\[(\d+),(\d+)\]")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model said, and its mean gate over the question's text for each modality that it saw."""
+    """The model's answer to a case, and its mean gate over the question's text for each modality that it saw."""
 
     case: Case
     text: str
@@ -41,7 +41,7 @@ class Prediction:
 
     @property
     def final(self) -> str:
-        """Return the answer behind the thought."""
+        """Return the answer after the thought."""
         return _final(self.text)
 
     @property
@@ -92,7 +92,7 @@ def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     composer = model.composer
     limits = EngineLimits(SLOTS, STEP_TOKENS, SLOTS * num_blocks(CONTEXT))
     engine = EmbeddedEngine(EngineCore(model.runner(SLOTS), limits, model.stops))
-    sinks, greedy = [_Answer() for _ in cases], SamplingConfig(temperature=0, max_tokens=MAX_TOKENS)
+    sinks, greedy = [_TokenSink() for _ in cases], SamplingConfig(temperature=0, max_tokens=MAX_TOKENS)
     for case, sink in zip(cases, sinks, strict=True):
         engine.submit(Request(composer.compose(case.messages, case.thinking), greedy, CONTEXT), sink)
     for sink in tqdm(sinks, desc="answers", unit="case", mininterval=1):
@@ -104,7 +104,7 @@ def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     ]
 
 
-class _Answer:
+class _TokenSink:
     """Collects one answer from the engine's thread."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ LAYERS = ("1", "2", "3", "4", "4, normed: what is served")
 
 
 class EncoderDrift(TypedDict):
-    """What is `explained` of the published encoder behind one layer: on people, on espeak with the same words, and
+    """What is `explained` of the published encoder after one layer: on people, on espeak with the same words, and
     by an encoder that was never trained, on people."""
 
     layer: str

@@ -14,7 +14,6 @@ from typing import Self, TypedDict
 
 import numpy as np
 from jiwer import cer, wer
-from scipy.stats import mannwhitneyu
 
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
@@ -47,7 +46,7 @@ class TaskAccuracy(TypedDict):
 
 
 class EvalReport(TypedDict):
-    """The rows of the table, and figures that are no accuracies, name → value (FIGURES says what each is)."""
+    """The rows of the table, and figures that are not accuracies, name → value (FIGURES says what each is)."""
 
     seed: int
     limit: int
@@ -62,19 +61,19 @@ FIGURES = {
     "transcript_wer_en": "the speech encoder's own transcript of sentences: word error rate, English",
     "tap_distance": "taps: median distance from the element's middle, in thousandths of the screen",
     "text_without_fusion": "questions that need no media, alone (nothing is fused, the decoder is a plain GLM): right",
-    "text_with_fusion": "the same beside an unrelated picture (everything is fused): right",
+    "text_with_fusion": "the same with an unrelated picture (everything is fused): right",
     "unchanged_beside_a_picture": "text answers that an unrelated picture leaves unchanged",
     "unchanged_beside_noise": "text answers that a noisy recording without words leaves unchanged",
     "agent_steps": "an agent's second or third step, mostly with the older screenshots dropped: right",
-    "gate_auc_image": "image gate tells a question about the screen from one beside an unrelated picture (AUC)",
-    "gate_auc_audio": "audio gate tells a spoken question from a written one beside noise (AUC)",
+    "gate_auc_image": "image gate tells a question about the screen from one with an unrelated picture (AUC)",
+    "gate_auc_audio": "audio gate tells a spoken question from a written one with noise (AUC)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSet:
-    """Held-out cases, drawn once: `cases` are judged by task; those without media come again beside `pictures` and
-    beside `noises`; `steps` are an agent's."""
+    """Held-out cases, drawn once: `cases` are judged by task; those without media come again with an unrelated
+    picture and with noise; `steps` are an agent's."""
 
     config: EvalConfig
     store: FeatureStore
@@ -94,8 +93,8 @@ class EvalSet:
         sampler = Sampler(store, seed, EVAL_MIXTURE)
         cases = [sampler.draw(source) for source in EVAL_MIXTURE.shares for _ in range(limit)]
         alone = [case for case in cases if not case.media]
-        pictures = [_beside(case, Media("image", screen)) for case, screen in zip(alone, cycle(store.screens))]
-        noises = [_beside(case, noise) for case, noise in zip(alone, cycle(_noises(store)))]
+        pictures = [_distracted(case, Media("image", screen)) for case, screen in zip(alone, cycle(store.screens))]
+        noises = [_distracted(case, noise) for case, noise in zip(alone, cycle(_noises(store)))]
         sampler.mixture = AGENT_MIXTURE
         steps = [sampler.draw() for _ in range(limit // 2)]
         return cls(config, store, cases, pictures, noises, steps)
@@ -109,7 +108,7 @@ class EvalSet:
         figures = _dictation(asked) | _transcripts(self.store) | _taps(asked) | _gates(asked, seeing, hearing)
         figures["text_without_fusion"], figures["text_with_fusion"] = share_right(plain), share_right(seeing)
         figures["unchanged_beside_a_picture"] = _unchanged(plain, seeing)
-        if hearing:  # a small exam may have drawn no noise
+        if hearing:  # a small set may have no noise
             figures["unchanged_beside_noise"] = _unchanged(plain, hearing)
         figures["agent_steps"] = share_right(stepped)
         rounded = {name: round(value, 4) for name, value in figures.items()}
@@ -134,7 +133,7 @@ def _noises(store: FeatureStore) -> list[Media]:
     ]
 
 
-def _beside(case: Case, media: Media) -> Case:
+def _distracted(case: Case, media: Media) -> Case:
     """Return a case of text alone with a picture or noise that has nothing to do with it."""
     first = case.turns[0]
     message = PromptMessage("user", (media, *first.message.parts))
@@ -189,8 +188,8 @@ def _taps(asked: Sequence[Prediction]) -> dict[str, float]:
     return {"tap_distance": float(np.median(distances))}
 
 
-def _unchanged(plain: Sequence[Prediction], beside: Sequence[Prediction]) -> float:
-    return sum(one.text == other.text for one, other in zip(plain, beside, strict=True)) / len(plain)
+def _unchanged(plain: Sequence[Prediction], distracted: Sequence[Prediction]) -> float:
+    return sum(one.text == other.text for one, other in zip(plain, distracted, strict=True)) / len(plain)
 
 
 def _gates(
@@ -206,6 +205,8 @@ def _gates(
 
 def _auc(higher: Sequence[float], lower: Sequence[float]) -> float:
     """Return the share of pairs in which the first is the larger, ties by half."""
+    from scipy.stats import mannwhitneyu  # slow to import, and asked once
+
     return float(mannwhitneyu(higher, lower).statistic) / (len(higher) * len(lower))
 
 

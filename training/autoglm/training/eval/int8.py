@@ -1,11 +1,9 @@
-"""What INT8 costs and gains on this machine; prints two tables.
+"""`autoglm eval int8`: what INT8 costs and gains on this machine, which should be idle.
 
-Run as `python -m autoglm.training.eval.int8 [BUNDLE]` (default: the packaged bundle), on an idle machine. Speed of
-vision encoder and decoder: both forms in every round, on one thread. Accuracy of the vision encoder: linear probes
-fitted on float features read float and INT8 features. The decoder's accuracy is in the model card.
+Speed of vision encoder and decoder: both forms in every round, on one thread. Accuracy of the vision encoder: linear
+probes fitted on float features read float and INT8 features. The decoder's accuracy is in the model card.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
-from autoglm.common.bundle import default_bundle
 from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sequence as Generation
@@ -48,14 +45,14 @@ class Cells:
 
     @classmethod
     def of(cls, screens: Sequence[Screen]) -> "Cells":
-        """Say what is in each cell; an element without a name of its own is no question."""
+        """Say what is in each cell; an element without a name of its own is not asked about."""
         batch = collate(list(screens))
         column, row = (batch.centre * SIDE).long().clamp(0, SIDE - 1).unbind(1)
         where = batch.index * SIDE**2 + row * SIDE + column
         total = len(screens) * SIDE**2
         name = torch.full((total,), BACKGROUND).index_put((where,), batch.name)
         colour, on = (torch.full((total,), IGNORE).index_put((where,), of) for of in (batch.colour, batch.on))
-        # A row's name stands beside its switch, not in the switch's own cell.
+        # A row's name is next to its switch, not in the switch's own cell.
         return cls(name.masked_fill(on != IGNORE, IGNORE), colour, on)
 
     def asked(self) -> list[tuple[str, Field, Tensor]]:
@@ -160,8 +157,3 @@ def _decode(runner: Runner, running: Sequence[Generation]) -> None:
         runner.decode(running)
         for sequence in running:
             sequence.num_computed_tokens += 1
-
-
-if __name__ == "__main__":
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else default_bundle()
-    print(speed(chosen), accuracy(chosen / "vision"), sep="\n\n")

@@ -11,7 +11,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from autoglm.speech.model import SAMPLE_RATE
-from autoglm.training.stages.speech import WHISPER_LAYERS, whisper_weights
+from autoglm.training.stages.ctranslate2 import WHISPER_LAYERS, whisper_weights
 
 START = "<|startoftranscript|>", "<|notimestamps|>"
 END = "<|endoftext|>"

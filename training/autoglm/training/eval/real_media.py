@@ -1,13 +1,9 @@
-"""How a bundle fares on recordings of people and on photographs, which it was not trained for.
+"""`autoglm eval real`: how a bundle fares on recordings of people and on photographs, which it was not trained on.
 
-`python -m autoglm.training.eval.real_media` prints Markdown; docs/real-media.md holds it (`--into`), with what the
-figures mean.
+docs/real-media.md holds its tables, with what the figures mean.
 """
 
-import argparse
-import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -20,17 +16,17 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.common.bundle import Bundle
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import APPS, Language
 from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Reply
-from autoglm.training.document import fill, weights
+from autoglm.training.document import weights
 from autoglm.training.eval.answering import EvalModel, ask
 from autoglm.training.eval.encoder_drift import EncoderDrift, encoder_drift
-from autoglm.training.eval.media_files import SOURCES, MediaError, Recording, photographs, recordings
+from autoglm.training.eval.media_files import SOURCES, Recording, photographs, recordings
 from autoglm.training.eval.published import PublishedWhisper
 from autoglm.training.samples import Case, Turn
 from autoglm.vision.models.mobilevit import MobileVit
@@ -42,7 +38,7 @@ HEARERS = {  # the bundle hears the person, or espeak saying the same
     "published": "published Whisper, from the person",
 }
 QUESTIONS = ("Which app is open?", "How many apps are on the screen?", "What is it?")
-MARK = "<!-- `python -m autoglm.training.eval.real_media --into` writes what follows. -->\n"
+MARK = "<!-- `autoglm eval real --into` writes what follows. -->\n"
 _plain = EnglishTextNormalizer({})  # Whisper's own: it writes "ten" as 10
 _WORD = re.compile(r"[a-z]+|\d|[\u4e00-\u9fff]")
 
@@ -58,7 +54,7 @@ class Heard(TypedDict):
 
 
 class PictureAnswer(TypedDict):
-    """What the bundle answers beside a picture, and the question's mean image gate."""
+    """What the bundle answers about a picture, and the question's mean image gate."""
 
     picture: str
     question: str
@@ -135,7 +131,7 @@ def _words(text: str) -> str:
 
 
 def look(folder: Path, photos: Mapping[str, bytes]) -> list[PictureAnswer]:
-    """Ask the parts in `folder` the QUESTIONS beside each photograph and beside drawn screens."""
+    """Ask the parts in `folder` the QUESTIONS about each photograph and about drawn screens."""
     vision = MobileVit.from_pretrained(folder / "vision")
     rng = np.random.default_rng(SEED)
     drawn = [draw_screen("heldout", rng, kind) for kind in ("app", "home")]
@@ -203,7 +199,7 @@ def _rate(rows: Sequence[Heard], hearer: str) -> str:
 
 
 def _drift(rows: Sequence[EncoderDrift]) -> str:
-    lines = ["## What is left of the published encoder", "", "| Behind layer | people | espeak | never trained |"]
+    lines = ["## What is left of the published encoder", "", "| After layer | people | espeak | never trained |"]
     lines.append("|---|---|---|---|")
     for row in rows:
         lines.append(f"| {row['layer']} | {row['person']:.2f} | {row['espeak']:.2f} | {row['untrained']:.2f} |")
@@ -227,31 +223,5 @@ def _transcripts(heard: Sequence[Heard]) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` as it stands, in a table's cell."""
+    """Return `text` unchanged, for a table's cell."""
     return "`" + " ".join(text.split()).replace("|", "\\|").replace("`", "'") + "`" if text else ""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Examine a bundle and print the report, or write it into a document."""
-    parser = argparse.ArgumentParser(
-        prog="python -m autoglm.training.eval.real_media", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("bundle", nargs="?", default="", help="folder of the bundle (default: the nano bundle)")
-    parser.add_argument("--media", type=Path, required=True, help="folder that tools/real_media.sh filled")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of Markdown")
-    parser.add_argument("--into", type=Path, help="document whose tables are to be written anew")
-    given = parser.parse_args(arguments)
-    try:
-        bundle = Bundle.open(chosen_bundle(given.bundle))
-        bundle.verify()
-        report = examine(bundle, given.media)
-    except (BundleError, MediaError) as error:
-        sys.exit(f"{parser.prog}: {error}")
-    if given.into is not None:
-        fill(given.into, MARK, markdown(report))
-    else:
-        print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else markdown(report))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,9 @@
-"""What the vectors of /v1/embeddings find among held-out screens, voices and wordings: how often the right one first.
+"""`autoglm eval retrieval`: what the vectors of /v1/embeddings find among held-out screens, voices and wordings.
 
-`python -m autoglm.training.eval.retrieval` prints Markdown; docs/embeddings.md holds it (`--into`), with what the
-rows mean.
+Counted is how often the nearest candidate is a right one. docs/embeddings.md holds its table, with what the rows mean.
 """
 
-import argparse
 import io
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.common.bundle import Bundle
 from autoglm.common.modalities import MediaKind
 from autoglm.fusion.prompt import Media
 from autoglm.speech.model import SpeechModel
@@ -26,13 +23,13 @@ from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
-from autoglm.training.document import fill, weights
+from autoglm.training.document import weights
 from autoglm.training.eval.answering import EvalModel
 from autoglm.vision.models.mobilevit import MobileVit
 
 SEED, COUNT = 11, 150
 SMALLER, QUALITY, BATCH = 0.6, 50, 16
-MARK = "<!-- `python -m autoglm.training.eval.retrieval --into` writes what follows. -->\n"
+MARK = "<!-- `autoglm eval retrieval --into` writes what follows. -->\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +148,7 @@ def _result(
 ) -> RetrievalResult:
     """Return a row; `right` [queries, candidates] tells the right ones.
 
-    Without `own`, nothing is its own candidate, and what has no other right one is no query.
+    Without `own`, nothing is its own candidate, and what has no other right one is not a query.
     """
     likeness = queries @ candidates.T
     if not own:
@@ -176,27 +173,3 @@ def markdown(bundle: Bundle, rows: Sequence[RetrievalResult]) -> str:
     for row in rows:
         lines.append(f"| {row.query} | {row.candidate} | {row.candidates} | {row.first:.2f} | {row.chance:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure a bundle and print the table, or write it into a document."""
-    parser = argparse.ArgumentParser(
-        prog="python -m autoglm.training.eval.retrieval", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("bundle", nargs="?", default="", help="folder of the bundle (default: the nano bundle)")
-    parser.add_argument("--into", type=Path, help="document whose table is to be written anew")
-    given = parser.parse_args(arguments)
-    try:
-        bundle = Bundle.open(chosen_bundle(given.bundle))
-        bundle.verify()
-    except BundleError as error:
-        sys.exit(f"{parser.prog}: {error}")
-    table = markdown(bundle, measure(Vectors(bundle.root)))
-    if given.into is not None:
-        fill(given.into, MARK, table)
-    else:
-        print(table, end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,12 +17,12 @@ from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.stages.features import FeatureStore
 
 ITEMS = 400  # of each modality, to know how far each reading spreads
-RANDOM_SHARE: dict[MediaKind, float] = {"image": 0.3, "audio": 1.0}  # of the random start that stays beside the heads
+RANDOM_SHARE: dict[MediaKind, float] = {"image": 0.3, "audio": 1.0}  # of the random start that is kept with the heads'
 HEADS: dict[MediaKind, str] = {"image": "vision-heads.safetensors", "audio": "speech-heads.safetensors"}
 
 
 def save_head(workdir: Path, kind: MediaKind, rows: Tensor, weights: Tensor) -> None:
-    """Keep a linear head's rows [H, width], and how loud each reading shall be [H], for `align`."""
+    """Keep a linear head's rows [H, width], and the weight of each reading [H], for `align`."""
     tensors = {"rows": rows.detach().float().contiguous(), "weights": weights.float()}
     save_file(tensors, workdir / HEADS[kind])
 

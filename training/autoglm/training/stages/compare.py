@@ -1,8 +1,8 @@
 """Stage `compare`: the teacher, the student, the student without the teacher, the pruned student and the student in
 INT8 answer the same held-out cases; their sizes and speeds are measured in one run.
 
-A model's answers are kept beside the report until its weights or the exam change, so a run that was cut goes on
-behind the last model that had answered. Cases are drawn again (it takes seconds), times are always measured again.
+A model's scores are kept until its weights or the evaluation set change, so an interrupted run asks only the models
+that had not answered yet. Cases are drawn again (it takes seconds), times are always measured again.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class CompareConfig(EvalConfig):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that is compared: where its fusion and decoder lie below the working folder, and how they compute."""
+    """A model that is compared: its folder in the working folder (with fusion and decoder), and how it computes."""
 
     name: str
     folder: str
@@ -115,6 +115,7 @@ def run(config: CompareConfig, workdir: Path) -> None:
 
 
 def _write(what: Mapping[str, Any], path: Path) -> None:
+    """Write JSON, whole or not at all."""
     write_atomically(path, (json.dumps(what, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -231,7 +232,7 @@ def _legend(comparison: ModelComparison) -> list[str]:
         f"“{ALL}” is over all of them, and so is the last column.",
         "- Sizes are the decoder's, in bf16; in INT8 the linear layers between embedding and head have 8 bits. "
         f"Each model has a fusion of {fusion['fusion_parameters'] / 1e6:.2f} M parameters "
-        f"({fusion['fusion_bytes'] / 1e6:.1f} MB) beside it.",
+        f"({fusion['fusion_bytes'] / 1e6:.1f} MB) as well.",
         "- × is the teacher's time over the model's, for one conversation alone, in float32 (INT8: as above), on "
         f"{number} thread{'s' if number > 1 else ''} of {machine['cpu']}. Token: a decoding pass and the choice. "
         f"Answer: {TOKENS} tokens to a written question about one screen, with template, tokenizer, fusion and "

@@ -1,4 +1,4 @@
-"""Stages `distil` and `plain`: the student learns the answers and how the teacher doubts; `plain` is the same run
+"""Stages `distil` and `plain`: the student learns the answers and the teacher's probabilities; `plain` is the same run
 without the teacher, to know what the teacher is worth.
 
 On the answer's tokens L = α·CE + (1 − α)·KL(teacher ‖ student), both at temperature 1; the losses on attention and
@@ -14,29 +14,21 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from autoglm.training.stages.joint import (
-    AnswerLoss,
-    DecoderConfig,
-    FusionDecoder,
-    LossAndFigures,
-    RunConfig,
-    RunContext,
-    TokenBatch,
-    answer_loss,
-    save,
-    train,
-)
+from autoglm.training.loop import LossAndFigures
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import AnswerLoss, RunConfig, RunContext, answer_loss, train
+from autoglm.training.stages.token_batches import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
 class DistilConfig(RunConfig):
-    """A run beside the teacher; recipes/nano.yaml explains each field."""
+    """A run with the teacher; recipes/nano.yaml explains each field."""
 
     alpha: Annotated[float, Field(ge=0, le=1)]
 
 
 def run(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> None:
-    """Go on from joint.pt beside the teacher, and write `workdir`/fusion and `workdir`/decoder."""
+    """Continue from joint.pt with the teacher, and write `workdir`/fusion and `workdir`/decoder."""
     context = RunContext.open(workdir)
     student = context.load_checkpoint("joint.pt", decoder)
     train("distil", student, config, context, teacher_loss(config.alpha, workdir))
@@ -55,7 +47,7 @@ def run_plain(decoder: DecoderConfig, config: DistilConfig, workdir: Path) -> No
 def teacher_loss(alpha: float, workdir: Path) -> AnswerLoss:
     """Return the loss on answers with the teacher in `workdir`, which α = 1 does not need.
 
-    Raises SystemExit where the teacher is missing.
+    Raises SystemExit if the teacher is missing.
     """
     if alpha == 1:
         return answer_loss
@@ -65,7 +57,7 @@ def teacher_loss(alpha: float, workdir: Path) -> AnswerLoss:
 
 
 def distillation_loss(teacher: FusionDecoder, alpha: float) -> AnswerLoss:
-    """Return the loss on answers that listens to `teacher` as well."""
+    """Return the loss on answers with the divergence from `teacher` (knowledge distillation)."""
     teacher.eval().requires_grad_(False)
 
     def grade(batch: TokenBatch, logits: Tensor) -> LossAndFigures:

@@ -26,6 +26,7 @@ from autoglm.training.data.speech import draw_voice, room, synthesize
 from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, as_heard, polite, templates, typed
+from autoglm.training.precision import autocast
 from autoglm.vision.models.mobilevit import MobileVit
 
 TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen
@@ -114,8 +115,9 @@ def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.
 def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:
     path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     lengths = torch.tensor([len(tensor) for tensor in tensors])
+    shard = {"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}
     with replacing(path) as temporary:
-        save_file({"tokens": torch.cat(tensors).to(torch.bfloat16), "lengths": lengths}, temporary)
+        save_file(shard, temporary)
 
 
 def _read(folder: Path) -> tuple[list[dict[str, Any]], list[Tensor]]:
@@ -134,8 +136,8 @@ def _screens(model: MobileVit, split: Split, n: int, rng: np.random.Generator) -
     tokens: list[Tensor] = []
     for start in range(0, n, 25):
         pixels = torch.stack([model.preprocessing.tensor(s.image) for s in drawn[start : start + 25]])
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens += model.features(pixels).unbind()
+        with autocast("cpu"):
+            tokens += model.features(pixels).float().unbind()
     return rows, tokens
 
 

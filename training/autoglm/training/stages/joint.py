@@ -6,44 +6,34 @@ question that looks best), plus cross-entropy on the mean gates, which tell whet
 the supervised attention the same tasks take many times longer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy, cross_entropy, pad
-from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.init import initialise, initialise_positions
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
-from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
-from autoglm.fusion.prompt import Prompt
-from autoglm.training.fuse_batch import Additions, FusionBatch, collate, fuse_batch
-from autoglm.training.loop import Loop, LoopConfig, Position, weights
-from autoglm.training.samples import SHARES, Case, Sampler, TaskMixture, Turn
+from autoglm.training.fuse_batch import Additions
+from autoglm.training.loop import Loop, LoopConfig, LossAndFigures, weights
+from autoglm.training.precision import autocast, device
+from autoglm.training.samples import SHARES, Sampler, TaskMixture, Turn
 from autoglm.training.stages import tokenizer
 from autoglm.training.stages.align import align
 from autoglm.training.stages.features import FeatureStore
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.token_batches import TokenBatch, TokenBatches, answers
 
-GRID = 7
-POOL = 384  # cases that are sorted by length before they are cut into batches
+GRID = 7  # image tokens per side
 # First the eye alone, in short cases, where fusion finds places on the screen sooner. Then everything at once.
 SCREEN_MIXTURE = TaskMixture({"screen": 1.0}, system_share=0.0)
 FULL_MIXTURE = TaskMixture(SHARES, more_turns=(0.3, 0.25, 0.25, 0.2), steps_share=0.15)
-EMBEDDING_STD = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """Sizes of the decoder; recipes/nano.yaml explains each field."""
-
-    hidden: int
-    layers: int
-    context: int
+WARMUP, COOLDOWN = 100, 0.4  # steps, and the share of them
+WEIGHT_DECAY, CLIP = 0.1, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,171 +49,6 @@ class RunConfig:
     matrix_rate: float
     attention_weight: float
     gate_weight: float
-
-
-class FusionDecoder(nn.Module):
-    """Fusion and decoder side by side, as they are trained and saved."""
-
-    def __init__(self, fusion: GcmaFusion, decoder: GlmForCausalLM) -> None:
-        super().__init__()
-        self.fusion, self.decoder = fusion, decoder
-
-    @classmethod
-    def fresh(cls, config: DecoderConfig, vocabulary: int, seed: int) -> "FusionDecoder":
-        """Return an untrained model, initialised by `seed`."""
-        torch.manual_seed(seed)
-        decoder = GlmForCausalLM(glm_config(config, vocabulary))
-        fusion = GcmaFusion(GcmaConfig(text_width=config.hidden))
-        initialise(decoder)
-        initialise(fusion)
-        with torch.no_grad():
-            nn.init.normal_(decoder.model.embed_tokens.weight, std=EMBEDDING_STD)
-            for layer in decoder.model.layers:  # an untrained layer adds nothing: a token is itself to the end
-                layer.self_attn.o_proj.weight.zero_()
-                layer.mlp.down_proj.weight.zero_()
-        initialise_positions(fusion)
-        return cls(fusion, decoder)
-
-    @classmethod
-    def saved(cls, folder: Path) -> "FusionDecoder":
-        """Return what `save` wrote into `folder`, in float32."""
-        decoder = GlmForCausalLM.from_pretrained(folder / "decoder", dtype=torch.float32, local_files_only=True)
-        return cls(GcmaFusion.from_pretrained(folder / "fusion"), decoder)
-
-    def forward(self, batch: "TokenBatch") -> tuple[Tensor, Additions | None]:
-        """Return logits [N, vocabulary] for the N tokens that are learned, and what the fusion added."""
-        embeddings = self.decoder.model.embed_tokens(batch.token_ids)
-        fused, added = fuse_batch(self.fusion, embeddings, batch.fusion)
-        hidden = self.decoder.model(inputs_embeds=fused, use_cache=False).last_hidden_state
-        return self.decoder.lm_head(hidden[:, :-1][batch.learned]), added
-
-
-def glm_config(config: DecoderConfig, vocabulary: int) -> GlmConfig:
-    """Return the decoder's config: GLM as in transformers, at the size of `config`."""
-    return GlmConfig(
-        vocab_size=-(-vocabulary // 64) * 64,
-        hidden_size=config.hidden,
-        intermediate_size=3 * config.hidden,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.hidden // 64,
-        num_key_value_heads=max(1, config.hidden // 128),
-        head_dim=64,
-        max_position_embeddings=config.context,
-        attention_bias=True,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """Cases side by side: token ids and labels [B, T] (−100 where nothing is learned)."""
-
-    token_ids: Tensor
-    labels: Tensor
-    fusion: FusionBatch
-    prompts: Sequence[Prompt]
-    cases: Sequence[Case]
-
-    def to(self, device: torch.device) -> "TokenBatch":
-        """Return the same with its tensors on `device`."""
-        tensors = self.token_ids.to(device), self.labels.to(device), self.fusion.to(device)
-        return TokenBatch(*tensors, self.prompts, self.cases)
-
-    @property
-    def learned(self) -> Tensor:
-        """Return [B, T − 1]: whether the next token is learned."""
-        return self.labels[:, 1:] != -100
-
-    @property
-    def targets(self) -> Tensor:
-        """Return [N], the tokens that are learned."""
-        return self.labels[:, 1:][self.learned]
-
-
-class CaseSource(Protocol):
-    """Where cases come from."""
-
-    rng: np.random.Generator
-
-    def draw(self) -> Case:
-        """Draw one."""
-
-
-Row = tuple[Case, Prompt, list[int]]
-
-
-def _length(row: Row) -> int:
-    return len(row[1].token_ids) + len(row[2])
-
-
-class TokenBatches:
-    """Turns cases into batches of like length, each of at most `tokens` tokens, padding included."""
-
-    def __init__(self, composer: Composer, sampler: CaseSource, tokens: int) -> None:
-        self.composer, self.sampler, self.tokens = composer, sampler, tokens
-        self.stop = composer.tokenizer.encode("<|user|>").ids
-        self._position = Position(sampler.rng.bit_generator.state, 0)
-
-    def position(self) -> Position:
-        """Return where the next batch comes from."""
-        return self._position
-
-    def seek(self, position: Position) -> None:
-        """Let the next batch come from there; only before the first one is drawn."""
-        self.sampler.rng.bit_generator.state = position.rng
-        self._position = position
-
-    def __iter__(self) -> Iterator[TokenBatch]:
-        rng = self.sampler.rng
-        while True:
-            pool = self._pack(self.sampler.draw() for _ in range(POOL))
-            order, taken = rng.permutation(len(pool)), self._position.taken
-            for number in order[taken:]:
-                taken += 1
-                last = taken == len(pool)
-                self._position = Position(rng.bit_generator.state, 0) if last else replace(self._position, taken=taken)
-                yield self._batch(pool[number])
-
-    def of(self, cases: Iterable[Case]) -> Iterator[TokenBatch]:
-        """Yield batches of just these cases, the shortest first."""
-        return map(self._batch, self._pack(cases))
-
-    def _pack(self, cases: Iterable[Case]) -> list[list[Row]]:
-        batches: list[list[Row]] = [[]]
-        for row in sorted(map(self._row, cases), key=_length):
-            if (len(batches[-1]) + 1) * _length(row) > self.tokens:
-                batches.append([])
-            batches[-1].append(row)
-        return batches
-
-    def _row(self, case: Case) -> Row:
-        prompt = self.composer.compose(case.messages, case.thinking)
-        answer = case.text.removeprefix(prompt.echo)
-        return case, prompt, [*self.composer.tokenizer.encode(answer, add_special_tokens=False).ids, *self.stop]
-
-    def _batch(self, rows: Sequence[Row]) -> TokenBatch:
-        length = max(map(_length, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        labels = torch.full((len(rows), length), -100)
-        for row, (case, prompt, answer) in enumerate(rows):
-            start = len(prompt.token_ids)
-            ids[row, : start + len(answer)] = torch.tensor(prompt.token_ids + answer)
-            for turn, past in zip(case.turns[:-1], answers(prompt)[:-1], strict=True):
-                if turn.shown:  # with the token that ends it
-                    labels[row, past.start : past.stop + 1] = ids[row, past.start : past.stop + 1]
-            labels[row, start : start + len(answer)] = torch.tensor(answer)
-        prompts = [prompt for _, prompt, _ in rows]
-        return TokenBatch(ids, labels, collate(prompts, length), prompts, [case for case, _, _ in rows])
-
-
-def answers(prompt: Prompt) -> list[slice]:
-    """Return where each answer of a conversation stands; the last one starts at the prompt's end (or at its echo)."""
-    past = [slice(run.start, run.stop) for run in prompt.runs if not run.enriched]
-    end = len(prompt.token_ids)
-    return past if past and past[-1].stop == end else [*past, slice(end, end)]
 
 
 def asked(batch: TokenBatch, added: Additions) -> Iterator[tuple[int, Turn, Tensor]]:
@@ -299,7 +124,7 @@ class RunContext:
         return model
 
 
-def begin(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
+def run_align(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     """Train from nothing (but the encoders' heads) and leave the run's checkpoint, align.pt, in `workdir`."""
     context = RunContext.open(workdir)
     model = FusionDecoder.fresh(decoder, context.composer.vocabulary, config.seed)
@@ -315,7 +140,6 @@ def run(decoder: DecoderConfig, config: RunConfig, workdir: Path) -> None:
     save(model, workdir)
 
 
-LossAndFigures = tuple[Tensor, dict[str, float]]
 AnswerLoss = Callable[[TokenBatch, Tensor], LossAndFigures]
 
 
@@ -326,38 +150,50 @@ def answer_loss(batch: TokenBatch, logits: Tensor) -> LossAndFigures:
 
 
 def train(
-    name: str, model: FusionDecoder, config: RunConfig, context: RunContext, grade: AnswerLoss = answer_loss
+    name: str, model: FusionDecoder, config: RunConfig, context: RunContext, answer_loss: AnswerLoss = answer_loss
 ) -> None:
     """Run `config` on `model` in place, from step 0 or from the checkpoint `name`.pt in the context's folder.
 
-    `grade` is the loss on the answer; those on attention and gates are the same in every run.
+    `answer_loss` is the loss on the answer; those on attention and gates are the same in every run.
     """
+    where = device()
     sampler = Sampler(context.store, config.seed)
-    batcher = TokenBatches(context.composer, sampler, config.batch_tokens)
-    settings = LoopConfig(name, config.steps, config.learning_rate, config.matrix_rate, config.seed)
-    loop = Loop(model, settings, context.workdir, batcher)
-    batches = iter(batcher)
+    batches = TokenBatches(context.composer, sampler, config.batch_tokens)
+    settings = LoopConfig(name, config.steps, CLIP, partial(schedule, config.steps))
+    loop = Loop(model.to(where), optimizers(model, config), settings, context.workdir, batches)
+    drawn = iter(batches)
 
-    def step() -> LossAndFigures:
-        drawn = loop.step - batcher.position().taken  # the step at which the pool at hand is drawn
-        sampler.mixture = SCREEN_MIXTURE if drawn < config.screen_steps else FULL_MIXTURE
-        batch = next(batches).to(loop.accelerator.device)
-        logits, added = model(batch)
-        answer, figures = grade(batch, logits)
-        look, gate = attention_loss(batch, added), gate_loss(batch, added)
-        weight = len(batch.targets) / config.batch_targets  # a token counts the same in every batch
-        loss = answer + config.attention_weight * look + config.gate_weight * gate
-        return weight * loss, figures | {"look": look.item(), "gate": gate.item()}
+    def step(number: int) -> LossAndFigures:
+        first = number - batches.taken  # the step at which the current pool is drawn
+        sampler.mixture = SCREEN_MIXTURE if first < config.screen_steps else FULL_MIXTURE
+        batch = next(drawn).to(where)
+        with autocast(where):
+            logits, added = model(batch)
+            answer, figures = answer_loss(batch, logits)
+            look, gate = attention_loss(batch, added), gate_loss(batch, added)
+            weight = len(batch.targets) / config.batch_targets  # a token counts the same in every batch
+            loss = answer + config.attention_weight * look + config.gate_weight * gate
+            return weight * loss, {**figures, "look": look.item(), "gate": gate.item()}
 
     loop.run(step)
 
 
-def save(model: FusionDecoder, folder: Path) -> None:
-    """Write both parts in Hugging Face format, bf16, with the tokenizer. The decoder becomes bf16."""
-    model.fusion.save_pretrained(folder / "fusion")
-    decoder = model.decoder
-    words = tokenizer.build(folder / "decoder")
-    stops = [words.token_to_id(text) for text in tokenizer.STOPS]
-    decoder.generation_config.eos_token_id = stops
-    decoder.config.eos_token_id = stops
-    decoder.to(torch.bfloat16).save_pretrained(folder / "decoder")
+def optimizers(model: nn.Module, rates: RunConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for what maps activations to activations and AdamW for tables, the head, norms and vectors.
+
+    Only what Muon takes decays. Muon's steps are scaled to the size of AdamW's (`match_rms_adamw`).
+    """
+    matrices = [
+        layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "lm_head" not in name
+    ]
+    taken = {id(weight) for weight in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    return [
+        torch.optim.Muon(matrices, rates.matrix_rate, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, rates.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def schedule(steps: int, step: int) -> float:
+    """Return the factor of the peak rates: warm up, stay, and go down in a straight line over the last COOLDOWN."""
+    return min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))

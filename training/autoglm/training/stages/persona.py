@@ -5,20 +5,24 @@ answers of before, so that a tap stays a tap.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from autoglm.common.bundle import ADAPTERS, DEFAULT_BUNDLE
 from autoglm.training.data.catalog import LANGUAGES, Language
 from autoglm.training.data.talk import TOPICS
+from autoglm.training.loop import Loop, LoopConfig, LossAndFigures
+from autoglm.training.precision import autocast
 from autoglm.training.samples import Case, Sampler, TaskMixture
-from autoglm.training.stages.joint import FusionDecoder, RunContext, TokenBatches
+from autoglm.training.stages.fusion_decoder import FusionDecoder
+from autoglm.training.stages.joint import RunContext, answer_loss
+from autoglm.training.stages.token_batches import TokenBatches
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]
 PERSONA_MIXTURE = TaskMixture(
@@ -65,40 +69,37 @@ class InCharacter:
 def run(config: PersonaConfig, workdir: Path) -> None:
     """Train the adapter of the student in `workdir` and write it to `workdir`/adapters/NAME in PEFT's format.
 
-    A run takes a minute or two and starts anew when it was cut.
+    A run takes a minute or two. It leaves no checkpoint, so running the stage again trains the adapter again.
     """
     context, model = RunContext.open(workdir), FusionDecoder.saved(workdir)
     torch.manual_seed(config.seed)
     model.requires_grad_(False)
     lora = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=TARGETS, task_type="CAUSAL_LM")
     adapted = get_peft_model(model.decoder, lora)  # puts its layers into the decoder itself
-    batcher = TokenBatches(
-        context.composer, InCharacter(Sampler(context.store, config.seed, PERSONA_MIXTURE)), config.batch_tokens
-    )
+    cases = InCharacter(Sampler(context.store, config.seed, PERSONA_MIXTURE))
+    batches = TokenBatches(context.composer, cases, config.batch_tokens)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / WARMUP, (config.steps - step) / config.steps)
-    )
-    bar = tqdm(_losses(model, batcher, config.steps), "persona", config.steps, unit="step", mininterval=1)
-    shown = 0.0
-    for loss in bar:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        shown = 0.95 * (shown or loss.item()) + 0.05 * loss.item()
-        bar.set_postfix(answer=f"{shown:.3f}", refresh=False)
+    settings = LoopConfig("persona", config.steps, clip=math.inf, schedule=partial(schedule, config.steps))
+    loop = Loop(model, [optimizer], settings, workdir, batches)
+    drawn = iter(batches)
+
+    def step(_number: int) -> LossAndFigures:
+        batch = next(drawn)
+        with autocast("cpu"):
+            logits, _ = model(batch)
+        return answer_loss(batch, logits)
+
+    shown = loop.run(step)
+    loop.path.unlink()
     adapted.peft_config["default"].base_model_name_or_path = DEFAULT_BUNDLE  # not a folder of this machine
     folder = workdir / ADAPTERS / config.name
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form
-    print(json.dumps({"adapter": config.name, "parameters": sum(weight.numel() for weight in weights), "loss": shown}))
+    size = sum(weight.numel() for weight in weights)
+    print(json.dumps({"adapter": config.name, "parameters": size, "loss": shown["answer"]}))
 
 
-def _losses(model: FusionDecoder, batcher: TokenBatches, steps: int) -> Iterator[torch.Tensor]:
-    """Yield the answers' cross-entropy of so many batches."""
-    for _, batch in zip(range(steps), batcher, strict=False):
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, _ = model(batch)
-        yield cross_entropy(logits.float(), batch.targets)
+def schedule(steps: int, step: int) -> float:
+    """Return the factor of the peak rate: warm up, then go down in a straight line to nothing."""
+    return min((step + 1) / WARMUP, (steps - step) / steps)

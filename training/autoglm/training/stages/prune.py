@@ -15,20 +15,13 @@ from tqdm import tqdm
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.training.precision import autocast
 from autoglm.training.samples import Sampler
 from autoglm.training.stages.distil import DistilConfig, teacher_loss
-from autoglm.training.stages.joint import (
-    FULL_MIXTURE,
-    AnswerLoss,
-    DecoderConfig,
-    FusionDecoder,
-    RunContext,
-    TokenBatch,
-    TokenBatches,
-    save,
-    train,
-)
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import FULL_MIXTURE, AnswerLoss, RunContext, train
 from autoglm.training.stages.teacher import copy_rest
+from autoglm.training.stages.token_batches import TokenBatch, TokenBatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ def weigh(model: FusionDecoder, batches: Iterable[TokenBatch], grade: AnswerLoss
     total: Importance | None = None
     for batch in tqdm(batches, desc="weigh", unit="batch"):
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             loss, _ = grade(batch, model(batch)[0])
         loss.backward()
         total = _weights(model.decoder) if total is None else total + _weights(model.decoder)

@@ -1,5 +1,5 @@
 """Stage `sweep`: how much of the loss should be the teacher's? Short runs of `distil` for several α, from one start
-and over the same batches, judged by one small exam. It is run only when it is asked for (`--stage sweep`).
+and over the same batches, judged on one small evaluation set. It runs only with `--stage sweep`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from autoglm.training.eval.answering import EvalModel, ask
 from autoglm.training.eval.evaluate import EvalConfig, EvalSet, share_right
 from autoglm.training.samples import Case, Sampler
 from autoglm.training.stages.distil import DistilConfig, teacher_loss
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunContext, TokenBatches, save, train
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import RunContext, train
+from autoglm.training.stages.token_batches import TokenBatches
 
 TABLE = "sweep.md"
 TOKENS = 4096  # in a batch of held-out cases
@@ -21,7 +23,7 @@ TOKENS = 4096  # in a batch of held-out cases
 
 @dataclass(frozen=True, slots=True)
 class SweepConfig(EvalConfig):
-    """Which α, how many steps each, and the exam; recipes/nano.yaml explains each field."""
+    """Which α, how many steps each, and the evaluation set; recipes/nano.yaml explains each field."""
 
     alphas: tuple[float, ...]
     steps: int

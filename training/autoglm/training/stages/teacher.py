@@ -7,7 +7,8 @@ step, so that every step it takes makes it better than the student, and both sha
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoglm.training.stages.joint import DecoderConfig, FusionDecoder, RunConfig, RunContext, save, train
+from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
+from autoglm.training.stages.joint import RunConfig, RunContext, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ def run(decoder: DecoderConfig, config: TeacherConfig, workdir: Path) -> None:
 def grow(model: FusionDecoder, layers: int, seed: int = 0) -> FusionDecoder:
     """Return a model of `layers` layers that computes what `model` does, to the bit.
 
-    The old layers stand at even distances; behind each stand new ones, which add nothing before they are trained.
-    Raises ValueError where there would be fewer layers than now.
+    The old layers keep even distances, and new ones follow each; those add nothing before they are trained.
+    Raises ValueError if there would be fewer layers than now.
     """
     config, old = model.decoder.config, model.decoder.model.layers
     if layers < len(old):

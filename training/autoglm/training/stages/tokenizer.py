@@ -1,7 +1,7 @@
 """The nano bundle's text side: a byte-level BPE in GLM's special tokens, and its chat template.
 
 Names of apps, colours, settings and regions are single tokens: by-name tasks learn much faster so.
-Digits and Chinese characters stand alone, so numbers and new words are spelled, never guessed.
+Every digit and Chinese character is a token of its own, so numbers and new words are spelled, never guessed.
 """
 
 import json
@@ -26,7 +26,7 @@ SPECIAL = (
 )  # fmt: skip
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 VOCABULARY = 3072
-# Tools, calls and results stand as in the template of GLM-4.5.
+# Tools, calls and results are written as in the template of GLM-4.5.
 CHAT_TEMPLATE = r"""[gMASK]<sop>
 {%- if tools %}
 <|system|>
@@ -105,7 +105,7 @@ def build(folder: Path) -> Tokenizer:
 
 
 def _names() -> list[str]:
-    """Return every name as it stands in a sentence, English ones in both cases."""
+    """Return every name as a sentence has it, English ones in both cases."""
     names: list[Name] = [*APPS.values(), *COLOURS.values(), *SETTINGS.values(), *REGIONS.values()]
     forms = [form for name in names for form in (name.zh, name.en, name.en.lower())]
     return list(dict.fromkeys(forms))

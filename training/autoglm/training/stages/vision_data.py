@@ -25,7 +25,7 @@ class ScreenBatch:
     """B pictures and their N elements.
 
     images uint8 [B, 3, 224, 224]; index int64 [N], the picture of each element; centre float32 [N, 2], x and
-    y in [0, 1); name, colour, on int64 [N]; kind, app, count int64 [B]. `IGNORE` stands where nothing is known.
+    y in [0, 1); name, colour, on int64 [N]; kind, app, count int64 [B]. `IGNORE` where nothing is known.
     """
 
     images: Tensor
@@ -58,7 +58,7 @@ def collate(screens: list[Screen], whole: bool = True) -> ScreenBatch:
 def _with_state(screen: Screen) -> list[Element]:
     """Return the elements; the title of a switch's row tells the switch's state too.
 
-    Whoever looks for a switch by its name finds the title, and all switches look alike.
+    A switch is found by its title, and all switches look alike.
     """
     states = {e.name: e.on for e in screen.elements if e.kind == "switch"}
     return [replace(e, on=states[e.name]) if e.kind == "title" and e.name in states else e for e in screen.elements]
