@@ -87,7 +87,7 @@ class EvalModel:
         return Runner(self.glm, self.fusion, slots, STEP_TOKENS, never)
 
 
-def ask(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
+def predict(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     """Return the greedy answer of `model` to every case, in order."""
     composer = model.composer
     limits = EngineLimits(SLOTS, STEP_TOKENS, SLOTS * num_blocks(CONTEXT))

@@ -18,7 +18,7 @@ from jiwer import cer, wer
 from autoglm.fusion.prompt import Media, PromptMessage
 from autoglm.speech.model import SpeechModel, normalize
 from autoglm.training.data.catalog import LANGUAGES, Language
-from autoglm.training.eval.answering import EvalModel, Prediction, ask
+from autoglm.training.eval.answering import EvalModel, Prediction, predict
 from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler
 from autoglm.training.stages.features import NOISE, WORDS, FeaturesConfig, FeatureStore
 from autoglm.vision.models.mobilevit import MobileVit
@@ -102,7 +102,7 @@ class EvalSet:
     def judge(self, model: EvalModel) -> EvalReport:
         """Ask `model` every case."""
         parts = (self.cases, self.pictures, self.noises, self.steps)
-        given = iter(ask(model, list(chain(*parts))))
+        given = iter(predict(model, list(chain(*parts))))
         asked, seeing, hearing, stepped = (list(islice(given, len(part))) for part in parts)
         plain = [answer for answer in asked if not answer.case.media]
         figures = _dictation(asked) | _transcripts(self.store) | _taps(asked) | _gates(asked, seeing, hearing)

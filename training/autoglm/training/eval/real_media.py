@@ -24,7 +24,7 @@ from autoglm.training.data.screens import Screen, draw_screen
 from autoglm.training.data.speech import Espeak, draw_voice, synthesize
 from autoglm.training.data.tasks import Reply
 from autoglm.training.document import weights
-from autoglm.training.eval.answering import EvalModel, ask
+from autoglm.training.eval.answering import EvalModel, predict
 from autoglm.training.eval.encoder_drift import EncoderDrift, encoder_drift
 from autoglm.training.eval.media_files import SOURCES, Recording, photographs, recordings
 from autoglm.training.eval.published import PublishedWhisper
@@ -141,7 +141,7 @@ def look(folder: Path, photos: Mapping[str, bytes]) -> list[PictureAnswer]:
     asked = [
         (name, picture, question) for name, picture in zip(pictures, tokens, strict=True) for question in QUESTIONS
     ]
-    given = ask(EvalModel.load(folder), [_case(picture, question) for _, picture, question in asked])
+    given = predict(EvalModel.load(folder), [_case(picture, question) for _, picture, question in asked])
     return [
         PictureAnswer(picture=name, question=question, answer=answer.text, gate=answer.gates["image"])
         for (name, _, question), answer in zip(asked, given, strict=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autoglm.common.files import write_atomically
 from autoglm.training.data.screens import draw_screen
-from autoglm.training.eval.answering import EvalModel, Prediction, ask
+from autoglm.training.eval.answering import EvalModel, Prediction, predict
 from autoglm.training.eval.evaluate import EvalConfig, EvalSet, TaskAccuracy, rows, share_right
 from autoglm.training.eval.speed import TOKENS, Times, race, threads
 from autoglm.training.measured import Figure, conditions
@@ -156,7 +156,7 @@ def _key(entry: Entry, config: EvalConfig, workdir: Path) -> str:
 
 def examine(model: EvalModel, eval_set: EvalSet) -> Scores:
     """Ask `model` the cases of `eval_set` that are judged as right or wrong."""
-    given = ask(model, [*eval_set.cases, *eval_set.steps])
+    given = predict(model, [*eval_set.cases, *eval_set.steps])
     asked = given[: len(eval_set.cases)]
     groups: dict[str, list[Prediction]] = {
         source: [one for one in asked if one.case.source == source] for source in SHARES

@@ -162,7 +162,7 @@ def _ctc(logits: Tensor, lengths: Tensor, targets: list[list[int]]) -> Tensor:
 
 
 def _finish(config: SpeechConfig, model: SpeechModel, final: Path) -> None:
-    """Examine the model as it is stored (bfloat16 weights) and put it at `final`."""
+    """Evaluate the model as it is stored (bfloat16 weights) and put it at `final`."""
     draft = final.with_name("tmp-speech")
     model.network.to(torch.bfloat16)
     model.save_pretrained(draft)

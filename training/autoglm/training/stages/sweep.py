@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-from autoglm.training.eval.answering import EvalModel, ask
+from autoglm.training.eval.answering import EvalModel, predict
 from autoglm.training.eval.evaluate import EvalConfig, EvalSet, share_right
 from autoglm.training.samples import Case, Sampler
 from autoglm.training.stages.distil import DistilConfig, teacher_loss
@@ -53,11 +53,11 @@ def run(decoder: DecoderConfig, config: SweepConfig, distil: DistilConfig, workd
 
 
 def judge(name: str, student: FusionDecoder, context: RunContext, cases: Sequence[Case]) -> Outcome:
-    """Examine `student`, and keep it in the context's folder, in sweep/`name`."""
+    """Evaluate `student`, and keep it in the context's folder, in sweep/`name`."""
     loss = held_out_loss(student, context, cases)
     folder = context.workdir / "sweep" / name
     save(student, folder)
-    return Outcome(name, loss, share_right(ask(EvalModel.load(folder), cases)))
+    return Outcome(name, loss, share_right(predict(EvalModel.load(folder), cases)))
 
 
 @torch.inference_mode()
