@@ -29,7 +29,7 @@ ELEMENT_BYTES = 4
 
 def _no_token_ids(value: object) -> object:
     if isinstance(value, int | list):
-        raise PydanticCustomError("token_ids", "Input should be text; token ids are not supported")
+        raise PydanticCustomError("token_ids", "Input should be text; token ids are not supported: send strings")
     return value
 
 
