@@ -1,4 +1,4 @@
-"""A burst of requests of every kind through both doors, more than there are places: each has one answer, one line in
+"""A burst of requests of every kind through both servers, more than there are places: each has one answer, one line in
 the log and one count in the metrics, and nothing of it stays.
 """
 

@@ -63,6 +63,6 @@ async def test_a_gateway_gets_through_with_its_certificate_only(
         serve_ssl_keyfile=str(tmp_path / "gateway.key"),
     )
     body = {"model": "autoglm-phone-9b", "max_tokens": 4, "messages": [{"role": "user", "content": "你是谁?"}]}
-    async with running(settings) as doors, httpx.AsyncClient(timeout=NET_SECONDS, trust_env=False) as http:
-        answer = await http.post(f"http://127.0.0.1:{doors.http_port}/v1/chat/completions", json=body)
+    async with running(settings) as ports, httpx.AsyncClient(timeout=NET_SECONDS, trust_env=False) as http:
+        answer = await http.post(f"http://127.0.0.1:{ports.http_port}/v1/chat/completions", json=body)
         assert answer.status_code == (200 if known else 503), answer.text

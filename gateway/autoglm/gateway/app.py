@@ -1,4 +1,4 @@
-"""The gateway process: the HTTP door and the gRPC door on one event loop.
+"""The gateway process: the HTTP server and the gRPC server on one event loop.
 
 Run as `python -m autoglm.gateway.app`, with settings from AUTOGLM_ variables. On SIGTERM or SIGINT, health reports
 NOT_SERVING, new connections are refused, and running requests get `drain_timeout` seconds to finish.
@@ -56,7 +56,7 @@ class PortTaken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Doors:
+class BoundPorts:
     """Where a running gateway listens."""
 
     http_port: int
@@ -101,7 +101,7 @@ def _rare_full_collections() -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Doors]:
+async def running(settings: Settings) -> AsyncIterator[BoundPorts]:
     """Run a gateway inside the block, and drain it at the end.
 
     Raises PortTaken when a port is in use, FileError when a file named by the settings cannot be used.
@@ -122,12 +122,12 @@ async def running(settings: Settings) -> AsyncIterator[Doors]:
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (
-            _grpc_door(backend, certificate) as (grpc_server, grpc_port),
-            _http_door(backend, certificate, listener) as http_port,
+            _grpc_server(backend, certificate) as (grpc_server, grpc_port),
+            _http_server(backend, certificate, listener) as http_port,
         ):
-            yield Doors(http_port, grpc_port)
+            yield BoundPorts(http_port, grpc_port)
             await state.drain()
-            # Both doors close at the same time; leaving the blocks waits for each.
+            # Both servers close at the same time; leaving the blocks waits for each.
             closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout))
         await closing
     finally:
@@ -152,7 +152,9 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 @asynccontextmanager
-async def _http_door(backend: Backend, certificate: Certificate | None, listener: socket.socket) -> AsyncIterator[int]:
+async def _http_server(
+    backend: Backend, certificate: Certificate | None, listener: socket.socket
+) -> AsyncIterator[int]:
     port = listener.getsockname()[1]
     scheme = "http" if certificate is None else "https"
     logger.info("Starting FastAPI server at %s://%s:%d", scheme, backend.settings.host, port)
@@ -180,7 +182,7 @@ async def _http_door(backend: Backend, certificate: Certificate | None, listener
 
 
 @asynccontextmanager
-async def _grpc_door(backend: Backend, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
+async def _grpc_server(backend: Backend, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     settings = backend.settings
     options = (
         ("grpc.max_receive_message_length", settings.max_body_bytes),

@@ -1,4 +1,4 @@
-"""What both doors share: the parts that admit and answer a request, and how its end is counted and logged."""
+"""What both servers share: the parts that admit and answer a request, and how its end is counted and logged."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ access = logging.getLogger("autoglm.gateway.access")
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One gateway behind its doors."""
+    """One gateway and its parts."""
 
     settings: Settings
     admission: Admission

@@ -1,4 +1,4 @@
-"""What both doors make of a request. From here on nothing depends on whether it was JSON or protobuf.
+"""What both servers make of a request. From here on nothing depends on whether it was JSON or protobuf.
 
 Every piece keeps `param`, the path of the client's field that it came from, so that an error can name the field.
 """

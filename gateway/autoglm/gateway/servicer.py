@@ -1,4 +1,4 @@
-"""The gRPC door: protobuf in, the same admission and assistant, protobuf out; errors are google.rpc.Status."""
+"""The gRPC server: protobuf in, the same admission and assistant, protobuf out; errors are google.rpc.Status."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator

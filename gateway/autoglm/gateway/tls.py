@@ -1,4 +1,4 @@
-"""The TLS certificate of both doors, reloaded when its files change."""
+"""The TLS certificate of both servers, reloaded when its files change."""
 
 import ssl
 from collections import deque
@@ -11,7 +11,7 @@ from autoglm.gateway.settings import Settings
 
 
 class Certificate:
-    """The certificate that both doors present; with `ssl_ca_certs`, clients must present one too (mutual TLS).
+    """The certificate that both servers present; with `ssl_ca_certs`, clients must present one too (mutual TLS).
 
     Open connections keep the certificate that they started with.
     """

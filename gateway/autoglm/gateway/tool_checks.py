@@ -1,4 +1,4 @@
-"""Checks of tools, and of calls to them, that both doors share: what the types of their requests cannot rule out."""
+"""Checks of tools, and of calls to them, that both servers share: what the types of their requests cannot rule out."""
 
 import re
 from collections.abc import Sequence

@@ -55,11 +55,11 @@ async def running_client(mesh: FakeMesh, **settings: Any) -> AsyncIterator[Clien
     """Run a gateway before `mesh`."""
     fixed = {"host": "127.0.0.1", "http_port": 0, "grpc_port": 0, "serve_address": mesh.address}
     quick = {"poll_interval": 0.05, "drain_timeout": 1.0}
-    async with running(Settings(**{**fixed, **quick, **settings})) as doors:
-        url = f"http://127.0.0.1:{doors.http_port}"
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{doors.grpc_port}")
+    async with running(Settings(**{**fixed, **quick, **settings})) as ports:
+        url = f"http://127.0.0.1:{ports.http_port}"
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{ports.grpc_port}")
         async with httpx.AsyncClient(base_url=url, timeout=NET_SECONDS, trust_env=False) as http, channel:
-            yield Client(http, channel, url, doors.grpc_port, mesh)
+            yield Client(http, channel, url, ports.grpc_port, mesh)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -1,4 +1,4 @@
-"""What both doors answer, streamed and not, through published clients."""
+"""What both servers answer, streamed and not, through published clients."""
 
 import asyncio
 import json

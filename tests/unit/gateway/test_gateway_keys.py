@@ -37,7 +37,7 @@ def content(**tenants: list[str]) -> bytes:
 
 
 async def enters(client: Client, key: str | None) -> bool:
-    """Return whether both doors let a key in; they must agree."""
+    """Return whether both servers let a key in; they must agree."""
     sent = {} if key is None else {"authorization": f"Bearer {key}"}
     status = (await client.http.get("/v1/models", headers=sent)).status_code
     stub = ModelServiceStub(client.channel)

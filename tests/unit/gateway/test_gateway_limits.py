@@ -1,4 +1,4 @@
-"""What a tenant may have, through either door, over several gateways; and what a gateway holds at once."""
+"""What a tenant may have, over HTTP and gRPC, over several gateways; and what a gateway holds at once."""
 
 import asyncio
 import time
@@ -137,11 +137,11 @@ async def test_redis_that_goes_away_in_between(serve: Serve, limited: str, valke
         await store.ping()  # answered when the pause is over
 
 
-@pytest.mark.parametrize("door", [ask, ask_grpc])
-async def test_one_at_a_time(serve: Serve, mesh: FakeMesh, limited: str, door: Any) -> None:
+@pytest.mark.parametrize("send", [ask, ask_grpc])
+async def test_one_at_a_time(serve: Serve, mesh: FakeMesh, limited: str, send: Any) -> None:
     client = await serve(api_keys_file=limited)
     mesh.decoder.generate.hold.clear()
-    running = asyncio.create_task(door(client, "o1"))
+    running = asyncio.create_task(send(client, "o1"))
     await soon(mesh.decoder.generate.entered.wait())
     refused = await ask(client, "o2")
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")

@@ -1,4 +1,4 @@
-"""TLS on both doors, with certificates of clients and without, and certificates that are renewed."""
+"""TLS on both servers, with certificates of clients and without, and certificates that are renewed."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ import trustme
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.serve import _speaks_tls
 from autoglm.gateway import app
-from autoglm.gateway.app import Doors, running
+from autoglm.gateway.app import BoundPorts, running
 from autoglm.gateway.settings import Settings
 from autoglm.v1.model_pb2 import ListModelsRequest
 from autoglm.v1.model_pb2_grpc import ModelServiceStub
@@ -82,24 +82,24 @@ def settings(mount: Mount, mutual: bool = False) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def gateway(mesh: FakeMesh, **given: Any) -> AsyncIterator[Doors]:
-    ports: dict[str, Any] = {"host": HOST, "http_port": 0, "grpc_port": 0, "serve_address": mesh.address}
-    async with running(Settings(**ports, poll_interval=0.05, drain_timeout=1.0, **given)) as doors:
-        yield doors
+async def gateway(mesh: FakeMesh, **given: Any) -> AsyncIterator[BoundPorts]:
+    bind: dict[str, Any] = {"host": HOST, "http_port": 0, "grpc_port": 0, "serve_address": mesh.address}
+    async with running(Settings(**bind, poll_interval=0.05, drain_timeout=1.0, **given)) as ports:
+        yield ports
 
 
-async def over_http(doors: Doors, context: ssl.SSLContext) -> bool:
+async def over_http(ports: BoundPorts, context: ssl.SSLContext) -> bool:
     """Return whether a client reads an answer over HTTPS."""
     async with httpx.AsyncClient(verify=context, trust_env=False) as http:
         try:
-            return (await http.get(f"https://{HOST}:{doors.http_port}/v1/models")).status_code == 200
+            return (await http.get(f"https://{HOST}:{ports.http_port}/v1/models")).status_code == 200
         except httpx.TransportError:
             return False
 
 
-async def over_grpc(doors: Doors, credentials: grpc.ChannelCredentials) -> bool:
+async def over_grpc(ports: BoundPorts, credentials: grpc.ChannelCredentials) -> bool:
     """Return whether a client reads an answer over gRPC."""
-    async with grpc.aio.secure_channel(f"{HOST}:{doors.grpc_port}", credentials) as channel:
+    async with grpc.aio.secure_channel(f"{HOST}:{ports.grpc_port}", credentials) as channel:
         answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), timeout=NET_SECONDS)
         code = await answer.code()
     assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
@@ -110,46 +110,46 @@ async def test_both_doors_speak_tls_and_nothing_else(
     mesh: FakeMesh, mount: Mount, ours: Authority, theirs: Authority
 ) -> None:
     mount.put(**ours.files())
-    async with gateway(mesh, **settings(mount)) as doors:
-        assert await over_http(doors, ours.context())
-        assert await over_grpc(doors, ours.credentials())
-        assert not await over_http(doors, theirs.context())
-        assert not await over_grpc(doors, theirs.credentials())
+    async with gateway(mesh, **settings(mount)) as ports:
+        assert await over_http(ports, ours.context())
+        assert await over_grpc(ports, ours.credentials())
+        assert not await over_http(ports, theirs.context())
+        assert not await over_grpc(ports, theirs.credentials())
         async with httpx.AsyncClient(trust_env=False) as http:
             with pytest.raises(httpx.TransportError):
-                await http.get(f"http://{HOST}:{doors.http_port}/health/live")
+                await http.get(f"http://{HOST}:{ports.http_port}/health/live")
 
 
 async def test_clients_show_a_certificate_of_the_authority(
     mesh: FakeMesh, mount: Mount, ours: Authority, theirs: Authority
 ) -> None:
     mount.put(**ours.files(ca=ours.ca.cert_pem.bytes()))
-    async with gateway(mesh, **settings(mount, mutual=True)) as doors:
+    async with gateway(mesh, **settings(mount, mutual=True)) as ports:
         for client, enters in ((ours.client, True), (theirs.client, False), (None, False)):
-            assert await over_http(doors, ours.context(client)) is enters
-            assert await over_grpc(doors, ours.credentials(client)) is enters
-        assert await asyncio.to_thread(_speaks_tls, HOST, doors.http_port)
+            assert await over_http(ports, ours.context(client)) is enters
+            assert await over_grpc(ports, ours.credentials(client)) is enters
+        assert await asyncio.to_thread(_speaks_tls, HOST, ports.http_port)
 
 
 async def test_a_renewed_authority_lets_its_own_clients_in_and_no_others(
     mesh: FakeMesh, mount: Mount, ours: Authority, theirs: Authority
 ) -> None:
     mount.put(**ours.files(ca=ours.ca.cert_pem.bytes()))
-    async with gateway(mesh, **settings(mount, mutual=True)) as doors:
-        assert await over_http(doors, ours.context(ours.client))
+    async with gateway(mesh, **settings(mount, mutual=True)) as ports:
+        assert await over_http(ports, ours.context(ours.client))
         mount.put(**ours.files(ca=theirs.ca.cert_pem.bytes()))
 
         async def taken() -> bool:
-            return await over_http(doors, ours.context(theirs.client))
+            return await over_http(ports, ours.context(theirs.client))
 
         await eventually_async(taken, "the new authority is taken")
-        assert await over_grpc(doors, ours.credentials(theirs.client))
-        assert not await over_http(doors, ours.context(ours.client))
-        assert not await over_grpc(doors, ours.credentials(ours.client))
+        assert await over_grpc(ports, ours.credentials(theirs.client))
+        assert not await over_http(ports, ours.context(ours.client))
+        assert not await over_grpc(ports, ours.credentials(ours.client))
 
 
 async def serial(port: int, context: ssl.SSLContext, protocol: str) -> str:
-    """Return the serial number of the certificate that a door shows to a new connection."""
+    """Return the serial number of the certificate that a server shows to a new connection."""
     context.set_alpn_protocols([protocol])
     _, writer = await asyncio.open_connection(HOST, port, ssl=context)
     shown = writer.get_extra_info("peercert")["serialNumber"]
@@ -165,23 +165,23 @@ async def test_a_renewed_certificate_is_taken_without_a_restart(mesh: FakeMesh, 
     process = await start_process(
         HOST=HOST, HTTP_PORT="0", GRPC_PORT="0", SERVE_ADDRESS=mesh.address, POLL_INTERVAL="0.05", **files
     )
-    doors = [
+    ports = [
         (port_in(await read_until(process, "gRPC services at 127.0.0.1:")), "h2"),
         (port_in(await read_until(process, "Starting FastAPI server at https://127.0.0.1:")), "http/1.1"),
     ]
     try:
         await read_until(process, "OpenAI-compatible endpoint enabled")
-        before = [await serial(port, ours.context(), protocol) for port, protocol in doors]
+        before = [await serial(port, ours.context(), protocol) for port, protocol in ports]
         assert before[0] == before[1]
         mount.put(**renewed.files(key=ours.server.private_key_pem.bytes()))  # not its key
         assert "KEY_VALUES_MISMATCH" in await read_until(process, "reloading ssl failed, keeping the previous version")
-        assert [await serial(port, ours.context(), protocol) for port, protocol in doors] == before
+        assert [await serial(port, ours.context(), protocol) for port, protocol in ports] == before
         async with httpx.AsyncClient(verify=ours.context(), trust_env=False) as http:
-            metrics = await http.get(f"https://{HOST}:{doors[1][0]}/metrics")
+            metrics = await http.get(f"https://{HOST}:{ports[1][0]}/metrics")
         assert 'autoglm_last_reload_successful{setting="ssl"} 0.0' in metrics.text
         mount.put(**renewed.files())
         await read_until(process, "reloaded ssl")
-        after = [await serial(port, ours.context(), protocol) for port, protocol in doors]
+        after = [await serial(port, ours.context(), protocol) for port, protocol in ports]
         assert after[0] == after[1] != before[0]
     finally:
         process.terminate()
@@ -237,8 +237,8 @@ async def test_the_commands_talk_to_it(
     mesh: FakeMesh, mount: Mount, ours: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount.put(**ours.files())
-    async with gateway(mesh, **settings(mount)) as doors:
-        api = Api(f"https://{HOST}:{doors.http_port}")
+    async with gateway(mesh, **settings(mount)) as ports:
+        api = Api(f"https://{HOST}:{ports.http_port}")
         with pytest.raises(ApiError, match=r"cannot be trusted .* SSL_CERT_FILE$"):
             await asyncio.to_thread(api.get, "/v1/models")
         authority = tmp_path / "authority.pem"

@@ -1,4 +1,4 @@
-"""Tools at both doors: what reaches the decoder, what comes back, and each way they can be wrong."""
+"""Tools at both servers: what reaches the decoder, what comes back, and each way they can be wrong."""
 
 import json
 from typing import Any

@@ -125,7 +125,7 @@ seeds are fixed, the number of threads is not: running the command again gives a
 bytes. These very weights were made in more than one sitting: both encoders went on from the end of a run of half the
 length, and `align` read features of the encoders of before, 7 000 screens and as many clips, without transcripts,
 noise, copies or agents' steps. The teacher (34 layers) then read 1.2 million tokens (49 minutes), and the student
-4.9 million beside it (about 50), of 12 000 screens and 12 000 clips drawn anew.
+4.9 million with it (about 50), of 12 000 screens and 12 000 clips drawn anew.
 
 ## On held-out cases
 
@@ -148,7 +148,7 @@ Real photographs and real screenshots, real voices, open-domain talk, reading te
 COMPARED = """
 ## Teacher and student
 
-The decoder here is the student, trained beside a teacher: the same model with more layers. The teacher and the pruned
+The decoder here is the student, trained with a teacher: the same model with more layers. The teacher and the pruned
 student are not in the bundle; `autoglm train nano` makes them too.
 
 {table}

@@ -1,7 +1,7 @@
 """Admission: who may use the gateway, and load shedding, which refuses what it has no capacity for.
 
 A request gets a slot or a 429 at once; nothing queues here. Whatever makes the services work needs an `AdmittedSlot`,
-so that neither door and no route can leave admission out.
+so that neither server and no route can leave admission out.
 """
 
 from collections.abc import AsyncIterator

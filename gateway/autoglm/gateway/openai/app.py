@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's API, models, health, metrics and the playground. Every error has OpenAI's error body."""
+"""The HTTP server: OpenAI's API, models, health, metrics and the playground. Every error has OpenAI's error body."""
 
 import logging
 from collections.abc import Callable
