@@ -113,7 +113,7 @@ def gateway(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure the gateway before a stub decoder: added latency, chunks/s, memory per stream; also LiteLLM and vLLM."""
+    """Measure the gateway in front of a stub decoder: added latency, chunks/s, memory per stream."""
     console = Console(stderr=True)
     with needing("serve", "bench"):
         from autoglm.bench.gateway import bench
