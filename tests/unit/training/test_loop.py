@@ -73,7 +73,7 @@ def test_muon_computes_in_the_precision_that_is_fast(monkeypatch: pytest.MonkeyP
     weight.grad = torch.randn(16, 16)
     optimizer = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
     with precision.optimizer_precision(CPU):
-        optimizer.step()  # type: ignore[no-untyped-call]
+        optimizer.step()
     assert torch.equal(weight, weight.bfloat16().float()) is fast
     spread = torch.linalg.svdvals(weight.detach())
     assert 0.3 < spread.min() < spread.max() < 1.5
