@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import default_bundle
-from autoglm.fusion.gcma.model import FusionConfig
+from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.training import nano
 from autoglm.training.eval import evaluate
 from autoglm.training.eval.speed import threads
@@ -58,7 +58,7 @@ PRUNE = prune.PruneConfig(seed=3, steps=1, alpha=0.5, layers=1, heads=2, channel
 def small_fusion() -> Iterator[None]:
     """Let every model have a fusion of 64 dimensions instead of 512: a step takes a tenth of the time."""
     with pytest.MonkeyPatch.context() as patch, threads(1):
-        patch.setattr(fusion_decoder, "FusionConfig", partial(FusionConfig, width=64, heads=4))
+        patch.setattr(fusion_decoder, "GcmaConfig", partial(GcmaConfig, width=64, heads=4))
         yield
 
 
