@@ -19,6 +19,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` [..., inputs] times the weights, [..., outputs], in float32."""
         rows, row_scale = _quantize_rows(x.reshape(-1, x.shape[-1]))
         sums = torch._int_mm(rows, self.weight.t())
         y = (sums * row_scale[:, None] * self.scale).reshape(*x.shape[:-1], -1)
@@ -42,6 +43,7 @@ class Int8Conv2d(nn.Module):
         self.dilation, self.groups = conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of `x` [B, inputs, H, W], [B, outputs, H', W']."""
         weight = self.weight * self.scale
         padding = self.padding
         return nn.functional.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)

@@ -20,14 +20,17 @@ class TensorError(ValueError):
 
 
 def seal(data: bytes, shape: Sequence[int], element_type: ElementType.ValueType) -> Tensor:
-    """Return a Tensor with its checksum; raises TensorError when `data` does not fill `shape`."""
+    """Return `data` as a Tensor of `shape` (such as [tokens, width]) with its checksum.
+
+    Raises TensorError when `data` does not fill `shape`.
+    """
     tensor = Tensor(element_type=element_type, shape=shape, data=data, crc32=zlib.crc32(data))
     check(tensor)
     return tensor
 
 
 def check(tensor: Tensor) -> None:
-    """Raise TensorError unless type, shape, length and checksum of `tensor` agree."""
+    """Raise TensorError unless type, shape [...], length and checksum of `tensor` agree."""
     size = ELEMENT_SIZES.get(tensor.element_type)
     if size is None:
         raise TensorError(f"unknown element type {tensor.element_type}")

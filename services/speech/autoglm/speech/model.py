@@ -172,7 +172,7 @@ class SpeechModel:
 
     @torch.inference_mode()
     def encode(self, samples: Sequence[NDArray[np.float32]]) -> list[Encoded]:
-        """Encode clips of 16 kHz mono float32 samples, at most 30 s each, as one batch."""
+        """Encode clips [n] of 16 kHz mono float32 samples, at most 30 s each, as one batch."""
         mel, lengths = pad_mels([self.mel(clip) for clip in samples])
         device = self.network.device
         states, logits = self.network(mel.to(device, self.network.dtype), lengths.to(device))

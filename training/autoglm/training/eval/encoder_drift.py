@@ -75,7 +75,7 @@ def layer_states(model: SpeechModel, clips: Sequence[NDArray[np.float32]]) -> li
 def encoder_drift(
     model: SpeechModel, people: Sequence[NDArray[np.float32]], twins: Sequence[NDArray[np.float32]]
 ) -> list[EncoderDrift]:
-    """Return what is left of the published encoder in the fine-tuned one, layer by layer."""
+    """Return what is left of the published encoder in the fine-tuned one, layer by layer, for clips [n] at 16 kHz."""
     published = build_model(model.vocabulary)
     published.network.eval()
     torch.manual_seed(SEED)

@@ -56,7 +56,7 @@ class Cells:
         return cls(name.masked_fill(on != IGNORE, IGNORE), colour, on)
 
     def asked(self) -> list[tuple[str, Field, Tensor]]:
-        """Return each question, the labels that answer it, and which cells it is asked of."""
+        """Return each question, the labels that answer it, and which cells [n, cells] it is asked of."""
         empty = self.name == BACKGROUND
         return [
             ("name of what is there", "name", ~empty & (self.name != IGNORE)),

@@ -96,7 +96,7 @@ def _twin(recording: Recording, number: int) -> NDArray[np.float32]:
 
 
 def hear(model: SpeechModel, spoken: Sequence[Recording], twins: Sequence[NDArray[np.float32]]) -> list[Heard]:
-    """Return what is heard of every recording, and of espeak saying the same."""
+    """Return what is heard of every recording, and of `twins` [n] at 16 kHz: espeak saying the same."""
     published, rows = PublishedWhisper(), list[Heard]()
     for recording, twin in zip(tqdm(spoken, "recordings", unit="clip"), twins, strict=True):
         heard = {"person": _transcript(model, recording.samples), "espeak": _transcript(model, twin)}

@@ -52,19 +52,19 @@ class Vectors:
         self._speech = SpeechModel.from_pretrained(folder / "speech")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the vectors of `texts`."""
+        """Return the vectors [texts, d] of `texts`."""
         model = self._model
         return torch.stack([model.fusion.pool_text(model.glm.embed, model.composer.encode(text)) for text in texts])
 
     def screens(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return the vectors of `images`."""
+        """Return the vectors [images, d] of `images`."""
         pixels = [self._vision.preprocessing.tensor(image) for image in images]
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
         tokens = [self._vision.features(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
         return self._media("image", torch.cat(tokens))
 
     def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> tuple[Tensor, list[str]]:
-        """Return the vectors and transcripts of `texts`, each said by a held-out voice of its own."""
+        """Return the vectors [texts, d] and transcripts of `texts`, each said by a held-out voice of its own."""
         rng = np.random.default_rng(seed)
         Espeak.fresh()
         heard = []

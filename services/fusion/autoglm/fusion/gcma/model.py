@@ -187,8 +187,9 @@ class GcmaFusion(nn.Module):
         return Enriched(delta, gates, attention)
 
     def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
-        """Add what text tokens took from media to their decoder embeddings; a `delta` of zero changes nothing.
+        """Add what text tokens took from media, `delta` [..., d], to their decoder embeddings [..., text_width].
 
+        A `delta` of zero changes nothing.
         The root mean square of what is added stays below `max_added`, so that the token's own embedding dominates.
         """
         added: Tensor = self.out(delta)

@@ -28,10 +28,13 @@ class VisionModel(Protocol):
         """Load the vision part of a bundle, with weights in 8 bits if `int8`."""
 
     def preprocess(self, data: bytes) -> Tensor:
-        """Return an image file in the form that `encode` takes; raises ImageError. Called from several threads."""
+        """Return an image file in the form that `encode` takes, such as float32 [3, height, width]; raises ImageError.
+
+        Called from several threads.
+        """
 
     def blank(self) -> Tensor:
-        """Return a blank image in that form, for warming up."""
+        """Return a blank image in that form (such as [3, height, width]), for warming up."""
 
     def encode(self, images: Sequence[Tensor]) -> list[ImageTokens]:
-        """Encode preprocessed images as one batch; tokens are bfloat16 on the CPU."""
+        """Encode preprocessed images as one batch; the tokens [n, width] of each are bfloat16 on the CPU."""
