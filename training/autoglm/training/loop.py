@@ -179,7 +179,7 @@ class _Progress:
 
 
 def weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the model's weights, name to tensor [...], from a checkpoint; raises SystemExit if the run has not begun."""
+    """Return a checkpoint's model weights, name to tensor [...]; raises SystemExit if the run has not begun."""
     if not checkpoint.exists():
         raise SystemExit(f"{checkpoint} is missing; run --stage {checkpoint.stem} first")
     saved: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
