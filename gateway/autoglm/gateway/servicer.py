@@ -141,7 +141,7 @@ async def authenticated(backend: Backend, rpc: Context, method: str) -> AsyncIte
         backend.admission.authenticate(context, metadata.get("authorization"), rpc.time_remaining())
         yield context
         status = "OK"
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
         backend.metrics.aborted()
         raise
     except Exception as error:

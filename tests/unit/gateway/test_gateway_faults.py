@@ -23,7 +23,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 from autoglm.v1.modality_pb2 import MODALITY_TEXT
 
 from ...relay import relaying
-from ...waiting import NET_SECONDS, soon
+from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import BUNDLE, Client, Control, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 
@@ -66,6 +66,23 @@ async def test_a_cancelled_grpc_call_stops_the_decoder(client: Client, mesh: Fak
 
     await abandon(mesh.decoder.generate, asyncio.create_task(call()))
     assert await running_requests(client) == 0
+
+
+async def test_a_grpc_client_that_leaves_unread_answers_is_counted(client: Client, mesh: FakeMesh) -> None:
+    """The gateway is writing when such a client cancels, not waiting for the decoder."""
+    mesh.decoder.pieces, mesh.decoder.after = ["x" * 2**20] * 64, 64
+    stub = ChatServiceStub(client.channel)
+    for cancelled in range(1, 4):
+        call = stub.StreamComplete(StreamCompleteRequest(chat=CHAT))
+        await call.read()
+        call.cancel()
+
+        async def counted(times: int = cancelled) -> bool:
+            text = (await client.http.get("/metrics")).text
+            return f'autoglm_request_success_total{{finished_reason="abort"}} {times}.0' in text
+
+        await eventually_async(counted, "the metrics count who left")
+        assert await running_requests(client) == 0
 
 
 async def test_a_client_that_hangs_up_stops_the_encoder(client: Client, mesh: FakeMesh) -> None:
