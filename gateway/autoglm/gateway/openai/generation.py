@@ -1,6 +1,6 @@
 """How a conversation is answered over HTTP, whole or as a stream, whatever the API renders the answer as."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,10 +48,13 @@ class Generation:
     renderer: Callable[[str, str], Renderer]
 
 
-async def generate(request: Generation, respond: Responder) -> None:
-    """Answer a conversation, as a stream of events where the client asked for one; raises MeshError."""
+def generate(request: Generation, respond: Responder) -> Awaitable[None]:
+    """Answer a conversation, as a stream of events where the client asked for one; raises MeshError.
+
+    Not a coroutine itself: an open stream would hold its frame too.
+    """
     renderer = request.renderer(respond.slot.context.request_id, respond.model.name)
-    await (_stream if request.stream else _whole)(request.conversation, renderer, respond)
+    return (_stream if request.stream else _whole)(request.conversation, renderer, respond)
 
 
 async def _whole(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
