@@ -61,7 +61,7 @@ def test_each_name_answers_for_itself_and_all_at_once(ask: Asker) -> None:
 def test_an_unknown_name_is_refused_with_those_that_there_are(ask: Asker, channel: grpc.Channel, name: str) -> None:
     response = ask.post("hi", model=name)
     error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (404, "not_found", "model")
+    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
     assert "adapted:one" in error["message"]
     assert ask.http.get(f"/v1/models/{name}").status_code == 404
     message = ChatMessage(role=ROLE_USER, parts=[ContentPart(text="hi")])

@@ -33,7 +33,7 @@ AT_ONCE = 600  # more than twice as many as there are places, on fewer sockets t
 GROWTH = 64 * MIB
 OK, LEFT = "ok", "left"  # an answer; the client did not wait for one
 FULL, LATE = "rate_limit_exceeded", "deadline_exceeded"
-STATUS = {kind.code: str(kind.http_status) for kind in MeshError.__subclasses__()}
+STATUS = {kind.type: str(kind.http_status) for kind in MeshError.__subclasses__()}
 
 Body = Mapping[str, Any]
 Send = Callable[["Clients", str], Awaitable[str]]
@@ -72,11 +72,11 @@ def posted(body: Body | bytes, **headers: str) -> Send:
 
 
 def outcome(status: int, headers: Mapping[str, str], text: str) -> str:
-    """What a client learns: an answer or the code of an error, in a body or as the last event of a stream."""
+    """What a client learns: an answer or the type of an error, in a body or as the last event of a stream."""
     if status == 200:
         _, failed, event = text.partition("event: error\ndata: ")
-        return str(json.loads(event)["error"]["code"]) if failed else OK
-    code = str(json.loads(text)["error"]["code"])
+        return str(json.loads(event)["error"]["type"]) if failed else OK
+    code = str(json.loads(text)["error"]["type"])
     assert STATUS[code] == str(status)
     assert code != FULL or int(headers["retry-after"]) >= 1
     return code

@@ -191,7 +191,7 @@ async def test_no_method_answers_a_caller_without_the_token(channel: grpc.aio.Ch
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 [answer async for answer in ask(b"", metadata=metadata, timeout=NET_SECONDS)]
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, (application, method.name)
-            assert from_rpc_error(caught.value).code == "authentication_error"
+            assert from_rpc_error(caught.value).type == "authentication_error"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_no_method_answers_a_caller_without_the_token(channel: grpc.aio.Ch
 )
 async def test_a_bad_image_is_a_typed_error(encode: Encode, image: bytes, code: str) -> None:
     error = await refused(encode(image))
-    assert (error.code, error.param) == (code, "image")
+    assert (error.type, error.param) == (code, "image")
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ async def test_a_killed_replica_refuses_with_a_type_and_comes_back(mesh: Mesh, e
     async def answers() -> bool:
         failure = await failure_of(encode(png()))
         if failure is not None:
-            seen.add((failure.code(), from_rpc_error(failure).code))
+            seen.add((failure.code(), from_rpc_error(failure).type))
             await hear(wav(0.5))
         return failure is None
 

@@ -16,7 +16,7 @@ import torch
 
 from autoglm.common.batching import Batched, Batcher
 from autoglm.common.deadlines import Deadline, Timed, seconds_to_duration
-from autoglm.common.errors import RequestTooLarge, UnsupportedMedia
+from autoglm.common.errors import Code, RequestTooLarge, UnsupportedMedia
 from autoglm.common.modalities import MediaModality
 from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.server import Context, fail
@@ -117,5 +117,6 @@ class EncoderServicer(Generic[Item, Value]):
         if isinstance(error, self.oversized):
             return RequestTooLarge(str(error), param=self.param)
         if isinstance(error, self.unsupported):
-            return UnsupportedMedia(str(error), param=self.param)
+            code: Code | None = "invalid_image_format" if self.param == "image" else None
+            return UnsupportedMedia(str(error), param=self.param, code=code)
         return error

@@ -1,4 +1,4 @@
-"""Every error a client can see, as one tree; each class is one stable code.
+"""Every error a client can see, as one tree; each class is one stable type.
 
     MeshError
     ├── InvalidRequest        invalid_request_error   400  INVALID_ARGUMENT
@@ -14,11 +14,14 @@
     ├── DeadlineExceeded      deadline_exceeded       504  DEADLINE_EXCEEDED
     └── InternalError         internal                500  INTERNAL
 
-Over gRPC an error is a google.rpc.Status with ErrorInfo (reason = the code in upper case), with
-BadRequest if a field caused it, and with RetryInfo if trying again can help.
+Where programs act on more than the type, an error also has one of OpenAI's codes, such as context_length_exceeded; the
+code of any other error is its type.
+
+Over gRPC an error is a google.rpc.Status with ErrorInfo (reason = the type in upper case, metadata `code` = the code),
+with BadRequest if a field caused it, and with RetryInfo if trying again can help.
 """
 
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast, get_args
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -28,106 +31,129 @@ from grpc_status import rpc_status
 DOMAIN = "autoglm.v1"
 RETRY_SECONDS = 2.0  # until a part that is down may be back
 
+Code = Literal[
+    "context_length_exceeded",
+    "image_too_large",
+    "invalid_api_key",
+    "invalid_image_format",
+    "invalid_image_url",
+    "model_not_found",
+    "unsupported_parameter",
+    "unsupported_value",
+]
+CODES: tuple[Code, ...] = get_args(Code)
+
 
 class MeshError(Exception):
-    """An error with a stable code.
+    """An error with a stable type.
 
-    `param` is the path of the request field that caused it, if there is one; `retry_after` the seconds after which
-    trying again can help; `request_id` the id of the request, in the log and at the client.
+    `code` is finer than the type where programs act on it. `param` is the path of the request field that caused the
+    error, if there is one; `retry_after` the seconds after which trying again can help; `request_id` the id of the
+    request, in the log and at the client.
     """
 
-    code: ClassVar[str]
+    type: ClassVar[str]
     http_status: ClassVar[int]
     grpc_code: ClassVar[int]
+    default_code: ClassVar[Code | None] = None
     default_retry_after: ClassVar[float | None] = None
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None, code: Code | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self._code = code or self.default_code
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.request_id: str | None = None
 
+    @property
+    def code(self) -> str:
+        """The code that programs act on: one of CODES, or else the type."""
+        return self._code or self.type
+
     def at(self, param: str) -> "MeshError":
         """Return the same error with `param` as the field that caused it."""
-        return type(self)(self.message, param=param, retry_after=self.retry_after)
+        return self.__class__(self.message, param=param, retry_after=self.retry_after, code=self._code)
 
 
 class InvalidRequest(MeshError):
     """The request is malformed, or a value is out of range."""
 
-    code, http_status, grpc_code = "invalid_request_error", 400, code_pb2.INVALID_ARGUMENT
+    type, http_status, grpc_code = "invalid_request_error", 400, code_pb2.INVALID_ARGUMENT
 
 
 class AuthenticationFailed(MeshError):
     """The key is missing or wrong."""
 
-    code, http_status, grpc_code = "authentication_error", 401, code_pb2.UNAUTHENTICATED
+    type, http_status, grpc_code = "authentication_error", 401, code_pb2.UNAUTHENTICATED
+    default_code = "invalid_api_key"
 
 
 class PermissionDenied(MeshError):
     """The key is valid but is not allowed to do this."""
 
-    code, http_status, grpc_code = "permission_error", 403, code_pb2.PERMISSION_DENIED
+    type, http_status, grpc_code = "permission_error", 403, code_pb2.PERMISSION_DENIED
 
 
 class NotFound(MeshError):
     """The model or route does not exist."""
 
-    code, http_status, grpc_code = "not_found", 404, code_pb2.NOT_FOUND
+    type, http_status, grpc_code = "not_found", 404, code_pb2.NOT_FOUND
 
 
 class MediaUnknown(MeshError):
     """The cache has no embedding of the media that a hash names; the bytes must be sent."""
 
-    code, http_status, grpc_code = "media_unknown", 404, code_pb2.NOT_FOUND
+    type, http_status, grpc_code = "media_unknown", 404, code_pb2.NOT_FOUND
 
 
 class RequestTooLarge(MeshError):
     """A body, an image or a recording exceeds a limit."""
 
-    code, http_status, grpc_code = "request_too_large", 413, code_pb2.INVALID_ARGUMENT
+    type, http_status, grpc_code = "request_too_large", 413, code_pb2.INVALID_ARGUMENT
 
 
 class UnsupportedMedia(MeshError):
     """The bytes are not in a format that the mesh can read."""
 
-    code, http_status, grpc_code = "unsupported_media", 415, code_pb2.INVALID_ARGUMENT
+    type, http_status, grpc_code = "unsupported_media", 415, code_pb2.INVALID_ARGUMENT
 
 
 class RateLimited(MeshError):
     """The mesh is overloaded (load shedding), or the caller is over its rate limit or quota."""
 
-    code, http_status, grpc_code = "rate_limit_exceeded", 429, code_pb2.RESOURCE_EXHAUSTED
+    type, http_status, grpc_code = "rate_limit_exceeded", 429, code_pb2.RESOURCE_EXHAUSTED
     default_retry_after = 1.0
 
 
 class ModalityUnavailable(MeshError):
     """The encoder of this modality is down; without `retry_after`, the bundle has none."""
 
-    code, http_status, grpc_code = "modality_unavailable", 503, code_pb2.UNAVAILABLE
+    type, http_status, grpc_code = "modality_unavailable", 503, code_pb2.UNAVAILABLE
 
 
 class UpstreamUnavailable(MeshError):
     """A service of the mesh does not answer."""
 
-    code, http_status, grpc_code = "upstream_unavailable", 503, code_pb2.UNAVAILABLE
+    type, http_status, grpc_code = "upstream_unavailable", 503, code_pb2.UNAVAILABLE
     default_retry_after = RETRY_SECONDS
 
 
 class DeadlineExceeded(MeshError):
     """The caller's deadline passed."""
 
-    code, http_status, grpc_code = "deadline_exceeded", 504, code_pb2.DEADLINE_EXCEEDED
+    type, http_status, grpc_code = "deadline_exceeded", 504, code_pb2.DEADLINE_EXCEEDED
 
 
 class InternalError(MeshError):
     """An error in the mesh; the log has it under the request's id."""
 
-    code, http_status, grpc_code = "internal", 500, code_pb2.INTERNAL
+    type, http_status, grpc_code = "internal", 500, code_pb2.INTERNAL
 
 
-BY_REASON: dict[str, type[MeshError]] = {kind.code.upper(): kind for kind in MeshError.__subclasses__()}
+BY_REASON: dict[str, type[MeshError]] = {kind.type.upper(): kind for kind in MeshError.__subclasses__()}
 
 _BY_GRPC_CODE: dict[grpc.StatusCode, type[MeshError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: RateLimited,
@@ -140,7 +166,8 @@ _BY_GRPC_CODE: dict[grpc.StatusCode, type[MeshError]] = {
 def to_status(error: MeshError) -> status_pb2.Status:
     """Return `error` as a google.rpc.Status with its details."""
     status = status_pb2.Status(code=error.grpc_code, message=error.message)
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.code.upper(), domain=DOMAIN))
+    info = error_details_pb2.ErrorInfo(reason=error.type.upper(), domain=DOMAIN, metadata={"code": error.code})
+    status.details.add().Pack(info)
     if error.param is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.param, description=error.message)
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -170,4 +197,5 @@ def from_status(status: status_pb2.Status) -> MeshError:
     kind = BY_REASON.get(info.reason, InternalError)
     param = bad.field_violations[0].field if bad.field_violations else None
     delay = retry.retry_delay.ToMilliseconds() / 1000 if retry.HasField("retry_delay") else None
-    return kind(status.message, param=param, retry_after=delay)
+    code = next((code for code in CODES if code == info.metadata.get("code")), None)
+    return kind(status.message, param=param, retry_after=delay, code=code)

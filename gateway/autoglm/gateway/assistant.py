@@ -52,7 +52,9 @@ class Assistant:
         base, colon, adapter = name.partition(":")
         if name and (base not in (decoder.bundle, ALIAS) or (colon and adapter not in decoder.adapters)):
             known = ", ".join([decoder.bundle, ALIAS, *(f"{decoder.bundle}:{each}" for each in decoder.adapters)])
-            raise NotFound(f"the model {name[:100]!r} does not exist; available: {known}", param=param)
+            raise NotFound(
+                f"the model {name[:100]!r} does not exist; available: {known}", param=param, code="model_not_found"
+            )
         return ResolvedModel(decoder.bundle, adapter)
 
     async def models(self) -> list[ModelCard]:
@@ -88,7 +90,9 @@ class Assistant:
             raise InvalidRequest(f"model: adapters do not change embeddings; use {model.bundle}", param="model")
         width = (await self._state.decoder()).embedding_width
         if inputs.dimensions not in (None, width):
-            raise InvalidRequest(f"dimensions: vectors of {model.bundle} have {width}", param="dimensions")
+            raise InvalidRequest(
+                f"dimensions: vectors of {model.bundle} have {width}", param="dimensions", code="unsupported_value"
+            )
         return await self._pipeline.pool(inputs, context)
 
     async def transcribe(self, slot: AdmittedSlot, audio: MediaPart) -> SpeechServiceTranscribeResponse:

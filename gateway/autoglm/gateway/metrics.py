@@ -45,7 +45,7 @@ class GatewayMetrics:
         self.running = Gauge("autoglm_num_requests_running", "Requests in progress.", registry=self.registry)
         self.redis_up = Gauge("autoglm_redis_up", "Whether Redis responds.", registry=self.registry)
         self._success = self._counter("request_success", "Answers, by finish reason.", "finished_reason")
-        self._errors = self._counter("request_errors", "Errors sent to clients, by code.", "code")
+        self._errors = self._counter("request_errors", "Errors sent to clients, by type.", "code")
         self._rejected = self._counter(
             "requests_rejected", "Requests rejected, by tenant and limit.", "tenant", "reason"
         )
@@ -75,7 +75,7 @@ class GatewayMetrics:
 
     def failed(self, error: MeshError) -> None:
         """Count one error sent to a client."""
-        self._errors.labels(error.code).inc()
+        self._errors.labels(error.type).inc()
 
     def rejected(self, tenant: Tenant, reason: str) -> None:
         """Count one rejected request. `reason` is the limit: the gateway's `capacity` or `memory`, or the tenant's

@@ -146,7 +146,7 @@ async def authenticated(backend: Backend, rpc: Context, method: str) -> AsyncIte
         raise
     except Exception as error:
         known = backend.failed(error)
-        status = known.code
+        status = known.type
         sent = rpc_status.to_status(to_status(known))
         await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:

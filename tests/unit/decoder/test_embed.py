@@ -89,6 +89,7 @@ async def test_bad_parts_are_named(model: DecoderModel) -> None:
             await vectors(model, *parts)
         assert raised.value.param == param
         assert message in raised.value.message
+        assert (raised.value.code == "context_length_exceeded") == ("maximum context" in raised.value.message)
 
 
 async def test_all_texts_together_have_a_limit(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,7 @@ async def test_keys(serve: Serve) -> None:
     assert (await client.http.get("/v1/models", headers=good)).status_code == 200
     assert (await client.http.get("/v1/models", headers=bad)).status_code == 401
     refused = await client.chat("hi")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "authentication_error")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
     assert (await client.http.get("/health/live")).status_code == 200
     stub = ModelServiceStub(client.channel)
     assert await stub.ListModels(ListModelsRequest(), metadata=tuple(good.items()))

@@ -69,7 +69,7 @@ async def refused(client: Client, url: str, status: int = 400, code: str = "inva
     before = client.mesh.calls
     response = await client.chat([image(url)])
     error = error_of(response)
-    assert (response.status_code, error["code"], error["param"]) == (status, code, IMAGE_URL)
+    assert (response.status_code, error["type"], error["param"]) == (status, code, IMAGE_URL)
     assert SECRET not in response.text
     assert client.mesh.calls == before
     return str(error["message"])

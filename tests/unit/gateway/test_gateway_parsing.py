@@ -143,7 +143,7 @@ async def test_media_that_cannot_be_read(
     before = shared.mesh.calls
     response = await shared.chat([part])
     error = error_of(response)
-    assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+    assert (response.status_code, error["type"], error["param"]) == (status, code, param)
     assert shared.mesh.calls == before
 
 
@@ -196,7 +196,7 @@ async def test_a_timeout_that_is_no_time(shared: Client, value: str) -> None:
 async def test_an_unknown_model(shared: Client) -> None:
     response = await shared.chat("hi", model="gpt-5")
     error = error_of(response)
-    assert (response.status_code, error["code"], error["param"]) == (404, "not_found", "model")
+    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
     assert BUNDLE in error["message"]
 
 
@@ -217,7 +217,7 @@ async def test_unknown_fields_and_nulls_are_ignored(shared: Client) -> None:
 )
 async def test_routes_that_are_not_there(shared: Client, method: str, path: str, status: int, code: str) -> None:
     response = await shared.http.request(method, path)
-    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert (response.status_code, error_of(response)["type"]) == (status, code)
 
 
 async def test_what_reaches_the_decoder(client: Client, mesh: FakeMesh) -> None:

@@ -144,7 +144,7 @@ async def test_a_stream_that_fails_says_so_twice(client: Client, mesh: FakeMesh)
     mesh.decoder.generate.error, mesh.decoder.after = UpstreamUnavailable("the engine stopped"), 2
     *_, failed, error = events((await respond(client, "hi", stream=True)).text)
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
-    assert failed["response"]["error"] == {"code": "upstream_unavailable", "message": "the engine stopped"}
+    assert failed["response"]["error"] == {"code": "server_error", "message": "the engine stopped"}
     assert (error["type"], error["code"], error["sequence_number"]) == (
         "error",
         "upstream_unavailable",
@@ -196,7 +196,7 @@ async def test_an_error_before_the_first_event_has_its_status(client: Client, me
 async def test_bad_requests_name_their_field(shared: Client, given: Any, fields: dict[str, Any], param: str) -> None:
     response = await respond(shared, given, **fields)
     error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_request_error", param)
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
 
 @pytest.mark.parametrize("levels", [240, 250, 254, 300])

@@ -19,7 +19,7 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RequestTooLarge
+from autoglm.common.errors import Code, DeadlineExceeded, InvalidRequest, RequestTooLarge
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.conversation import MediaPart
@@ -27,6 +27,7 @@ from autoglm.gateway.media.verify import MediaLimits, VerifiedMedia, verified
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import HOST, Settings
 from autoglm.gateway.tasks import together
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
 MAX_REDIRECTS = 3
 MAX_CONNECTIONS = 100
@@ -168,7 +169,9 @@ class Fetcher:
             async with asyncio.timeout(limit):
                 part.source = await self._follow(part.url, files)
         except (InvalidRequest, RequestTooLarge) as error:
-            raise type(error)(f"{part.param}: {error.message}", param=part.param) from None
+            refused_image = isinstance(error, InvalidRequest) and part.modality == MODALITY_IMAGE
+            code: Code | None = "invalid_image_url" if refused_image else None
+            raise type(error)(f"{part.param}: {error.message}", param=part.param, code=code) from None
         except TimeoutError:
             if limit < self._timeout:
                 raise DeadlineExceeded("the deadline passed while media was being fetched; allow more time") from None

@@ -100,10 +100,12 @@ def _check_image(data: bytes, param: str, limits: MediaLimits) -> None:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = image.size
     except (OSError, ValueError, SyntaxError):
-        raise UnsupportedMedia(f"{param}: not a PNG, JPEG, WebP or GIF image", param=param) from None
+        raise UnsupportedMedia(
+            f"{param}: not a PNG, JPEG, WebP or GIF image", param=param, code="invalid_image_format"
+        ) from None
     if width * height > limits.max_pixels:
         message = f"{param}: {width}×{height} pixels exceed the limit of {limits.max_pixels}"
-        raise RequestTooLarge(message, param=param)
+        raise RequestTooLarge(message, param=param, code="image_too_large")
 
 
 def _check_audio(data: bytes, param: str, _limits: MediaLimits) -> None:

@@ -1,24 +1,26 @@
 """Errors as OpenAI's clients see them."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import Response
 from pydantic import BaseModel, WithJsonSchema
 
-from autoglm.common.errors import MeshError
+from autoglm.common.errors import CODES, MeshError, RateLimited
 
-ErrorCode = Annotated[
-    str, WithJsonSchema({"type": "string", "enum": [kind.code for kind in MeshError.__subclasses__()]})
-]
+TYPES = [kind.type for kind in MeshError.__subclasses__()]
+ErrorType = Annotated[str, WithJsonSchema({"type": "string", "enum": TYPES})]
+ErrorCode = Annotated[str, WithJsonSchema({"type": "string", "enum": [*TYPES, *CODES]})]
+ResponseErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
 
 
 class ErrorDetails(BaseModel):
-    """What went wrong; `param` is the path of the field at fault, if there is one."""
+    """What went wrong. `code` is finer than `type` where programs act on it; `param` is the path of the field at fault,
+    if there is one."""
 
     message: str
-    type: ErrorCode
+    type: ErrorType
     param: str | None
     code: ErrorCode
 
@@ -41,7 +43,14 @@ class JsonResponse(Response):
 
 def error_body(error: MeshError) -> dict[str, Any]:
     """Return OpenAI's error body."""
-    return {"error": {"message": error.message, "type": error.code, "param": error.param, "code": error.code}}
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def response_error_code(error: MeshError) -> ResponseErrorCode:
+    """Return the code of a failed response, for which the Responses API has a list of its own."""
+    if isinstance(error, RateLimited):
+        return "rate_limit_exceeded"
+    return "invalid_prompt" if error.http_status < 500 else "server_error"
 
 
 def error_response(error: MeshError) -> JsonResponse:

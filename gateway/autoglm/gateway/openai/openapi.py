@@ -182,7 +182,7 @@ def _refusal(errors: Sequence[type[MeshError]], status: int) -> dict[str, Any]:
     kinds = [kind for kind in errors if kind.http_status == status]
     waits = any(kind.default_retry_after is not None for kind in kinds)
     return {
-        "description": " ".join(f"`{kind.code}`: {kind.__doc__}" for kind in kinds),
+        "description": " ".join(f"`{kind.type}`: {kind.__doc__}" for kind in kinds),
         "content": _contents({"application/json": Error}),
         "headers": _REQUEST_ID | (_RETRY_AFTER if waits else {}),
     }

@@ -25,7 +25,7 @@ export async function* complete(body, key, signal) {
   for await (const { event, data } of events(response.body)) {
     if (data === "[DONE]") return;
     const content = JSON.parse(data);
-    if (event === "error") throw new Failure(content.error.code, content.error.message);
+    if (event === "error") throw new Failure(content.error.type, content.error.message);
     yield content;
   }
   throw new Failure("broke_off");
@@ -36,8 +36,8 @@ async function request(path, key, options = {}) {
   const response = await reach(fetch(path, { ...options, headers }), "unreachable");
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({})); // a proxy's error has no body of OpenAI's
-  const { code, message } = error ?? { code: null, message: `${response.status} ${response.statusText}` };
-  throw new Failure(code, message, response.headers.get("retry-after"));
+  const { type, message } = error ?? { type: null, message: `${response.status} ${response.statusText}` };
+  throw new Failure(type, message, response.headers.get("retry-after"));
 }
 
 /** Yield the events of a text/event-stream as {event, data}. */

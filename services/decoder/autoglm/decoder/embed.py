@@ -65,7 +65,9 @@ class Embedder:
         if ids is None or len(ids) > most:
             has = "more" if ids is None else len(ids)
             raise InvalidRequest(
-                f"this model's maximum context length is {most} tokens, but the text has {has}; shorten it", param=param
+                f"this model's maximum context length is {most} tokens, but the text has {has}; shorten it",
+                param=param,
+                code="context_length_exceeded",
             )
         if not ids:
             raise InvalidRequest("a text must not be empty", param=param)

@@ -50,6 +50,7 @@ def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderMo
             f"this model's maximum context length is {model.context} tokens, but the messages have {used}; shorten"
             " them",
             param="messages",
+            code="context_length_exceeded",
         )
     return prompt
 
@@ -103,5 +104,7 @@ def _check_grammar(spec: GrammarSpec, message: decoder_pb2.DecoderServiceGenerat
 
 def _adapter(name: str, model: DecoderModel) -> AdapterRef:
     if name not in model.adapters.names:
-        raise NotFound(f"bundle {model.bundle.name} has no adapter {name[:100]!r}", param="model")
+        raise NotFound(
+            f"bundle {model.bundle.name} has no adapter {name[:100]!r}", param="model", code="model_not_found"
+        )
     return AdapterRef(name, model.bundle.adapters[name].revision)

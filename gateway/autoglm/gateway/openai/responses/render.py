@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from autoglm.common.errors import MeshError
-from autoglm.gateway.openai.errors import error_body
+from autoglm.gateway.openai.errors import error_body, response_error_code
 from autoglm.gateway.openai.telemetry import telemetry
 from autoglm.gateway.pipeline import Choice, Step, Summary
 from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FinishReason, ToolCall, Usage
@@ -115,7 +115,7 @@ class ResponsesRenderer:
             self._open.status = "incomplete"
         body = error_body(error)["error"]
         response = self._response("failed")
-        response["error"] = {"code": error.code, "message": error.message}
+        response["error"] = {"code": response_error_code(error), "message": error.message}
         return self._event("response.failed", response=response) + self._event("error", **body, error=body)
 
     def _add_step(self, step: Step) -> bytes:

@@ -217,7 +217,7 @@ def parse(body: bytes | bytearray) -> ResponseRequest:
     request = parse_json(ResponseRequest, body)
     for name, why in REFUSED.items():
         if getattr(request, name):
-            raise InvalidRequest(f"{name}: {why}", param=name)
+            raise InvalidRequest(f"{name}: {why}", param=name, code="unsupported_parameter")
     return request
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from autoglm.gateway.openai.chat.schema import CompletionTokensDetails
-from autoglm.gateway.openai.errors import ErrorCode, ErrorDetails
+from autoglm.gateway.openai.errors import ErrorDetails, ResponseErrorCode
 from autoglm.gateway.openai.responses.request import FunctionTool, ResponseToolChoice, TextFormat
 from autoglm.gateway.openai.telemetry import Telemetry
 
@@ -81,7 +81,7 @@ class ResponseUsage(BaseModel):
 class ResponseError(BaseModel):
     """Why a response failed."""
 
-    code: ErrorCode
+    code: ResponseErrorCode
     message: str
 
 
