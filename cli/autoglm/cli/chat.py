@@ -12,7 +12,6 @@ from rich.console import Console
 
 from autoglm.cli.api import DEFAULT_URL, Api, ApiError, audio_part, image_part
 from autoglm.cli.options import ApiKey
-from autoglm.common.bundle import ALIAS
 
 HELP = "Ask something; /image FILE and /audio FILE attach a file, /quit leaves."
 
@@ -23,7 +22,7 @@ def chat(
     audio: Annotated[list[Path] | None, typer.Option(help="Recording to send along; can be repeated.")] = None,
     url: Annotated[str, typer.Option(envvar="AUTOGLM_URL", help="Address of the server.")] = DEFAULT_URL,
     api_key: ApiKey = "EMPTY",
-    model: Annotated[str, typer.Option(help="Name of the model.")] = ALIAS,
+    model: Annotated[str, typer.Option(help="Name of the model.", show_default="the server's")] = "",
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="Sampling temperature; 0 always takes the most likely token.")
     ] = 0.0,

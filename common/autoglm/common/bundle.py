@@ -19,7 +19,8 @@ ADAPTERS = "adapters"
 MANIFEST = "bundle.json"
 FORMAT = 1
 DEFAULT_BUNDLE = "autoglm-phone-nano"
-ALIAS = "autoglm-phone-9b"
+# What published client code calls the model, whatever bundle is served.
+ALIASES = ("autoglm-phone-9b", "autoglm-phone-9b-multilingual")
 
 
 class BundleError(ValueError):

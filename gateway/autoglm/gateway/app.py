@@ -117,7 +117,7 @@ async def running(settings: Settings) -> AsyncIterator[BoundPorts]:
     budget = ByteBudget(settings, metrics)
     fetcher = Fetcher(settings, metrics, budget)
     admission = Admission(settings, metrics, keys, Quota(store, metrics), budget)
-    assistant = Assistant(Pipeline(mesh, cache, state, fetcher), fetcher, mesh, state, metrics)
+    assistant = Assistant(Pipeline(mesh, cache, state, fetcher), fetcher, mesh, state, metrics, settings.model_names)
     backend = Backend(settings, admission, assistant, state, metrics)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
@@ -164,6 +164,7 @@ async def _http_server(
             access_log=False,
             lifespan="off",
             log_config=None,
+            forwarded_allow_ips=backend.settings.forwarded_allow_ips,
             server_header=False,
             ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -1,11 +1,11 @@
 """What the gateway can do for an admitted request: chat, embed, transcribe; and which models it offers to anyone."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from autoglm.common.bundle import ALIAS
+from autoglm.common.bundle import ALIASES
 from autoglm.common.errors import InvalidRequest, NotFound, RequestTooLarge, UnsupportedMedia
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.context import RequestContext
@@ -15,50 +15,60 @@ from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.pipeline import Pipeline, Step
 from autoglm.gateway.upstream import Mesh
-from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
+from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse, DecoderServiceEmbedResponse
 from autoglm.v1.model_pb2 import ModelCard
 from autoglm.v1.speech_pb2 import SpeechServiceTranscribeResponse
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """The bundle that answers, and the adapter it uses, if any."""
+    """The model that answers: the first of its names, and the adapter it uses, if any."""
 
-    bundle: str
+    base: str
     adapter: str
 
     @property
     def name(self) -> str:
         """The name that answers carry."""
-        return f"{self.bundle}:{self.adapter}" if self.adapter else self.bundle
+        return f"{self.base}:{self.adapter}" if self.adapter else self.base
 
 
 class Assistant:
     """Answers requests with the services of the mesh. Whatever makes a service work takes an admitted slot."""
 
     def __init__(
-        self, pipeline: Pipeline, fetcher: Fetcher, mesh: Mesh, state: MeshState, metrics: GatewayMetrics
+        self,
+        pipeline: Pipeline,
+        fetcher: Fetcher,
+        mesh: Mesh,
+        state: MeshState,
+        metrics: GatewayMetrics,
+        served_names: Sequence[str] = (),
     ) -> None:
+        """Answer to `served_names`; without any, to the bundle's name and its aliases."""
         self._pipeline, self._fetcher, self._mesh = pipeline, fetcher, mesh
-        self._state, self._metrics = state, metrics
+        self._state, self._metrics, self._served_names = state, metrics, served_names
 
     async def resolve(self, name: str, param: str) -> ResolvedModel:
-        """Return the model that a client calls `name`: the bundle's own name, its alias, either as `base:adapter`, or
-        an empty name for the bundle.
+        """Return the model that a client calls `name`: one of its names, one of them as `base:adapter`, or an empty
+        name for the model without an adapter.
 
         Raises NotFound, blaming `param`, for any other name, and UpstreamUnavailable.
         """
         decoder = await self._state.decoder()
-        base, colon, adapter = name.partition(":")
-        if name and (base not in (decoder.bundle, ALIAS) or (colon and adapter not in decoder.adapters)):
-            known = ", ".join([decoder.bundle, ALIAS, *(f"{decoder.bundle}:{each}" for each in decoder.adapters)])
+        names = self._names(decoder)
+        if not name or name in names:
+            return ResolvedModel(names[0], "")
+        base, _, adapter = name.rpartition(":")  # a name that was set may contain a colon itself
+        if base not in names or adapter not in decoder.adapters:
+            known = ", ".join([*names, *(f"{names[0]}:{each}" for each in decoder.adapters)])
             raise NotFound(
                 f"the model {name[:100]!r} does not exist; available: {known}", param=param, code="model_not_found"
             )
-        return ResolvedModel(decoder.bundle, adapter)
+        return ResolvedModel(names[0], adapter)
 
     async def models(self) -> list[ModelCard]:
-        """Return a card for each name, the bundle's own first; raises UpstreamUnavailable."""
+        """Return a card for each name, the one that answers carry first; raises UpstreamUnavailable."""
         decoder = await self._state.decoder()
         return [
             ModelCard(
@@ -67,7 +77,7 @@ class Assistant:
                 modalities=self._state.modalities,
                 context_length=decoder.context_length,
             )
-            for base in dict.fromkeys((decoder.bundle, ALIAS))
+            for base in self._names(decoder)
             for name in (base, *(f"{base}:{adapter}" for adapter in decoder.adapters))
         ]
 
@@ -87,11 +97,11 @@ class Assistant:
         """Return one vector for each part; raises MeshError."""
         context = slot.context
         if model.adapter:
-            raise InvalidRequest(f"model: adapters do not change embeddings; use {model.bundle}", param="model")
+            raise InvalidRequest(f"model: adapters do not change embeddings; use {model.base}", param="model")
         width = (await self._state.decoder()).embedding_width
         if inputs.dimensions not in (None, width):
             raise InvalidRequest(
-                f"dimensions: vectors of {model.bundle} have {width}", param="dimensions", code="unsupported_value"
+                f"dimensions: vectors of {model.base} have {width}", param="dimensions", code="unsupported_value"
             )
         return await self._pipeline.pool(inputs, context)
 
@@ -104,6 +114,9 @@ class Assistant:
             return await self._mesh.transcribe(media, context)
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(audio.param) from None
+
+    def _names(self, decoder: DecoderServiceDescribeResponse) -> Sequence[str]:
+        return self._served_names or list(dict.fromkeys((decoder.bundle, *ALIASES)))
 
     def _measure(self, step: Step, context: RequestContext, latest: dict[int, float]) -> None:
         now = time.monotonic()

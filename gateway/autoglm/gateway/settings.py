@@ -22,6 +22,7 @@ OPEN_KEY = "EMPTY"
 _ORIGIN = re.compile(r"https?://[^/\s]+")
 # The last label begins with a letter, unlike in any notation of an IP address.
 HOST = r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_MODEL_NAME = re.compile(r"[^\s/]+(?:/[^\s/]+)*")
 _MEDIA_DOMAIN = re.compile(rf"(?:\*|(?:\*\.)?{HOST})(?::[1-9]\d{{0,4}})?")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -47,6 +48,20 @@ def _known_hosts(value: str) -> str:
 def _known_networks(value: str) -> str:
     for network in _split(value):
         ip_network(network)
+    return value
+
+
+def _known_proxies(value: str) -> str:
+    if value != "*":
+        for proxy in _split(value):
+            ip_network(proxy)
+    return value
+
+
+def _known_names(value: str) -> str:
+    for name in _split(value):
+        if not _MODEL_NAME.fullmatch(name):
+            raise ValueError(f"{name} is not a model name; use the form autoglm-phone or team/autoglm-phone")
     return value
 
 
@@ -80,6 +95,11 @@ class Settings(BaseSettings):
         default="127.0.0.1:9000", description="Address of Ray Serve's gRPC ingress, as host:port."
     )
 
+    served_model_names: Annotated[str, AfterValidator(_known_names)] = Field(
+        default="",
+        description="Model names that requests may use, comma-separated; answers carry the first. Empty means the"
+        " bundle's name, `autoglm-phone-9b` and `autoglm-phone-9b-multilingual`.",
+    )
     serve_token: SecretStr = Field(
         default=SecretStr(""),
         description="Token that the services require from callers; set the same value for the services.",
@@ -100,6 +120,11 @@ class Settings(BaseSettings):
     ssl_ca_certs: str = Field(
         default="",
         description="CA certificates (PEM). If set, every client must present a certificate signed by one of them.",
+    )
+    forwarded_allow_ips: Annotated[str, AfterValidator(_known_proxies)] = Field(
+        default="127.0.0.1,::1",
+        description="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses and networks,"
+        " comma-separated, or `*` for all.",
     )
     cors_allow_origins: str = Field(
         default="",
@@ -191,6 +216,11 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """The accepted API keys, in addition to those of the file."""
         return _split(self.api_keys.get_secret_value())
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The model names that requests may use, if any are set."""
+        return tuple(dict.fromkeys(_split(self.served_model_names)))
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from autoglm.common.bundle import ALIASES
 from autoglm.common.errors import UpstreamUnavailable
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
@@ -55,7 +56,7 @@ async def test_a_whole_answer(shared: Client) -> None:
 
 async def test_a_streamed_answer(shared: Client) -> None:
     response = await shared.chat("hi", seed=7, stream=True)
-    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["x-request-id"]
     *chunks, done = events(response.text)
     assert done == "[DONE]"
@@ -94,7 +95,7 @@ async def test_openai_python(shared: Client) -> None:
     assert (tokens[0].token, len(tokens[0].top_logprobs), bytes(tokens[0].bytes or ())) == ("你好", 2, "你好".encode())
     assert "".join(delta.content or "" for delta in deltas) == ANSWER
     assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "hm"
-    assert models == [BUNDLE, "autoglm-phone-9b"]
+    assert models == [BUNDLE, *ALIASES]
 
 
 async def test_reasoning_comes_apart_only_when_asked_for(shared: Client) -> None:
@@ -147,7 +148,7 @@ async def test_grpc_gives_the_same_answer_as_http(shared: Client) -> None:
 
 async def test_grpc_models_and_transcripts(shared: Client) -> None:
     models = await ModelServiceStub(shared.channel).ListModels(ListModelsRequest())
-    assert [card.id for card in models.models] == [BUNDLE, "autoglm-phone-9b"]
+    assert [card.id for card in models.models] == [BUNDLE, *ALIASES]
     assert (models.models[1].bundle, models.models[1].context_length) == (BUNDLE, 2048)
     transcription = TranscriptionServiceStub(shared.channel)
     said = await transcription.Transcribe(TranscribeRequest(audio=Media(data=wav())))

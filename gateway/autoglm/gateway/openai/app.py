@@ -17,6 +17,7 @@ from autoglm.common.errors import InvalidRequest, MeshError, NotFound
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import Allowance, new_context
 from autoglm.gateway.openai import chat, embeddings, models, openapi, operations, responses, transcriptions
+from autoglm.gateway.openai.canonical_path import MODELS, CanonicalPath
 from autoglm.gateway.openai.errors import JsonResponse, error_body, error_response
 from autoglm.gateway.openai.exchange import Exchange
 from autoglm.gateway.openai.route import Route
@@ -29,9 +30,12 @@ CLIENT_GONE = 499
 
 def create_app(backend: Backend) -> FastAPI:
     """Return the application in front of `backend`."""
-    app = FastAPIOffline(title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None)
+    app = FastAPIOffline(
+        title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(RequestScope, backend=backend)
     add_security_headers(app, backend.settings)
+    app.add_middleware(CanonicalPath, paths=(MODELS, *(route.path for route in ROUTES)))
     _add_errors(app, backend)
     for route in ROUTES:
         app.add_api_route(route.path, _endpoint(backend, route), methods=["POST"], **openapi.answering(route.spec))
@@ -60,7 +64,9 @@ def _add_errors(app: FastAPI, backend: Backend) -> None:
         if error.status_code == 404:
             return error_response(backend.failed(NotFound(f"there is no route {path}")))
         known = backend.failed(InvalidRequest(f"{request.method} is not allowed on {path}"))
-        return JsonResponse(error_body(known), error.status_code, dict(error.headers or {}))
+        allowed = (error.headers or {}).get("Allow", "GET").split(", ")
+        methods = sorted({*allowed, "HEAD"} if "GET" in allowed else allowed)
+        return JsonResponse(error_body(known), error.status_code, {"allow": ", ".join(methods)})
 
 
 def _add_playground(app: FastAPI) -> None:
@@ -84,7 +90,7 @@ class PageFiles(StaticFiles):
 
 class RequestScope:
     """Plain ASGI middleware: gives each request its context, its line in the access log, and a response to any
-    failure."""
+    failure. HEAD is answered like GET; the server sends no body then."""
 
     def __init__(self, app: ASGIApp, backend: Backend) -> None:
         self._app, self._backend = app, backend
@@ -94,6 +100,7 @@ class RequestScope:
         headers = Headers(scope=scope)
         context = new_context(headers.get("x-request-id"), headers.get("traceparent"))
         scope.setdefault("state", {})["context"] = context
+        routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
@@ -108,16 +115,16 @@ class RequestScope:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(routed, receive, send_with_id)
         except ClientDisconnect:
             self._backend.metrics.aborted()
         except Exception as error:
             known = self._backend.failed(error)
             if status == CLIENT_GONE:
-                await error_response(known)(scope, receive, send_with_id)
+                await error_response(known)(routed, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
-            log_request(context, f"{scope['method']} {_template(scope)}", status, level)
+            log_request(context, f"{scope['method']} {_template(routed)}", status, level)
 
 
 def _allowance_headers(allowance: Allowance | None) -> list[tuple[bytes, bytes]]:

@@ -11,6 +11,8 @@ from autoglm.gateway.openai.route import Responder
 from autoglm.gateway.openai.telemetry import server_timing
 from autoglm.gateway.pipeline import Choice, Step, Summary, collect
 
+# By the header alone, `requests` and others would read text without a charset as ISO-8859-1.
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold tokens back
@@ -74,7 +76,7 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
         async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
             async for step in steps:
                 if opening:
-                    await respond.start("text/event-stream", *STREAM_HEADERS)
+                    await respond.start(EVENT_STREAM, *STREAM_HEADERS)
                 await respond.write(opening + renderer.chunk(step))
                 opening = b""
     except Exception as error:

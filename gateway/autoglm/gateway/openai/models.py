@@ -10,6 +10,7 @@ from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.conversation import MAX_CHOICES
 from autoglm.gateway.openai import openapi
+from autoglm.gateway.openai.canonical_path import MODELS
 from autoglm.gateway.openai.errors import JsonResponse
 from autoglm.gateway.openai.exchange import authenticate
 from autoglm.gateway.openai.telemetry import Modality
@@ -57,14 +58,14 @@ def add_routes(app: FastAPI, backend: Backend) -> None:
     """Serve the models to clients with a key."""
     created = int(time.time())
 
-    @app.get("/v1/models", **openapi.looking_up(ModelList))
+    @app.get(MODELS, **openapi.looking_up(ModelList))
     async def list_models(request: Request) -> JsonResponse:
         """List the names that requests may use."""
         authenticate(request, backend)
         cards = [model_object(card, backend.settings, created) for card in await backend.assistant.models()]
         return JsonResponse({"object": "list", "data": cards})
 
-    @app.get("/v1/models/{model}", **openapi.looking_up(ModelObject, _NAME))
+    @app.get(MODELS + "/{model:path}", **openapi.looking_up(ModelObject, _NAME))
     async def retrieve_model(request: Request) -> JsonResponse:
         """Describe one name."""
         model = request.path_params["model"]

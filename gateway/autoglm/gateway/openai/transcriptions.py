@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import MediaPart
-from autoglm.gateway.openai.generation import STREAM_HEADERS
+from autoglm.gateway.openai.generation import EVENT_STREAM, STREAM_HEADERS
 from autoglm.gateway.openai.openapi import TEXT, Events, Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO
@@ -138,7 +138,7 @@ async def reply(request: ParsedTranscriptionForm, respond: Responder) -> None:
     """Send the transcript; raises MeshError."""
     said = await respond.backend.assistant.transcribe(respond.slot, request.audio)
     if request.stream:
-        await respond.start("text/event-stream", *STREAM_HEADERS)
+        await respond.start(EVENT_STREAM, *STREAM_HEADERS)
         await respond.finish(events(said))
     else:
         await respond.start(FORMATS[request.format])
