@@ -29,7 +29,7 @@ from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import image_part, png_bomb
 
 FULL = InvalidRequest("too many tokens", param="messages", code="context_length_exceeded")
-HI = [{"role": "user", "content": "hi"}]
+HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 def codes(error: openai.APIError) -> tuple[str | None, str | None, str | None]:
@@ -43,7 +43,7 @@ def peer(client: Client, key: str = "EMPTY") -> openai.AsyncOpenAI:
 def asked(client: openai.AsyncOpenAI, api: str, model: str = BUNDLE, **fields: Any) -> Any:
     match api:
         case "chat":
-            return client.chat.completions.create(model=model, messages=HI, **fields)  # type: ignore[call-overload]
+            return client.chat.completions.create(model=model, messages=HI, **fields)
         case "responses":
             return client.responses.create(model=model, input="hi", **fields)
     return client.embeddings.create(model=model, input="hi", **fields)

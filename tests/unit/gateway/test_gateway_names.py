@@ -40,7 +40,7 @@ async def answered_by(client: Client, name: str) -> str:
     found = {whole.json()["model"], called.model, response.model}
     assert len(found) == 1
     assert vector.status_code in (200, 404)
-    return found.pop()
+    return str(found.pop())
 
 
 async def test_every_bundle_answers_to_the_published_names(shared: Client) -> None:

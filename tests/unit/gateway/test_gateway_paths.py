@@ -23,7 +23,7 @@ GETS = (
     "/", "/docs", "/openapi.json", "/health/live", "/health/ready", "/metrics", "/v1/models", f"/v1/models/{BUNDLE}",
     "/playground/app.js", "/static-offline-docs/swagger-ui.css",
 )  # fmt: skip
-POSTS = {
+POSTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"json": CHAT},
     "/v1/responses": {"json": {"model": BUNDLE, "input": "hi"}},
     "/v1/embeddings": {"json": {"model": BUNDLE, "input": "hi"}},

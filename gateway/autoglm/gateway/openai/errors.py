@@ -8,6 +8,7 @@ from fastapi import Response
 from pydantic import BaseModel, WithJsonSchema
 
 from autoglm.common.errors import CODES, MeshError, RateLimited
+from autoglm.gateway.openai.content_encoding import ACCEPTED, UnsupportedEncoding
 
 TYPES = [kind.type for kind in MeshError.__subclasses__()]
 ErrorType = Annotated[str, WithJsonSchema({"type": "string", "enum": TYPES})]
@@ -60,4 +61,6 @@ def error_response(error: MeshError) -> JsonResponse:
 
 def _headers(error: MeshError) -> dict[str, str]:
     headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    if isinstance(error, UnsupportedEncoding):
+        headers |= {"accept-encoding": ACCEPTED}
     return headers | ({"www-authenticate": "Bearer"} if error.http_status == 401 else {})

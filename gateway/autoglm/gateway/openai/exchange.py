@@ -12,6 +12,7 @@ from autoglm.common.errors import InvalidRequest, RequestTooLarge
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.context import RequestContext
+from autoglm.gateway.openai.content_encoding import ContentDecoder
 from autoglm.gateway.openai.route import Incoming, P, Responder, Route
 
 STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
@@ -63,21 +64,27 @@ def _timeout(value: str | None) -> float | None:
 
 
 async def read_body(request: Request, slot: AdmittedSlot, limit: int) -> bytearray:
-    """Return the body; raises RequestTooLarge beyond `limit` bytes, or RateLimited beyond the byte budget.
+    """Return the body, decompressed; raises RequestTooLarge beyond `limit` bytes, RateLimited beyond the byte budget,
+    UnsupportedEncoding, or InvalidRequest for compressed data that is broken.
 
-    Both are raised before the bytes in excess are kept.
+    The first two are raised before the bytes in excess are kept.
     """
+    decoder = ContentDecoder(request.headers.getlist("content-encoding"), limit)
     too_large = RequestTooLarge(f"the body is larger than {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
-    body = bytearray()
+    body, arrived = bytearray(), 0
     async with asyncio.timeout(slot.context.deadline.remaining()):
         async for piece in request.stream():
-            if len(body) + len(piece) > limit:
+            arrived += len(piece)
+            if arrived > limit:
                 raise too_large
-            slot.reserve(len(piece))
-            body += piece
+            for part in decoder.feed(piece):
+                slot.reserve(len(part))
+                body += part
+                await asyncio.sleep(0)  # let other requests run: a piece can stand for megabytes
+        decoder.finish()
     return body
 
 
