@@ -5,6 +5,7 @@
     ├── AuthenticationFailed  authentication_error    401  UNAUTHENTICATED
     ├── PermissionDenied      permission_error        403  PERMISSION_DENIED
     ├── NotFound              not_found               404  NOT_FOUND
+    │   └── MethodNotFound    not_found               404  UNIMPLEMENTED
     ├── MediaUnknown          media_unknown           404  NOT_FOUND
     ├── RequestTooLarge       request_too_large       413  INVALID_ARGUMENT
     ├── UnsupportedMedia      unsupported_media       415  INVALID_ARGUMENT
@@ -101,6 +102,12 @@ class NotFound(MeshError):
     """The model or route does not exist."""
 
     type, http_status, grpc_code = "not_found", 404, code_pb2.NOT_FOUND
+
+
+class MethodNotFound(NotFound):
+    """There is no such gRPC method."""
+
+    grpc_code = code_pb2.UNIMPLEMENTED  # by which clients fall back to an older version of a service
 
 
 class MediaUnknown(MeshError):

@@ -29,6 +29,7 @@ from autoglm.gateway.admission.quota import Quota
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.file_watcher import FileError, FileWatcher
+from autoglm.gateway.grpc_calls import CallInterceptor, server_options
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache
 from autoglm.gateway.media.fetch import Fetcher
@@ -186,11 +187,11 @@ async def _http_server(
 async def _grpc_server(backend: Backend, certificate: Certificate | None) -> AsyncIterator[tuple[grpc.aio.Server, int]]:
     settings = backend.settings
     options = (
-        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        *server_options(settings),
         ("grpc.http2.min_ping_interval_without_data_ms", PING_MILLISECONDS),
         ("grpc.so_reuseport", 0),  # otherwise a second gateway would silently share the port
     )
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(interceptors=(CallInterceptor(backend),), options=options)
     add_ChatServiceServicer_to_server(ChatServicer(backend), server)
     add_ModelServiceServicer_to_server(ModelServicer(backend), server)
     add_TranscriptionServiceServicer_to_server(TranscriptionServicer(backend), server)

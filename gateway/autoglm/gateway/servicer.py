@@ -1,19 +1,14 @@
 """The gRPC server: protobuf in, the same admission and assistant, protobuf out; errors are google.rpc.Status."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeVar
 
-import grpc
 from google.protobuf.message import Message as ProtoMessage
-from grpc_status import rpc_status
 
-from autoglm.common.errors import InvalidRequest, to_status
-from autoglm.gateway.admission.admission import AdmittedSlot
+from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.assistant import ResolvedModel
-from autoglm.gateway.backend import Backend, log_request
-from autoglm.gateway.context import RequestContext, new_context
+from autoglm.gateway.backend import Backend
 from autoglm.gateway.conversation import (
     MAX_CHOICES,
     Conversation,
@@ -24,6 +19,7 @@ from autoglm.gateway.conversation import (
     check_messages,
     check_sampling,
 )
+from autoglm.gateway.grpc_calls import Rpc, admitted, authenticated, receive
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
@@ -48,7 +44,6 @@ from autoglm.v1.model_pb2_grpc import ModelServiceServicer
 from autoglm.v1.transcription_pb2 import TranscribeRequest, TranscribeResponse
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
 
-Context = grpc.aio.ServicerContext[Any, Any]
 P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
@@ -61,7 +56,7 @@ class ChatServicer(ChatServiceServicer):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def Complete(self, request: CompleteRequest, context: Context) -> CompleteResponse:
+    async def Complete(self, request: CompleteRequest, context: Rpc) -> CompleteResponse:
         """Answer in one message."""
         async with admitted(self._backend, context, "ChatService/Complete", request) as slot:
             conversation, model = await self._read(request)
@@ -86,7 +81,7 @@ class ChatServicer(ChatServiceServicer):
         raise AssertionError  # `admitted` never swallows an error
 
     async def StreamComplete(
-        self, request: StreamCompleteRequest, context: Context
+        self, request: StreamCompleteRequest, context: Rpc
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
         async with admitted(self._backend, context, "ChatService/StreamComplete", request) as slot:
@@ -109,9 +104,10 @@ class ModelServicer(ModelServiceServicer):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+    async def ListModels(self, request: ListModelsRequest, context: Rpc) -> ListModelsResponse:
         """List the names that requests may use."""
-        async with authenticated(self._backend, context, "ModelService/ListModels"):
+        async with authenticated(self._backend, context, "ModelService/ListModels") as asked:
+            await receive(self._backend, context, request, asked)
             return ListModelsResponse(models=await self._backend.assistant.models())
         raise AssertionError
 
@@ -122,45 +118,12 @@ class TranscriptionServicer(TranscriptionServiceServicer):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def Transcribe(self, request: TranscribeRequest, context: Context) -> TranscribeResponse:
+    async def Transcribe(self, request: TranscribeRequest, context: Rpc) -> TranscribeResponse:
         """Return what is said in a recording."""
         async with admitted(self._backend, context, "TranscriptionService/Transcribe", request) as slot:
             said = await self._backend.assistant.transcribe(slot, _media(request.audio, MODALITY_AUDIO, "audio"))
             return TranscribeResponse(text=said.text, duration=said.duration)
         raise AssertionError
-
-
-@asynccontextmanager
-async def authenticated(backend: Backend, rpc: Context, method: str) -> AsyncIterator[RequestContext]:
-    """Run a call inside the block once its key is checked, with its deadline; an error becomes the call's status."""
-    metadata = {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
-    context = new_context(metadata.get("x-request-id"), metadata.get("traceparent"))
-    status = "CANCELLED"
-    try:
-        await rpc.send_initial_metadata((("x-request-id", context.request_id),))
-        backend.admission.authenticate(context, metadata.get("authorization"), rpc.time_remaining())
-        yield context
-        status = "OK"
-    except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
-        backend.metrics.aborted()
-        raise
-    except Exception as error:
-        known = backend.failed(error)
-        status = known.type
-        sent = rpc_status.to_status(to_status(known))
-        await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
-    finally:
-        log_request(context, method, status)
-
-
-@asynccontextmanager
-async def admitted(backend: Backend, rpc: Context, method: str, request: ProtoMessage) -> AsyncIterator[AdmittedSlot]:
-    """The same for a call that makes the services work: it holds a slot."""
-    async with (
-        authenticated(backend, rpc, method) as context,
-        backend.admission.slot(context, request.ByteSize()) as slot,
-    ):
-        yield slot
 
 
 def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:

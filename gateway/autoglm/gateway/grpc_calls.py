@@ -1,0 +1,186 @@
+"""What every gRPC call goes through around its method: key, slot, message, status, metrics and the access log.
+
+gRPC itself would read a message before the method runs, whoever sends it and however far it decompresses, and would
+refuse without details what it cannot read. So the interceptor has each call arrive as a stream of bytes, of which
+`admitted` reads the one message once the key is checked and a slot is held. On the wire nothing differs.
+"""
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as ProtoMessage
+from grpc_status import rpc_status
+
+from autoglm.common.errors import InvalidRequest, MeshError, MethodNotFound, RequestTooLarge, to_status
+from autoglm.gateway.admission.admission import AdmittedSlot
+from autoglm.gateway.backend import Backend, log_request
+from autoglm.gateway.context import RequestContext, new_context
+from autoglm.gateway.settings import Settings
+
+Rpc = grpc.aio.ServicerContext[Any, Any]
+Behaviour = Callable[[Any, Rpc], AsyncGenerator[Any, None]]
+FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+STANDARD = "/grpc."  # health and reflection, which need no key
+GZIP_MAGIC = b"\x1f\x8b"  # no protobuf message begins like this: its first field would be of a kind that is not there
+_GZIP_WBITS = 31
+_IDENTITY_AND_GZIP = 0b101  # gRPC's bit set of compression algorithms; the bit between is deflate
+
+
+def server_options(settings: Settings) -> tuple[tuple[str, int], ...]:
+    """Return the options of a server with a CallInterceptor.
+
+    gRPC itself ends a call with a message above its limit, without details; so that limit is twice ours.
+    """
+    return (
+        ("grpc.max_receive_message_length", 2 * settings.max_body_bytes),
+        ("grpc.per_message_decompression", 0),  # which would have no limit
+        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_AND_GZIP),
+    )
+
+
+@asynccontextmanager
+async def answered(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[RequestContext]:
+    """Run a call inside the block; an error becomes the call's status, and the end is counted and logged."""
+    metadata = _metadata(rpc)
+    context = new_context(metadata.get("x-request-id"), metadata.get("traceparent"))
+    status = "CANCELLED"
+    try:
+        yield context
+        status = "OK"
+    except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
+        backend.metrics.aborted()
+        raise
+    except Exception as error:
+        known = backend.failed(error)
+        status = known.type
+        sent = rpc_status.to_status(to_status(known))
+        await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
+    finally:
+        log_request(context, method, status)
+
+
+@asynccontextmanager
+async def authenticated(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[RequestContext]:
+    """The same once the call's key is checked, and with its deadline."""
+    async with answered(backend, rpc, method) as context:
+        await rpc.send_initial_metadata((("x-request-id", context.request_id),))
+        backend.admission.authenticate(context, _metadata(rpc).get("authorization"), rpc.time_remaining())
+        yield context
+
+
+@asynccontextmanager
+async def admitted(backend: Backend, rpc: Rpc, method: str, request: ProtoMessage) -> AsyncIterator[AdmittedSlot]:
+    """The same for a call that makes the services work: it holds a slot, and then its message is read."""
+    async with authenticated(backend, rpc, method) as context, backend.admission.slot(context) as slot:
+        slot.reserve(await receive(backend, rpc, request, context))
+        yield slot
+
+
+async def receive(backend: Backend, rpc: Rpc, request: ProtoMessage, context: RequestContext) -> int:
+    """Read the call's message into `request`, which is empty, and return its size in bytes.
+
+    Raises RequestTooLarge, InvalidRequest for bytes that are no such message, TimeoutError past the deadline.
+    """
+    limit = backend.settings.max_body_bytes
+    async with asyncio.timeout(context.deadline.remaining()):
+        data = await rpc.read()
+    if data is grpc.aio.EOF:
+        raise RequestTooLarge(f"no message arrived: there is none, or it is larger than {2 * limit} bytes")
+    return _parse(data, request, limit)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Hands each call to its method with the message unread, and refuses calls of unknown methods."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def intercept_service(self, continuation: FindHandler, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a call, None for what gRPC's own services do not have."""
+        handler, name = await continuation(handler_call_details), str(handler_call_details.method)
+        if name.startswith(STANDARD):
+            return handler and _streaming(self._standard(handler, name), handler.response_serializer)
+        if handler is None:
+            return _streaming(self._unknown(name))
+        return _streaming(_unread(handler), handler.response_serializer)
+
+    def _unknown(self, name: str) -> Behaviour:
+        async def refuse(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
+            async with authenticated(self._backend, rpc, "(no method)"):
+                raise MethodNotFound(f"there is no method {name[:200]}")
+            yield  # never reached: makes this a generator
+
+        return refuse
+
+    def _standard(self, handler: Any, name: str) -> Behaviour:
+        """Return gRPC's own method, whose messages have the same limit and the same errors."""
+        limit = self._backend.settings.max_body_bytes
+
+        async def parsed(messages: AsyncIterator[bytes]) -> AsyncGenerator[ProtoMessage, None]:
+            async for data in messages:
+                request = _empty(handler)
+                _parse(data, request, limit)
+                yield request
+
+        async def call(messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncGenerator[Any, None]:
+            try:
+                requests = parsed(messages)
+                request = requests if handler.request_streaming else await anext(requests)
+                async for answer in _answers(handler, request, rpc):
+                    yield answer
+            except MeshError:
+                async with answered(self._backend, rpc, name):
+                    raise
+
+        return call
+
+
+def _streaming(behaviour: Behaviour, serializer: Any = None) -> Any:
+    return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serializer)
+
+
+def _unread(handler: Any) -> Behaviour:
+    async def call(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
+        async with aclosing(_answers(handler, _empty(handler), rpc)) as answers:
+            async for answer in answers:
+                yield answer
+
+    return call
+
+
+async def _answers(handler: Any, request: Any, rpc: Rpc) -> AsyncGenerator[Any, None]:
+    """Yield what a method answers, once or as a stream."""
+    found = (handler.stream_stream or handler.unary_stream or handler.unary_unary)(request, rpc)
+    if isinstance(found, AsyncGenerator):
+        async with aclosing(found):
+            async for answer in found:
+                yield answer
+    elif (answer := await found) is not None:  # a method may also write to `rpc`
+        yield answer
+
+
+def _empty(handler: Any) -> Any:
+    return handler.request_deserializer(b"")
+
+
+def _parse(data: bytes, request: ProtoMessage, limit: int) -> int:
+    """Read `data`, which may be gzip, into `request`; return its decompressed size."""
+    name = request.DESCRIPTOR.full_name
+    try:
+        plain = zlib.decompressobj(_GZIP_WBITS).decompress(data, limit + 1) if data[:2] == GZIP_MAGIC else data
+        if len(plain) > limit:
+            raise RequestTooLarge(f"the message is larger than {limit} bytes")
+        request.MergeFromString(plain)
+    except (DecodeError, zlib.error):
+        raise InvalidRequest(f"the message is not a valid {name}") from None
+    return len(plain)
+
+
+def _metadata(rpc: Rpc) -> dict[str, str]:
+    return {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
