@@ -1,6 +1,5 @@
 """Nothing makes the services work without a slot that admission gave and that is still held."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -63,11 +62,12 @@ async def test_a_refused_request_gets_no_slot(admission: Admission) -> None:
 
 
 async def test_bytes_are_given_back_with_the_slot(admission: Admission) -> None:
-    async with admission.slot(RequestContext("r1"), 60) as slot:
+    async with admission.slot(RequestContext("r1")) as slot:
+        slot.reserve(60)
         slot.reserve(40)
         with pytest.raises(RateLimited, match="memory limit"):
             slot.reserve(1)
     with pytest.raises(NotAdmitted):
         slot.reserve(1)
-    async with admission.slot(RequestContext("r2"), 100):
-        await asyncio.sleep(0)
+    async with admission.slot(RequestContext("r2")) as slot:
+        slot.reserve(100)

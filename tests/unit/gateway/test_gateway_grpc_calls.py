@@ -3,7 +3,6 @@
 import gzip
 import logging
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -46,7 +45,8 @@ def question(size: int = 0, data: bytes = b"") -> bytes:
 async def sent(client: Client, method: str, data: bytes, key: str = "", **options: Any) -> bytes:
     """Send bytes; return the first message of the answer."""
     metadata = (("x-request-id", "r1"), *((("authorization", f"Bearer {key}"),) if key else ()))
-    call = client.channel.unary_stream(method)(data, metadata=metadata, timeout=NET_SECONDS, **options)
+    stub: Any = client.channel.unary_stream(method)
+    call = stub(data, metadata=metadata, timeout=NET_SECONDS, **options)
     answers = [answer async for answer in call]
     return bytes(answers[0])
 
@@ -201,15 +201,12 @@ async def test_another_compression_is_refused_by_name(client: Client) -> None:
 
 async def test_a_call_without_a_message_ends(client: Client, serve: Serve, mesh: FakeMesh) -> None:
 
-    async def none() -> AsyncIterator[bytes]:
-        for data in ():
-            yield data
-
-    code, reason, _ = await refused(client.channel.stream_unary(COMPLETE)(none(), timeout=NET_SECONDS))
+    stub: Any = client.channel.stream_unary(COMPLETE)
+    code, reason, _ = await refused(stub(iter(()), timeout=NET_SECONDS))
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
     client = await serve(default_timeout=0.2)
-    silent = client.channel.stream_unary(COMPLETE)(timeout=None)
-    code, reason, _ = await refused(silent)
+    stub = client.channel.stream_unary(COMPLETE)
+    code, reason, _ = await refused(stub())
     assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
     assert "num_requests_running 0.0" in (await client.http.get("/metrics")).text
     assert mesh.calls == 0
@@ -217,7 +214,8 @@ async def test_a_call_without_a_message_ends(client: Client, serve: Serve, mesh:
 
 async def test_a_full_gateway_refuses_before_it_reads(serve: Serve, mesh: FakeMesh) -> None:
     client = await serve(max_concurrent_requests=1)
-    silent = client.channel.stream_unary(COMPLETE)()
+    stub: Any = client.channel.stream_unary(COMPLETE)
+    silent = stub()
     await silent.initial_metadata()
     await eventually_async(lambda: running(client), "the slot is taken")
     code, reason, _ = await refused(sent(client, COMPLETE, GARBAGE))

@@ -2,15 +2,19 @@
 
 import hashlib
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import redis.asyncio
+import yaml
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from autoglm.client import AsyncClient
+from autoglm.gateway.admission.key_file import digest_of
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, CompleteResponse, ContentPart, Media
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import (
@@ -140,3 +144,66 @@ async def test_a_gateway_that_keeps_nothing_gets_the_bytes_each_time(serve: Serv
         answers = [await client.chat("hi", images=[PICTURE], seed=7) for _ in range(2)]
     assert answers[0].text == answers[1].text
     assert len(mesh.vision.encode.requests) == 2
+
+
+def two_a_minute(folder: Path) -> str:
+    file = folder / "keys.yaml"
+    file.write_text(yaml.safe_dump({"tenants": [{"name": "two", "keys": [digest_of("t1")], "requests_per_minute": 2}]}))
+    return str(file)
+
+
+async def codes(client: Client, *parts: ContentPart) -> list[grpc.StatusCode]:
+    """Return how calls of the tenant end, one after the other."""
+    stub, metadata, found = ChatServiceStub(client.channel), (("authorization", "Bearer t1"),), []
+    for part in parts:
+        call = stub.Complete(question(part), metadata=metadata)
+        found.append(await call.code())
+    return found
+
+
+OK, UNKNOWN, FULL = grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.RESOURCE_EXHAUSTED
+TEXT = ContentPart(text="hi")
+
+
+@pytest.mark.parametrize("redis_url", ["", "of a server", "redis://127.0.0.1:1/0"])
+async def test_a_call_repeated_with_the_bytes_counts_once(
+    serve: Serve, tmp_path: Path, valkey: str, redis_url: str
+) -> None:
+    client = await serve(api_keys_file=two_a_minute(tmp_path), redis_url=valkey if "of a" in redis_url else redis_url)
+    assert await codes(client, HASH, WHOLE, TEXT, TEXT) == [UNKNOWN, OK, OK, FULL]
+
+
+async def test_another_gateway_knows_that_it_was_counted(serve: Serve, tmp_path: Path, valkey: str) -> None:
+    one, two = [await serve(api_keys_file=two_a_minute(tmp_path), redis_url=valkey, cache_bytes=0) for _ in range(2)]
+    assert await codes(one, TEXT, HASH) == [OK, UNKNOWN]
+    assert await codes(two, WHOLE, TEXT) == [OK, FULL]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_hashes_that_nobody_sends_the_bytes_of_stay_bounded(
+    serve: Serve, tmp_path: Path, valkey: str, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    client = await serve(api_keys_file=two_a_minute(tmp_path), redis_url=valkey if shared else "")
+    assert await codes(client, *[HASH] * 6) == [UNKNOWN] * 4 + [FULL] * 2
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 61)
+    assert await codes(client, TEXT, TEXT, TEXT) == [OK, OK, FULL]
+
+
+async def test_other_failures_count(serve: Serve, tmp_path: Path) -> None:
+    client = await serve(api_keys_file=two_a_minute(tmp_path))
+    short = ContentPart(image=Media(sha256=b"short"))
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    assert await codes(client, short, short, TEXT) == [invalid, invalid, FULL]
+
+
+async def test_what_is_given_back_is_told(serve: Serve, tmp_path: Path) -> None:
+    client = await serve(api_keys_file=two_a_minute(tmp_path))
+    await codes(client, HASH)
+    answer = await client.http.post(
+        "/v1/chat/completions",
+        json={"model": "", "messages": [{"role": "user", "content": "hi"}]},
+        headers={"authorization": "Bearer t1"},
+    )
+    told = [answer.headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining")]
+    assert told == ["2", "1"]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import RateLimited
+from autoglm.common.errors import MediaUnknown, RateLimited
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.admission.keys import Keys
 from autoglm.gateway.admission.quota import Quota
@@ -60,8 +60,9 @@ class Admission:
         )
 
     @asynccontextmanager
-    async def slot(self, context: RequestContext, size: int = 0) -> AsyncIterator[AdmittedSlot]:
-        """Admit an authenticated request of which `size` bytes have arrived, and hold its slot inside the block.
+    async def slot(self, context: RequestContext) -> AsyncIterator[AdmittedSlot]:
+        """Admit an authenticated request, and hold its slot inside the block. One that ends with MediaUnknown is not
+        counted against the tenant's rate limit.
 
         Raises RateLimited when the gateway is at capacity or a limit of the tenant is reached.
         """
@@ -73,9 +74,11 @@ class Admission:
         try:
             with self._quota.slot(context.tenant):
                 await self._quota.spend(context)
-                self._budget.reserve(context, size)
                 slot._held = True
                 yield slot
+        except MediaUnknown:
+            await self._quota.give_back(context.tenant)
+            raise
         finally:
             slot._held = False
             self._budget.release(context)

@@ -2,23 +2,29 @@
 
 Concurrent requests are counted in this process. The rate limit is a moving window of one minute in Redis, shared by all
 gateways; without Redis, or while it fails, each gateway counts alone.
+
+A request that is to be repeated with its media's bytes is given back: for the next minute the limit is one higher. At
+most as many are given back in a minute as the limit allows, so that a client which never sends the bytes stays bounded.
 """
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from limits import RateLimitItem, RateLimitItemPerMinute, WindowStats
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits import RateLimitItemPerMinute, WindowStats
+from limits.aio.storage import MemoryStorage, MovingWindowSupport, RedisStorage
 
 from autoglm.common.errors import RateLimited
 from autoglm.gateway.context import Allowance, RequestContext, Tenant
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.redis_store import RedisStore
+
+SECONDS = 60
+
+T = TypeVar("T")
 
 
 class Quota:
@@ -27,8 +33,8 @@ class Quota:
     def __init__(self, store: RedisStore | None, metrics: GatewayMetrics) -> None:
         self._store, self._metrics = store, metrics
         self._running: Counter[str] = Counter()
-        self._own = MovingWindowRateLimiter(MemoryStorage())
-        self._shared = None if store is None else MovingWindowRateLimiter(_storage(store))
+        self._own = MemoryStorage()
+        self._shared = None if store is None else _storage(store)
 
     @contextmanager
     def slot(self, tenant: Tenant) -> Iterator[None]:
@@ -51,7 +57,7 @@ class Quota:
         tenant = context.tenant
         if not tenant.requests_per_minute:
             return
-        spent, window = await self._hit(RateLimitItemPerMinute(tenant.requests_per_minute), tenant.id)
+        spent, window = await self._ask(lambda storage: _spend(storage, tenant))
         wait = max(0.0, window.reset_time - time.time())
         context.allowance = Allowance(tenant.requests_per_minute, max(0, window.remaining), wait)
         if not spent:
@@ -61,16 +67,34 @@ class Quota:
                 retry_after=math.ceil(wait * 1000 + 1) / 1000,  # never a moment too early
             )
 
-    async def _hit(self, limit: RateLimitItem, tenant: str) -> tuple[bool, WindowStats]:
+    async def give_back(self, tenant: Tenant) -> None:
+        """Let a request that was counted be repeated without counting again."""
+        if tenant.requests_per_minute:
+            await self._ask(lambda storage: _give_back(storage, tenant))
+
+    async def _ask(self, count: Callable[[MovingWindowSupport], Awaitable[T]]) -> T:
         if self._store is not None and (shared := self._shared) is not None:
-            answer = await self._store.ask(lambda: _hit(shared, limit, tenant))
+            answer = await self._store.ask(lambda: count(shared))
             if answer is not None:
                 return answer
-        return await _hit(self._own, limit, tenant)
+        return await count(self._own)
 
 
-async def _hit(limiter: MovingWindowRateLimiter, limit: RateLimitItem, tenant: str) -> tuple[bool, WindowStats]:
-    return await limiter.hit(limit, tenant), await limiter.get_window_stats(limit, tenant)
+async def _spend(storage: MovingWindowSupport, tenant: Tenant) -> tuple[bool, WindowStats]:
+    rate = tenant.requests_per_minute
+    _, given_back = await storage.get_moving_window(_key("GIVEN_BACK", tenant), rate, SECONDS)
+    key, limit = _key("REQUESTS", tenant), rate + given_back
+    spent = await storage.acquire_entry(key, limit, SECONDS)
+    start, used = await storage.get_moving_window(key, limit, SECONDS)
+    return spent, WindowStats(start + SECONDS, limit - used)
+
+
+async def _give_back(storage: MovingWindowSupport, tenant: Tenant) -> bool:
+    return await storage.acquire_entry(_key("GIVEN_BACK", tenant), tenant.requests_per_minute, SECONDS)
+
+
+def _key(window: str, tenant: Tenant) -> str:
+    return RateLimitItemPerMinute(tenant.requests_per_minute, namespace=window).key_for(tenant.id)
 
 
 def _storage(store: RedisStore) -> RedisStorage:
