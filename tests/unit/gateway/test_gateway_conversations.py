@@ -78,13 +78,14 @@ def proto_result(call_id: str, *parts: ContentPart) -> ChatMessage:
     return ChatMessage(role=ROLE_TOOL, tool_call_id=call_id, parts=parts or [ContentPart(text="ok")])
 
 
-EMPTY_TEXT = {"text": ""}
+EMPTY = ContentPart(text="")
+CONTENTS: list[dict[str, Any]] = [{}, {"content": None}, {"content": ""}, {"content": []}]
 
 
 async def test_every_role_may_say_nothing_in_chat(client: Client, mesh: FakeMesh) -> None:
-    part = {"type": "text", **EMPTY_TEXT}
-    for content in ({}, *({"content": each} for each in (None, "", [], [part], [part] * 2))):
-        given = [{"role": role, **content} for role in ("developer", "system", "user", "assistant")]
+    part = {"type": "text", "text": ""}
+    for content in (*CONTENTS, {"content": [part]}, {"content": [part, part]}):
+        given: list[Any] = [{"role": role, **content} for role in ("developer", "system", "user", "assistant")]
         given += [calls(("c", "f", "{}")), {**result("c"), "content": None, **content}]
         given += [{"role": "assistant", "function_call": {"name": "g", "arguments": "{}"}, **content}]
         given += [{"role": "function", "name": "g", **content}]
@@ -96,9 +97,9 @@ async def test_every_role_may_say_nothing_in_chat(client: Client, mesh: FakeMesh
 
 
 async def test_every_role_may_say_nothing_in_responses(client: Client, mesh: FakeMesh) -> None:
-    part = {"type": "input_text", **EMPTY_TEXT}
-    for said in ({}, {"content": None}, {"content": ""}, {"content": []}, {"content": [part]}):
-        given = [{"role": role, **said} for role in ("developer", "system", "user", "assistant")]
+    part = {"type": "input_text", "text": ""}
+    for said in (*CONTENTS, {"content": [part]}):
+        given: list[Any] = [{"role": role, **said} for role in ("developer", "system", "user", "assistant")]
         got = {"output": said["content"]} if said else {}
         given += [{"role": "user"}, item("c", "f", "{}"), {"type": "function_call_output", "call_id": "c", **got}]
         response = await respond(client, given, instructions="")
@@ -109,7 +110,7 @@ async def test_every_role_may_say_nothing_in_responses(client: Client, mesh: Fak
 
 
 async def test_every_role_may_say_nothing_in_grpc(client: Client, mesh: FakeMesh) -> None:
-    for parts in ([], [ContentPart(**EMPTY_TEXT)], [ContentPart(**EMPTY_TEXT)] * 2):
+    for parts in ([], [EMPTY], [EMPTY, EMPTY]):
         given = [ChatMessage(role=role, parts=parts) for role in (ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT)]
         called = proto_calls(("c", "f", "{}"))
         await complete(client, *given, called, ChatMessage(role=ROLE_TOOL, tool_call_id="c", parts=parts))
