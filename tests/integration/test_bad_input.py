@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "a file of the server": (user({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), 400, IMAGE),
     "no messages": ({"messages": []}, 400, "messages"),
     "messages as text": ({"messages": "hello"}, 400, "messages"),
-    "an empty message": ({"messages": [{"role": "user", "content": ""}]}, 400, "messages[0].content"),
+    "a file as content": (user({"type": "file", "file": {"file_id": "f"}}), 400, "messages[0].content[0].type"),
     "a number as content": ({"messages": [{"role": "user", "content": 7}]}, 400, "messages[0].content"),
     "an unknown role": ({"messages": [{"role": "wizard", "content": "hi"}]}, 400, "messages[0].role"),
     "an unknown part": (user({"type": "video_url"}), 400, "messages[0].content[0].type"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.v1.generation_pb2 import ROLE_TOOL, ROLE_USER, Role, SamplingParams, Tool, ToolCall, ToolChoice
+from autoglm.v1.generation_pb2 import Role, SamplingParams, Tool, ToolCall, ToolChoice
 from autoglm.v1.modality_pb2 import Modality
 
 MAX_CHOICES = 8
@@ -76,11 +76,12 @@ class MediaPart:
 
 @dataclass(frozen=True, slots=True)
 class ConversationMessage:
-    """One turn. `calls` are the functions that the assistant called; a tool's result names its call in `call_id`."""
+    """One turn, which may say nothing. `calls` are the functions that the assistant called; a tool's result names its
+    call in `call_id`. `param` is the path of the field with either."""
 
     role: Role.ValueType
     parts: Sequence[TextPart | MediaPart]
-    param: str
+    param: str = ""
     calls: Sequence[ToolCall] = ()
     call_id: str = ""
 
@@ -140,21 +141,8 @@ def check_messages(messages: Sequence[ConversationMessage], param: str, max_medi
     """Raise InvalidRequest unless `messages` is a conversation that can be answered."""
     if not messages:
         raise InvalidRequest(f"{param} must contain at least one message", param=param)
-    for message in messages:
-        _check_message(message)
     if sum(isinstance(part, MediaPart) for message in messages for part in message.parts) > max_media:
         raise InvalidRequest(f"{param} contains more than {max_media} images and recordings", param=param)
-
-
-def _check_message(message: ConversationMessage) -> None:
-    has_content = any(isinstance(part, MediaPart) or part.text for part in message.parts)
-    if not (has_content or message.calls or message.role == ROLE_TOOL):
-        raise InvalidRequest(f"{message.param} must not be empty", param=message.param)
-    if message.role == ROLE_USER:
-        return
-    for part in message.parts:
-        if isinstance(part, MediaPart):
-            raise InvalidRequest("images and recordings are allowed only in user messages", param=part.param)
 
 
 def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:

@@ -23,7 +23,7 @@ from autoglm.gateway.grpc_calls import Rpc, admitted, authenticated, receive
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
-from autoglm.gateway.tool_checks import check_calls, with_usable_tools
+from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
     ChatRequest,
@@ -37,7 +37,7 @@ from autoglm.v1.chat_pb2 import (
     Summary,
 )
 from autoglm.v1.chat_pb2_grpc import ChatServiceServicer
-from autoglm.v1.generation_pb2 import ROLE_UNSPECIFIED, Role
+from autoglm.v1.generation_pb2 import ROLE_TOOL, ROLE_UNSPECIFIED, Role
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 from autoglm.v1.model_pb2 import ListModelsRequest, ListModelsResponse
 from autoglm.v1.model_pb2_grpc import ModelServiceServicer
@@ -130,7 +130,6 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
     """Return the conversation of `chat`; raises InvalidRequest naming the first invalid field."""
     messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
     check_messages(messages, PATHS.messages, max_media)
-    check_calls(messages, PATHS.messages)
     check_sampling(chat.sampling, "chat.sampling.")
     if chat.n > MAX_CHOICES:
         raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
@@ -158,7 +157,8 @@ def _message(message: ChatMessage, param: str) -> ConversationMessage:
         raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
     parts = [_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
     calls = [_own(call) for call in message.tool_calls]
-    return ConversationMessage(message.role, parts, f"{param}.parts", calls, message.tool_call_id)
+    field = "tool_call_id" if message.role == ROLE_TOOL else "tool_calls"
+    return ConversationMessage(message.role, parts, f"{param}.{field}", calls, message.tool_call_id)
 
 
 def _part(part: ContentPart, param: str) -> TextPart | MediaPart:

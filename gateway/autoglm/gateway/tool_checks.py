@@ -1,8 +1,10 @@
 """Checks of tools, and of calls to them, that both servers share: what the types of their requests cannot rule out."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -26,12 +28,16 @@ _KEYWORDS = {"enum": list, "pattern": str, "minLength": int, "maxLength": int, "
 
 
 def with_usable_tools(conversation: Conversation) -> Conversation:
-    """Return `conversation` as the decoder takes it: without tools if none may be called.
+    """Return `conversation` as the decoder takes it: results in the order of their calls, no tools if none may be
+    called.
 
-    Raises InvalidRequest for invalid tools, or a tool choice that they cannot satisfy.
+    Raises InvalidRequest for invalid tools, a tool choice that they cannot satisfy, or a result without a call.
     """
     _check_tools(conversation)
-    if conversation.tool_choice is None or conversation.tool_choice.mode != TOOL_CHOICE_MODE_NONE:
+    _check_results(conversation.messages)
+    conversation = replace(conversation, messages=_in_order_of_calls(conversation.messages))
+    choice = conversation.tool_choice
+    if conversation.tools and (choice is None or choice.mode != TOOL_CHOICE_MODE_NONE):
         return conversation
     return replace(conversation, tools=(), tool_choice=None)
 
@@ -54,9 +60,9 @@ def _check_tools(conversation: Conversation) -> None:
 
 
 def _check_choice(choice: ToolChoice, names: set[str], has_format: bool, param: str) -> None:
-    if not names:
-        raise InvalidRequest(f"{param} requires tools", param=param)
     named = choice.WhichOneof("choice") == "function"
+    if not names and (named or choice.mode == TOOL_CHOICE_MODE_REQUIRED):
+        raise InvalidRequest(f"{param} requires a call, but there are no tools", param=param)
     if named and choice.function not in names:
         raise InvalidRequest(f"{param} names a function that is not in tools", param=param)
     if not named and choice.mode not in (*MODES.values(), TOOL_CHOICE_MODE_UNSPECIFIED):
@@ -95,36 +101,29 @@ def _is_schema(value: object) -> bool:
     )
 
 
-def check_calls(messages: Sequence[ConversationMessage], param: str) -> None:
-    """Raise InvalidRequest unless only the assistant makes calls, and every result belongs to a call just before it."""
-    waiting: set[str] = set()
-    for number, message in enumerate(messages):
-        where = f"{param}[{number}]"
+def _check_results(messages: Sequence[ConversationMessage]) -> None:
+    """Raise InvalidRequest unless only the assistant makes calls, and every result belongs to an earlier call that has
+    none yet. The names and arguments of calls are a model's words, and never refused."""
+    waiting = Counter[str]()
+    for message in messages:
+        param = message.param
+        if message.calls and message.role != ROLE_ASSISTANT:
+            raise InvalidRequest(f"{param} is allowed only in assistant messages", param=param)
+        waiting.update(call.id for call in message.calls)
         if message.role == ROLE_TOOL:
-            if message.call_id not in waiting:
-                raise InvalidRequest(
-                    f"{where}.tool_call_id must match a call in the assistant message before it",
-                    param=f"{where}.tool_call_id",
-                )
-            waiting.remove(message.call_id)
-        else:
-            _check_calls(message, f"{where}.tool_calls")
-            waiting = {call.id for call in message.calls}
+            if not waiting[message.call_id]:
+                raise InvalidRequest(f"{param} must match an earlier call without a result", param=param)
+            waiting[message.call_id] -= 1
 
 
-def _check_calls(message: ConversationMessage, param: str) -> None:
-    if message.calls and message.role != ROLE_ASSISTANT:
-        raise InvalidRequest(f"{param} are allowed only in assistant messages", param=param)
-    if len({call.id for call in message.calls} - {""}) < len(message.calls):
-        raise InvalidRequest(f"{param} must each have a unique, non-empty id", param=param)
-    for number, call in enumerate(message.calls):
-        check_call(call.function.name, call.function.arguments, f"{param}[{number}].function")
-
-
-def check_call(name: str, arguments: str, param: str) -> None:
-    """Raise InvalidRequest unless the call at `param` has a function's name, and a JSON object as its arguments."""
-    _check_name(name, f"{param}.name")
-    _object(arguments, f"{param}.arguments")
+def _in_order_of_calls(messages: Sequence[ConversationMessage]) -> list[ConversationMessage]:
+    """Return `messages`, of which results in a row come in the order of their calls: the model does not see ids."""
+    ordered, order = list[ConversationMessage](), dict[str, int]()
+    for are_results, group in groupby(messages, key=lambda message: message.role == ROLE_TOOL):
+        turns = list(group)
+        order |= {call.id: number for number, call in enumerate(call for turn in turns for call in turn.calls)}
+        ordered += sorted(turns, key=lambda turn: order[turn.call_id]) if are_results else turns
+    return ordered
 
 
 def _object(text: str, param: str) -> dict[str, Any]:

@@ -103,10 +103,10 @@ class ChatMessage(_message.Message):
     role: _generation_pb2.Role.ValueType
     """Who speaks."""
     tool_call_id: _builtins.str
-    """In a message of ROLE_TOOL: the id of the tool call, in the assistant's turn before it, that this is the result of."""
+    """In a message of ROLE_TOOL: the id of the earlier tool call that this is the result of. A call has one result."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """The content; at least one part, except in messages with tool calls or tool results."""
+        """The content; may be empty. Images and recordings may be in messages of every role."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ToolCall]:

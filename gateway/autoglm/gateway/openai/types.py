@@ -4,7 +4,7 @@ Types are strict and unknown fields are ignored, as on OpenAI's own server. A bo
 InvalidRequest whose `param` is the field's path, such as `messages[0].content[1].image_url.url`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import orjson
@@ -24,6 +24,16 @@ ROLES: dict[str, Role.ValueType] = {
     "user": ROLE_USER,
     "assistant": ROLE_ASSISTANT,
     "tool": ROLE_TOOL,
+    "function": ROLE_TOOL,
+}
+# Parts and items that only the server which made them can read, or that belong in another field.
+UNSUPPORTED_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("file", "input_file"), "files are not supported; send their text, or their pages as images"),
+    "item_reference": "this server does not store items; send the item itself",
+    "compaction": "only the server that wrote it can read it; send the earlier items",
+    "compaction_trigger": "this server does not shorten conversations; leave earlier items out",
+    "additional_tools": "send the tools in the field tools",
+    "configuration_update": "send reasoning and text as fields of the request",
 }
 
 
@@ -43,9 +53,16 @@ def parse_json(kind: type[T], body: bytes | bytearray) -> T:
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = _path(first["loc"]) + (".type" if first["type"] == "part_kind" else "")
-        raise InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path or None) from None
+        first = error.errors(include_url=False, include_context=False)[0]
+        path, why = _path(first["loc"]), first["msg"]
+        if first["type"] == "part_kind":
+            path, why = f"{path}.type", _why_not(first["input"]) or why
+        raise InvalidRequest(f"{path or 'the body'}: {why}", param=path or None) from None
+
+
+def _why_not(part: object) -> str | None:
+    name = part.get("type") if isinstance(part, dict) else None
+    return UNSUPPORTED_TYPES.get(name) if isinstance(name, str) else None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -72,15 +89,25 @@ def by_content(what: str) -> Discriminator:
     return Discriminator(tag, custom_error_type="content_kind", custom_error_message=message)
 
 
-def by_type(*names: str, default: str | None = None) -> Discriminator:
-    """Tell objects apart by their `type`, which is their tag; `default` is the type of an object without one."""
+def by_type(*names: str | tuple[str, ...], default: str | None = None) -> Discriminator:
+    """Tell objects apart by their `type`, which is their tag; `default` is the type of an object without one. Types
+    that share a class are a tuple, whose first is the tag of all."""
+    groups = [(each,) if isinstance(each, str) else each for each in names]
+    tags = {name: f"~{group[0]}" for group in groups for name in group}
 
     def tag(value: object) -> str | None:
-        name = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
-        return f"~{name}" if name in names else None
+        name = (value.get("type") if isinstance(value, dict) else getattr(value, "type", None)) or default
+        return tags.get(name) if isinstance(name, str) else None
 
-    message = f"Input should have one of the types {', '.join(names)}"
+    message = f"Input should have one of the types {', '.join(tags)}"
     return Discriminator(tag, custom_error_type="part_kind", custom_error_message=message)
+
+
+class RefusalContent(Strict):
+    """Words with which an assistant refused to answer."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 class InputAudio(Strict):
@@ -120,12 +147,19 @@ class FunctionName(Strict):
 
 
 class FunctionCallParam(Strict):
-    """A function's name with arguments, a JSON object as text."""
+    """A function's name with arguments: JSON as text, or whatever else a model wrote."""
 
     model_config = ConfigDict(title="FunctionCall-Input")
 
     name: str
-    arguments: str
+    arguments: str | None = None
+
+
+class CustomCallParam(Strict):
+    """The name of a custom tool, and the text that it was called with."""
+
+    name: str
+    input: str
 
 
 Mode = Literal["none", "auto", "required"]
@@ -163,14 +197,25 @@ def tool_choice_of(choice: str | FunctionName | None) -> generation_pb2.ToolChoi
 
 def tool_call_of(call_id: str, function: FunctionCallParam) -> generation_pb2.ToolCall:
     """Return a call that the assistant made in an earlier turn."""
-    made = generation_pb2.FunctionCall(name=function.name, arguments=function.arguments)
+    made = generation_pb2.FunctionCall(name=function.name, arguments=function.arguments or "")
+    return generation_pb2.ToolCall(id=call_id, function=made)
+
+
+def custom_call_of(call_id: str, tool: CustomCallParam) -> generation_pb2.ToolCall:
+    """Return an earlier call of a custom tool: to the model, its text is an argument named `input`."""
+    made = generation_pb2.FunctionCall(name=tool.name, arguments=orjson.dumps({"input": tool.input}).decode())
     return generation_pb2.ToolCall(id=call_id, function=made)
 
 
 def schema_text(schema: dict[str, Any], param: str) -> str:
     """Return a JSON Schema as text; raises InvalidRequest for one that is nested too deeply."""
+    json_text({"response": {"text": {"format": {"schema": schema}}}}, param)  # an answer repeats it at this depth
+    return json_text(schema, param)
+
+
+def json_text(value: object, param: str) -> str:
+    """Return a value as JSON; raises InvalidRequest for one that is nested too deeply."""
     try:
-        orjson.dumps({"response": {"text": {"format": {"schema": schema}}}})  # an answer repeats it at this depth
-        return orjson.dumps(schema).decode()
+        return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:
         raise InvalidRequest(f"{param} is nested too deeply", param=param) from None

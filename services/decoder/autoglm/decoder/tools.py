@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import from_json
+
 from autoglm.decoder.detokenizer import overlap
 from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.fusion.prompt import ToolCall
@@ -53,9 +55,9 @@ class ToolFunction:
         if _is_text(self.arguments.get(key, {})):
             return text
         try:
-            value = json.loads(text, parse_constant=_no_number)
-            json.dumps(value, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):
+            value = from_json(text, allow_inf_nan=False)
+            from_json(json.dumps([value], allow_nan=False))  # the next turn reads it again, one level deeper
+        except ValueError:
             return text
         return value
 
@@ -71,9 +73,29 @@ def description(tool: Tool) -> str:
 
 
 def written(call: generation_pb2.ToolCall) -> ToolCall:
-    """Return an earlier call as the model wrote it."""
-    arguments = json.loads(call.function.arguments)
+    """Return an earlier call as the model writes it.
+
+    Its arguments may be anything that a model has written: those that are cut off are read as far as they go, those
+    that are not a JSON object become one argument named `arguments`.
+    """
+    text = call.function.arguments
+    value = _read(text) if text.strip() else None
+    if value is None:
+        return ToolCall(call.function.name, {})
+    arguments = value if isinstance(value, dict) else {"arguments": text}
     return ToolCall(call.function.name, {key: _written(value) for key, value in arguments.items()})
+
+
+def _read(text: str) -> object:
+    """Return the JSON value in `text`, as much as there is of one that is cut off; `text` itself if it is not JSON."""
+    try:
+        return from_json(text)
+    except ValueError as error:
+        is_cut_off = str(error).startswith("EOF")
+    try:
+        return from_json(text, allow_partial="trailing-strings") if is_cut_off else text
+    except ValueError:
+        return text
 
 
 def is_single(message: DecoderServiceGenerateRequest) -> bool:
@@ -223,10 +245,6 @@ def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
 def _call(name: str, arguments: Mapping[str, Any]) -> generation_pb2.ToolCall:
     function = FunctionCall(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
     return generation_pb2.ToolCall(id=f"call_{secrets.token_hex(12)}", function=function)
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _written(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Tag
+from pydantic import BeforeValidator, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
@@ -11,72 +11,25 @@ from autoglm.gateway.conversation import (
     MAX_STOPS,
     SAMPLING_RANGES,
     Conversation,
-    ConversationMessage,
     FieldPaths,
-    MediaPart,
-    TextPart,
     check_messages,
 )
-from autoglm.gateway.media.verify import at_url
+from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.types import (
     BY_CHOICE,
-    ROLES,
-    AudioContent,
-    FunctionCallParam,
     FunctionDefinition,
     FunctionName,
     Mode,
     Strict,
     bounded,
-    by_content,
-    by_type,
-    recording,
     schema_text,
-    tool_call_of,
     tool_choice_of,
     tools_of,
 )
-from autoglm.gateway.tool_checks import check_calls, with_usable_tools
+from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.generation_pb2 import SamplingParams, TextChoice
-from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
 
 PATHS = FieldPaths(messages="messages")
-
-
-class TextContent(Strict):
-    """Written text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class MediaUrl(Strict):
-    """The URL of an image or a recording: data:, or https: to a host that the server fetches from."""
-
-    url: str
-
-
-class ImageContent(Strict):
-    """A picture: PNG, JPEG, WebP or GIF."""
-
-    type: Literal["image_url"]
-    image_url: MediaUrl
-
-
-class AudioUrlContent(Strict):
-    """A recording by its URL, as in vLLM: WAV, MP3, FLAC or Ogg."""
-
-    type: Literal["audio_url"]
-    audio_url: MediaUrl
-
-
-Content = Annotated[
-    Annotated[TextContent, Tag("~text")]
-    | Annotated[ImageContent, Tag("~image_url")]
-    | Annotated[AudioUrlContent, Tag("~audio_url")]
-    | Annotated[AudioContent, Tag("~input_audio")],
-    by_type("text", "image_url", "audio_url", "input_audio"),
-]
 
 
 class Tool(Strict):
@@ -94,27 +47,6 @@ class NamedChoice(Strict):
 
 
 ToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[NamedChoice, Tag("~named")], BY_CHOICE]
-
-
-class ToolCallParam(Strict):
-    """A call that the assistant made."""
-
-    model_config = ConfigDict(title="ToolCall")
-
-    id: str
-    type: Literal["function"]
-    function: FunctionCallParam
-
-
-class ChatMessage(Strict):
-    """One turn of a conversation. Only an assistant message with tool calls may have no content."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: (
-        Annotated[Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")], by_content("parts")] | None
-    ) = None
-    tool_calls: list[ToolCallParam] | None = None
-    tool_call_id: str | None = None
 
 
 class StreamOptions(Strict):
@@ -204,9 +136,8 @@ class ChatCompletionRequest(Strict):
 
 def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversation:
     """Return the conversation of `request`; raises InvalidRequest for what its types cannot rule out."""
-    messages = [message(each, f"messages[{i}].content") for i, each in enumerate(request.messages)]
+    messages = [message(each, f"messages[{i}]") for i, each in enumerate(request.messages)]
     check_messages(messages, PATHS.messages, max_media)
-    check_calls(messages, PATHS.messages)
     template, choice = request.chat_template_kwargs, request.tool_choice
     thinking = request.enable_thinking
     conversation = Conversation(
@@ -221,27 +152,6 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
     return with_usable_tools(conversation)
-
-
-def message(given: ChatMessage, param: str) -> ConversationMessage:
-    """Return a turn whose content is at `param`; raises InvalidRequest for a malformed URL."""
-    content, calls = given.content, [tool_call_of(call.id, call.function) for call in given.tool_calls or ()]
-    parts = (
-        [TextPart(content)]
-        if isinstance(content, str)
-        else [_part(part, f"{param}[{i}]") for i, part in enumerate(content or ())]
-    )
-    return ConversationMessage(ROLES[given.role], parts, param, calls, given.tool_call_id or "")
-
-
-def _part(part: TextContent | ImageContent | AudioUrlContent | AudioContent, param: str) -> TextPart | MediaPart:
-    if isinstance(part, TextContent):
-        return TextPart(part.text)
-    if isinstance(part, ImageContent):
-        return at_url(part.image_url.url, MODALITY_IMAGE, f"{param}.image_url.url")
-    if isinstance(part, AudioUrlContent):
-        return at_url(part.audio_url.url, MODALITY_AUDIO, f"{param}.audio_url.url")
-    return recording(part, param)
 
 
 def _sampling(request: ChatCompletionRequest) -> SamplingParams:

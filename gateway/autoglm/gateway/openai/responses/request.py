@@ -3,27 +3,22 @@
 The server stores nothing: it accepts `store` and answers false, and refuses what needs stored responses.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Tag
+from pydantic import Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
     Conversation,
     ConversationMessage,
     FieldPaths,
-    MediaPart,
     TextPart,
     check_messages,
 )
-from autoglm.gateway.media.verify import at_url
+from autoglm.gateway.openai.responses.items import ResponseItem, turns_of
 from autoglm.gateway.openai.types import (
     BY_CHOICE,
-    ROLES,
-    AudioContent,
-    FunctionCallParam,
     FunctionDefinition,
     FunctionName,
     Mode,
@@ -32,15 +27,12 @@ from autoglm.gateway.openai.types import (
     by_content,
     by_type,
     parse_json,
-    recording,
     schema_text,
-    tool_call_of,
     tool_choice_of,
     tools_of,
 )
-from autoglm.gateway.tool_checks import check_call, with_usable_tools
-from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
-from autoglm.v1.modality_pb2 import MODALITY_IMAGE
+from autoglm.gateway.tool_checks import with_usable_tools
+from autoglm.v1.generation_pb2 import ROLE_SYSTEM, SamplingParams
 
 PATHS = FieldPaths(messages="input", function="")
 REFUSED = {
@@ -49,72 +41,6 @@ REFUSED = {
     "prompt": "this server does not store prompts; send the text in instructions and input",
     "background": "this server does not answer in the background; use stream",
 }
-
-
-class ResponseText(Strict):
-    """Written text; the type is `output_text` in messages of the model."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-
-
-class ResponseImage(Strict):
-    """A picture by its URL: PNG, JPEG, WebP or GIF."""
-
-    type: Literal["input_image"]
-    image_url: str
-
-
-ResponsePart = Annotated[
-    Annotated[ResponseText, Tag("~input_text")]
-    | Annotated[ResponseText, Tag("~output_text")]
-    | Annotated[ResponseImage, Tag("~input_image")]
-    | Annotated[AudioContent, Tag("~input_audio")],
-    by_type("input_text", "output_text", "input_image", "input_audio"),
-]
-ResponseContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")
-]
-
-
-class ResponseMessage(Strict):
-    """One turn of a conversation."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: ResponseContent
-
-
-class EarlierReasoning(Strict):
-    """Reasoning of an earlier answer, sent back. The model does not read it again."""
-
-    type: Literal["reasoning"]
-
-
-class EarlierCall(FunctionCallParam):
-    """A function that the model called."""
-
-    model_config = ConfigDict(title="EarlierCall")
-
-    type: Literal["function_call"]
-    call_id: str = Field(min_length=1)
-
-
-class CallOutput(Strict):
-    """What a function returned."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: ResponseContent
-
-
-ResponseItem = Annotated[
-    Annotated[ResponseMessage, Tag("~message")]
-    | Annotated[EarlierReasoning, Tag("~reasoning")]
-    | Annotated[EarlierCall, Tag("~function_call")]
-    | Annotated[CallOutput, Tag("~function_call_output")],
-    by_type("message", "reasoning", "function_call", "function_call_output", default="message"),
-]
 
 
 class FunctionTyped(Strict):
@@ -223,13 +149,9 @@ def parse(body: bytes | bytearray) -> ResponseRequest:
 
 def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
     """Return the conversation of `request`; raises InvalidRequest for what its types cannot rule out."""
-    turns = _messages(request.input)
+    turns = turns_of(request.input)
     check_messages(turns, PATHS.messages, max_media)
-    system = (
-        [ConversationMessage(ROLE_SYSTEM, [TextPart(request.instructions)], "instructions")]
-        if request.instructions
-        else []
-    )
+    system = [ConversationMessage(ROLE_SYSTEM, [TextPart(request.instructions)])] if request.instructions else []
     effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
     conversation = Conversation(
         messages=[*system, *turns],
@@ -265,67 +187,3 @@ def _structure(wanted: TextFormat) -> dict[str, Any]:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
     schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
     return {"json_schema": schema_text(schema, "text.format.schema")}
-
-
-def _messages(given: str | Sequence[ResponseItem]) -> list[ConversationMessage]:
-    """Return the turns of a conversation. The assistant's calls and the text around them are one turn."""
-    if isinstance(given, str):
-        return [ConversationMessage(ROLE_USER, [TextPart(given)], "input")]
-    _check_calls(given)
-    turns: list[list[ConversationMessage]] = []
-    for i, item in enumerate(given):
-        if isinstance(item, EarlierReasoning):
-            continue
-        message = _message(item, f"input[{i}]")
-        if turns and _are_one(turns[-1][-1], message):
-            turns[-1].append(message)
-        else:
-            turns.append([message])
-    return [_joined(turn) for turn in turns]
-
-
-def _check_calls(items: Sequence[ResponseItem]) -> None:
-    """Raise InvalidRequest unless every call is well formed, and every output belongs to an earlier call."""
-    waiting: set[str] = set()
-    for i, item in enumerate(items):
-        if isinstance(item, EarlierCall):
-            check_call(item.name, item.arguments, f"input[{i}]")
-            waiting.add(item.call_id)
-        elif isinstance(item, CallOutput):
-            param = f"input[{i}].call_id"
-            if item.call_id not in waiting:
-                raise InvalidRequest(f"{param} must match an earlier function_call without an output", param=param)
-            waiting.remove(item.call_id)
-
-
-def _are_one(first: ConversationMessage, second: ConversationMessage) -> bool:
-    return first.role == second.role == ROLE_ASSISTANT and bool(first.calls or second.calls)
-
-
-def _joined(turn: Sequence[ConversationMessage]) -> ConversationMessage:
-    parts = [part for message in turn for part in message.parts]
-    return replace(turn[0], parts=parts, calls=[call for message in turn for call in message.calls])
-
-
-def _message(item: ResponseMessage | EarlierCall | CallOutput, param: str) -> ConversationMessage:
-    if isinstance(item, EarlierCall):
-        return ConversationMessage(ROLE_ASSISTANT, (), param, [tool_call_of(item.call_id, item)])
-    if isinstance(item, CallOutput):
-        param += ".output"
-        return ConversationMessage(ROLE_TOOL, _parts(item.output, param), param, call_id=item.call_id)
-    param += ".content"
-    return ConversationMessage(ROLES[item.role], _parts(item.content, param), param)
-
-
-def _parts(content: str | Sequence[ResponsePart], param: str) -> list[TextPart | MediaPart]:
-    if isinstance(content, str):
-        return [TextPart(content)]
-    return [_part(part, f"{param}[{i}]") for i, part in enumerate(content)]
-
-
-def _part(part: ResponsePart, param: str) -> TextPart | MediaPart:
-    if isinstance(part, ResponseText):
-        return TextPart(part.text)
-    if isinstance(part, ResponseImage):
-        return at_url(part.image_url, MODALITY_IMAGE, f"{param}.image_url")
-    return recording(part, param)
