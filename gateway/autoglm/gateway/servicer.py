@@ -15,12 +15,12 @@ from autoglm.gateway.assistant import ResolvedModel
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import RequestContext, new_context
 from autoglm.gateway.conversation import (
-    MAX_CHOICES,
     Conversation,
     ConversationMessage,
     FieldPaths,
     MediaPart,
     TextPart,
+    check_choices,
     check_messages,
     check_sampling,
 )
@@ -169,8 +169,7 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
     check_messages(messages, PATHS.messages, max_media)
     check_calls(messages, PATHS.messages)
     check_sampling(chat.sampling, "chat.sampling.")
-    if chat.n > MAX_CHOICES:
-        raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
+    check_choices(chat.n or 1, "chat.n")
     conversation = Conversation(
         messages=messages,
         sampling=_own(chat.sampling),
