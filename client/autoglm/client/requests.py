@@ -34,13 +34,13 @@ class Sampling(TypedDict, total=False):
     """How tokens are chosen, as SamplingParams in generation.proto; what is left out takes the server's default."""
 
     temperature: float  # in [0, 2]; 0 always takes the most likely token
-    top_p: float  # the smallest set of tokens with this mass, in (0, 1]
+    top_p: float  # the smallest set of tokens with this mass, in [0, 1]
     top_k: int  # only the k most likely tokens; 0 means all
     min_p: float  # drops tokens less likely than this share of the most likely one, in [0, 1]
     max_tokens: int  # maximum number of tokens to generate
     max_thinking_tokens: int  # maximum number of reasoning tokens
     stop: str | Sequence[str]  # ends the answer and is not part of it; at most four
-    seed: int  # the same seed gives the same answer
+    seed: int  # the same seed gives the same answer; may be negative
     presence_penalty: float  # in [-2, 2]
     frequency_penalty: float  # in [-2, 2]
     repetition_penalty: float  # in (0, 10]
@@ -119,4 +119,6 @@ def _sampling(fields: dict[str, Any]) -> SamplingParams:
         fields["json_schema"] = json.dumps(fields["json_schema"])
     if "choice" in fields:
         fields["choice"] = TextChoice(texts=fields["choice"])
+    if fields.get("seed", 0) < 0:
+        fields["seed"] += 2**64
     return SamplingParams(**fields)

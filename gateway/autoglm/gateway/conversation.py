@@ -28,17 +28,16 @@ class Range:
 
     def __str__(self) -> str:
         if self.open_low:
-            return f"greater than {self.low:g} and at most {self.high:g}"
-        return f"between {self.low:g} and {self.high:g}"
+            return f"greater than {self.low} and at most {self.high}"
+        return f"between {self.low} and {self.high}"
 
 
 # The comments of SamplingParams in generation.proto say what each means.
 SAMPLING_RANGES: Mapping[str, Range] = {
     "temperature": Range(0, 2),
-    "top_p": Range(0, 1, open_low=True),
+    "top_p": Range(0, 1),
     "top_k": Range(0, 2**31 - 1),
     "max_tokens": Range(1, 2**31 - 1),
-    "seed": Range(0, 2**63 - 1),
     "presence_penalty": Range(-2, 2),
     "frequency_penalty": Range(-2, 2),
     "repetition_penalty": Range(0, 10, open_low=True),
@@ -47,6 +46,8 @@ SAMPLING_RANGES: Mapping[str, Range] = {
     "max_thinking_tokens": Range(0, 2**31 - 1),
 }
 LOGIT_BIAS = Range(-100, 100)
+SEED = Range(-(2**63), 2**63 - 1)  # OpenAI's; in protobuf a seed is its two's complement, so each of those is valid
+SEEDS = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,16 @@ def check_messages(messages: Sequence[ConversationMessage], param: str, max_medi
         raise InvalidRequest(f"{param} must contain at least one message", param=param)
     if sum(isinstance(part, MediaPart) for message in messages for part in message.parts) > max_media:
         raise InvalidRequest(f"{param} contains more than {max_media} images and recordings", param=param)
+
+
+def check_choices(n: int, param: str) -> None:
+    """Raise InvalidRequest unless a request may have `n` choices."""
+    if not 1 <= n <= MAX_CHOICES:
+        raise InvalidRequest(
+            f"{param} must be between 1 and {MAX_CHOICES}, because all choices are generated at the same time; send "
+            "several requests for more",
+            param=param,
+        )
 
 
 def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:

@@ -20,7 +20,7 @@ from autoglm.common.errors import (
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.context import RequestContext
-from autoglm.gateway.conversation import Conversation, EmbeddingInputs, FieldPaths, MediaPart, TextPart
+from autoglm.gateway.conversation import SEEDS, Conversation, EmbeddingInputs, FieldPaths, MediaPart, TextPart
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
@@ -73,12 +73,13 @@ class Step:
 
 @dataclass(slots=True)
 class Choice:
-    """One whole answer."""
+    """One whole answer. The first `num_before_text` entries of `logprobs` are of its reasoning."""
 
     text: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[LogprobEntry] = field(default_factory=list)
+    num_before_text: int = 0
     finish_reason: FinishReason.ValueType = FINISH_REASON_UNSPECIFIED
 
 
@@ -201,6 +202,8 @@ async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Sum
         choice.reasoning += step.reasoning
         choice.calls += step.calls
         choice.logprobs += step.logprobs
+        if step.reasoning and not step.text:
+            choice.num_before_text = len(choice.logprobs)
         choice.finish_reason = step.finish_reason or choice.finish_reason
         summary = step.summary or summary
     assert summary is not None  # `answer` ends with one or raises
@@ -233,7 +236,7 @@ def _generate_request(
     if conversation.enable_thinking is not None:
         request.enable_thinking = conversation.enable_thinking
     if request.sampling.HasField("seed"):
-        request.sampling.seed += index
+        request.sampling.seed = (request.sampling.seed + index) % SEEDS
     return request
 
 

@@ -10,12 +10,12 @@ from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.assistant import ResolvedModel
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.conversation import (
-    MAX_CHOICES,
     Conversation,
     ConversationMessage,
     FieldPaths,
     MediaPart,
     TextPart,
+    check_choices,
     check_messages,
     check_sampling,
 )
@@ -131,8 +131,7 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
     messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
     check_messages(messages, PATHS.messages, max_media)
     check_sampling(chat.sampling, "chat.sampling.")
-    if chat.n > MAX_CHOICES:
-        raise InvalidRequest(f"chat.n must be at most {MAX_CHOICES}", param="chat.n")
+    check_choices(chat.n or 1, "chat.n")
     conversation = Conversation(
         messages=messages,
         sampling=_own(chat.sampling),

@@ -323,13 +323,17 @@ class SamplingParams(_message.Message):
     temperature: _builtins.float
     """Softmax temperature in [0, 2]; 0 always takes the most likely token. Default 1."""
     top_p: _builtins.float
-    """Nucleus sampling: the smallest set of tokens with this probability mass, in (0, 1]. Default 1."""
+    """Nucleus sampling: the smallest set of tokens with this probability mass, in [0, 1]; 0 is the most likely token
+    alone. Default 1.
+    """
     top_k: _builtins.int
     """Only the k most likely tokens; 0 means all. Default 0."""
     max_tokens: _builtins.int
     """Maximum number of tokens to generate. Default: as many as fit in the context."""
     seed: _builtins.int
-    """Seed of the random number generator; the same seed gives the same answer."""
+    """Seed of the random number generator; the same seed gives the same answer. A negative seed of an HTTP request is its
+    two's complement here.
+    """
     presence_penalty: _builtins.float
     """Subtracted from the logit of each token already generated, in [-2, 2]. Default 0."""
     frequency_penalty: _builtins.float

@@ -62,6 +62,12 @@ EVERY_SAMPLING: Sampling = {
 }
 
 
+@pytest.mark.parametrize(("seed", "sent"), [(6, 6), (0, 0), (-1, 2**64 - 1), (-(2**63), 2**63)])
+def test_a_seed_may_be_negative(mesh: FakeMesh, connect: Connect, seed: int, sent: int) -> None:
+    connect(mesh.address).chat("hi", seed=seed)
+    assert mesh.requests[-1].chat.sampling.seed == sent
+
+
 def test_a_whole_answer(mesh: FakeMesh, connect: Connect) -> None:
     media = MediaStage(modality=MODALITY_AUDIO, cache=CACHE_OUTCOME_LOCAL)
     media.encode.FromMilliseconds(20)

@@ -48,6 +48,7 @@ def test_top_k_top_p_and_min_p_keep_the_likeliest() -> None:
     logits = [0.0, 3.0, 2.9, -1.0]
     assert {chosen(logits, SamplingConfig(top_k=2, seed=seed)).token_id for seed in range(40)} == {1, 2}
     assert {chosen(logits, SamplingConfig(top_p=0.3, seed=seed)).token_id for seed in range(40)} == {1}
+    assert {chosen(logits, SamplingConfig(top_p=0.0, seed=seed)).token_id for seed in range(40)} == {1}
     assert {chosen(logits, SamplingConfig(min_p=0.5, seed=seed)).token_id for seed in range(40)} == {1, 2}
 
 

@@ -48,7 +48,7 @@ async def test_a_whole_response(client: Client, mesh: FakeMesh) -> None:
     assert message["content"][0]["text"] == "你好, AutoGLM 0"
     assert body["usage"] == {
         "input_tokens": 9,
-        "input_tokens_details": {"cached_tokens": 1},
+        "input_tokens_details": {"cached_tokens": 1, "cache_write_tokens": 0},
         "output_tokens": 4,
         "output_tokens_details": {"reasoning_tokens": 1},
         "total_tokens": 13,
@@ -144,7 +144,12 @@ async def test_a_stream_that_fails_says_so_twice(client: Client, mesh: FakeMesh)
     mesh.decoder.generate.error, mesh.decoder.after = UpstreamUnavailable("the engine stopped"), 2
     *_, failed, error = events((await respond(client, "hi", stream=True)).text)
     assert (failed["type"], failed["response"]["status"]) == ("response.failed", "failed")
-    assert failed["response"]["error"] == {"code": "server_error", "message": "the engine stopped"}
+    assert failed["response"]["error"] == {
+        "code": "server_error",
+        "message": "the engine stopped",
+        "type": "upstream_unavailable",
+        "param": None,
+    }
     assert (error["type"], error["code"], error["sequence_number"]) == (
         "error",
         "upstream_unavailable",
@@ -185,7 +190,7 @@ async def test_an_error_before_the_first_event_has_its_status(client: Client, me
         ("hi", {"prompt": {"id": "pmpt_1"}}, "prompt"),
         ("hi", {"background": True}, "background"),
         ("hi", {"temperature": 3}, "temperature"),
-        ("hi", {"top_p": 0}, "top_p"),
+        ("hi", {"top_p": 2}, "top_p"),
         ("hi", {"max_output_tokens": 0}, "max_output_tokens"),
         ("hi", {"metadata": {"a": 1}}, "metadata.a"),
         ("hi", {"metadata": {str(i): "" for i in range(17)}}, "metadata"),

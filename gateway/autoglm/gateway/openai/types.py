@@ -5,13 +5,14 @@ InvalidRequest whose `param` is the field's path, such as `messages[0].content[1
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import SAMPLING_RANGES, MediaPart
+from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
 from autoglm.gateway.media.verify import base64_of
 from autoglm.gateway.tool_checks import MODES
 from autoglm.v1 import generation_pb2
@@ -71,11 +72,21 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def bounded(name: str) -> Any:
-    """Return the pydantic field for a number of SAMPLING_RANGES."""
-    allowed = SAMPLING_RANGES[name]
-    if allowed.open_low:
-        return Field(None, gt=allowed.low, le=allowed.high)
-    return Field(None, ge=allowed.low, le=allowed.high)
+    """Return what limits a pydantic field to a number of SAMPLING_RANGES."""
+    return within(SAMPLING_RANGES[name])
+
+
+def within(allowed: Range) -> Any:
+    """Return what limits a pydantic field to `allowed`."""
+    return Field(gt=allowed.low, le=allowed.high) if allowed.open_low else Field(ge=allowed.low, le=allowed.high)
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Makes an integer field take 16.0, which to JSON is the same number as 16. After the limits, which it passes.
+WHOLE = BeforeValidator(_whole)
 
 
 # Tags begin with "~" so that `_path` can leave them out of a field's path.
@@ -193,6 +204,15 @@ def tool_choice_of(choice: str | FunctionName | None) -> generation_pb2.ToolChoi
     if isinstance(choice, str):
         return generation_pb2.ToolChoice(mode=MODES[choice])
     return generation_pb2.ToolChoice(function=choice.name)
+
+
+def restricted(conversation: Conversation, names: Sequence[str], param: str) -> Conversation:
+    """Return `conversation` with those tools alone that `names`, at `param`, allow; raises InvalidRequest for a name
+    that is not in its tools."""
+    tools = [tool for tool in conversation.tools if tool.function.name in names]
+    if len(tools) < len(set(names)):
+        raise InvalidRequest(f"{param} names a function that is not in tools", param=param)
+    return replace(conversation, tools=tools)
 
 
 def tool_call_of(call_id: str, function: FunctionCallParam) -> generation_pb2.ToolCall:

@@ -16,7 +16,7 @@ async def read(incoming: Incoming) -> Generation:
     """Read a chat request; raises InvalidRequest naming the first invalid field."""
     request = parse_json(ChatCompletionRequest, incoming.body)
     conversation = to_conversation(request, incoming.max_media_parts)
-    renderer = partial(ChatRenderer, include_usage=request.include_usage)
+    renderer = partial(ChatRenderer, include_usage=request.include_usage, service_tier=request.service_tier)
     return Generation(request.model, conversation, bool(request.stream), renderer)
 
 

@@ -10,11 +10,10 @@ import orjson
 from autoglm.common.errors import MeshError
 from autoglm.gateway.metrics import FINISH_NAMES
 from autoglm.gateway.openai.errors import error_body
+from autoglm.gateway.openai.logprobs import rendered
 from autoglm.gateway.openai.telemetry import telemetry
 from autoglm.gateway.pipeline import Choice, Step, Summary
-from autoglm.v1.generation_pb2 import LogprobEntry, TokenLogprob, ToolCall, Usage
-
-LEAST_LOGPROB = -9999.0  # OpenAI's number for a probability of 0; JSON has no infinity
+from autoglm.v1.generation_pb2 import LogprobEntry, ToolCall, Usage
 
 
 class ChatRenderer:
@@ -22,8 +21,11 @@ class ChatRenderer:
 
     end = b"data: [DONE]\n\n"
 
-    def __init__(self, request_id: str, model: str, include_usage: bool = False) -> None:
+    def __init__(
+        self, request_id: str, model: str, include_usage: bool = False, service_tier: str | None = None
+    ) -> None:
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": model}
+        self._head |= {"service_tier": "default"} if service_tier else {}
         chunk = orjson.dumps({"object": "chat.completion.chunk", **self._head})
         self._prefix = b"data: " + chunk[:-1] + b',"choices":['
         self._suffix = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
@@ -42,8 +44,7 @@ class ChatRenderer:
         heads = b""
         if step.calls:
             heads, delta["tool_calls"] = self._calls(step)
-        if step.reasoning:
-            delta["reasoning_content"] = step.reasoning
+        delta |= _reasoning(step.reasoning)
         choice: dict[str, Any] = {"index": step.index, "delta": delta, "finish_reason": None}
         if step.logprobs:
             choice["logprobs"] = _logprobs(step.logprobs)
@@ -90,11 +91,9 @@ class ChatRenderer:
 
 def _choice(index: int, choice: Choice) -> dict[str, Any]:
     content = None if choice.calls and not choice.text else choice.text
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, **_reasoning(choice.reasoning)}
     if choice.calls:
         message["tool_calls"] = [_call(call, call.function.arguments) for call in choice.calls]
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
     return {
         "index": index,
         "message": message,
@@ -108,13 +107,12 @@ def _call(call: ToolCall, arguments: str) -> dict[str, Any]:
 
 
 def _logprobs(entries: Sequence[LogprobEntry]) -> dict[str, Any]:
-    content = [{**_token(entry.chosen), "top_logprobs": [_token(top) for top in entry.top]} for entry in entries]
-    return {"content": content, "refusal": None}
+    return {"content": rendered(entries), "refusal": None}
 
 
-def _token(token: TokenLogprob) -> dict[str, Any]:
-    logprob = max(token.logprob, LEAST_LOGPROB)
-    return {"token": token.token, "logprob": logprob, "bytes": list(token.token_bytes)}
+def _reasoning(text: str) -> dict[str, str]:
+    """Return reasoning under both names: the one that most clients read, and the newer one of vLLM and OpenRouter."""
+    return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

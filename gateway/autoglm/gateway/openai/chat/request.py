@@ -2,26 +2,29 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, Tag
+from pydantic import Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
-    LOGIT_BIAS,
     MAX_CHOICES,
-    MAX_STOPS,
-    SAMPLING_RANGES,
     Conversation,
     FieldPaths,
+    check_choices,
     check_messages,
 )
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
+from autoglm.gateway.openai.fields import CHAT_REFUSED
+from autoglm.gateway.openai.options import AnswerOptions
 from autoglm.gateway.openai.types import (
     BY_CHOICE,
+    WHOLE,
     FunctionDefinition,
     FunctionName,
     Mode,
     Strict,
     bounded,
+    by_type,
+    restricted,
     schema_text,
     tool_choice_of,
     tools_of,
@@ -45,20 +48,42 @@ class NamedChoice(Strict):
     type: Literal["function"]
     function: FunctionName
 
+    @property
+    def rule(self) -> FunctionName:
+        """What the model has to do."""
+        return self.function
 
-ToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[NamedChoice, Tag("~named")], BY_CHOICE]
+
+class AllowedToolSet(Strict):
+    """The subset of `tools` that the model may call, or must call one of."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChoice] = Field(min_length=1)
+
+
+class AllowedToolChoice(Strict):
+    """A choice among some of `tools`."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedToolSet
+
+    @property
+    def rule(self) -> str:
+        """What the model has to do."""
+        return self.allowed_tools.mode
+
+
+ToolRule = Annotated[
+    Annotated[NamedChoice, Tag("~function")] | Annotated[AllowedToolChoice, Tag("~allowed_tools")],
+    by_type("function", "allowed_tools"),
+]
+ToolChoice = Annotated[Annotated[Mode, Tag("~mode")] | Annotated[ToolRule, Tag("~named")], BY_CHOICE]
 
 
 class StreamOptions(Strict):
     """What a stream contains in addition to the answer."""
 
     include_usage: bool | None = None
-
-
-class TemplateOptions(Strict):
-    """Arguments of the chat template."""
-
-    enable_thinking: bool | None = None
 
 
 class JsonSchema(Strict):
@@ -83,50 +108,25 @@ class StructuredOutputs(Strict):
     grammar: str | None = Field(None, description="A grammar in llguidance's dialect of Lark.")
 
 
-class ChatCompletionRequest(Strict):
+class ChatCompletionRequest(AnswerOptions):
     """The body of POST /v1/chat/completions."""
 
-    model: str
+    refused = CHAT_REFUSED
+
     messages: list[ChatMessage] = Field(json_schema_extra={"minItems": 1})
-    temperature: float | None = bounded("temperature")
-    top_p: float | None = bounded("top_p")
-    top_k: int | None = Field(None, ge=-1, le=SAMPLING_RANGES["top_k"].high, description="-1 and 0 mean all.")
-    min_p: float | None = bounded("min_p")
-    max_tokens: int | None = bounded("max_tokens")
-    max_completion_tokens: int | None = bounded("max_tokens")
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
-        BeforeValidator(
-            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str] | None
-        ),
-    ] = Field(None, max_length=MAX_STOPS)
-    seed: int | None = bounded("seed")
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = None
+    max_completion_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = Field(
+        None, description="The newer name of max_tokens, which it overrides."
+    )
+    n: Annotated[int | None, Field(json_schema_extra={"minimum": 1, "maximum": MAX_CHOICES}), WHOLE] = Field(
+        None, description=f"From 1 to {MAX_CHOICES}."
+    )
     logprobs: bool | None = None
-    top_logprobs: int | None = bounded("top_logprobs")
-    presence_penalty: float | None = bounded("presence_penalty")
-    frequency_penalty: float | None = bounded("frequency_penalty")
-    repetition_penalty: float | None = bounded("repetition_penalty")
-    logit_bias: (
-        dict[
-            Annotated[int, Field(strict=False, ge=0, lt=2**32)],
-            Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)],
-        ]
-        | None
-    ) = Field(None, description="Added to the logits of token ids.")
-    max_thinking_tokens: int | None = bounded("max_thinking_tokens")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    enable_thinking: bool | None = None
-    chat_template_kwargs: TemplateOptions | None = None
-    return_reasoning: bool | None = None
-    include_reasoning: bool | None = Field(None, description="An alias of return_reasoning.")
 
     @property
     def include_usage(self) -> bool:
@@ -138,41 +138,34 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     """Return the conversation of `request`; raises InvalidRequest for what its types cannot rule out."""
     messages = [message(each, f"messages[{i}]") for i, each in enumerate(request.messages)]
     check_messages(messages, PATHS.messages, max_media)
-    template, choice = request.chat_template_kwargs, request.tool_choice
-    thinking = request.enable_thinking
+    n = 1 if request.n is None else request.n
+    check_choices(n, "n")
+    choice = request.tool_choice
     conversation = Conversation(
         messages=messages,
         sampling=_sampling(request),
         paths=PATHS,
-        enable_thinking=template.enable_thinking if thinking is None and template else thinking,
-        return_reasoning=bool(request.return_reasoning or request.include_reasoning),
-        n=request.n or 1,
+        enable_thinking=request.enables_thinking,
+        return_reasoning=bool(request.returns_reasoning),
+        n=n,
         tools=tools_of([tool.function for tool in request.tools or ()], PATHS.function),
-        tool_choice=tool_choice_of(choice.function if isinstance(choice, NamedChoice) else choice),
+        tool_choice=tool_choice_of(choice if isinstance(choice, str | None) else choice.rule),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
-    return with_usable_tools(conversation)
+    conversation = with_usable_tools(conversation)
+    if isinstance(choice, AllowedToolChoice):
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        return restricted(conversation, names, "tool_choice.allowed_tools.tools")
+    return conversation
 
 
 def _sampling(request: ChatCompletionRequest) -> SamplingParams:
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs requires logprobs to be true", param="top_logprobs")
-    most = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=None if request.top_k is None else max(request.top_k, 0),
-        max_tokens=most,
-        stop=request.stop or (),
-        seed=request.seed,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
-        min_p=request.min_p,
-        logit_bias=request.logit_bias,
-        max_thinking_tokens=request.max_thinking_tokens,
-        **structure(request.response_format, request.structured_outputs),
+    return request.sampling(
+        max_tokens=request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens,
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        structure=structure(request.response_format, request.structured_outputs),
     )
 
 

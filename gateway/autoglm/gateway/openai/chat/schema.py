@@ -51,12 +51,14 @@ class FunctionToolCall(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The answer; `reasoning_content` is present only if the request set `return_reasoning`."""
+    """The answer; `reasoning_content` and `reasoning`, which are the same, are present only if the request set
+    `return_reasoning`."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     reasoning_content: str = ""
+    reasoning: str = ""
     tool_calls: list[FunctionToolCall] = []
 
 
@@ -101,6 +103,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[ChatCompletionChoice]
+    service_tier: Literal["default"] = "default"
     usage: CompletionUsage
     autoglm: Telemetry
 
@@ -127,6 +130,7 @@ class ChunkDelta(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str = ""
     reasoning_content: str = ""
+    reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
 
 
@@ -147,5 +151,6 @@ class ChatCompletionChunk(BaseModel):
     created: int
     model: str
     choices: list[ChunkChoice]
+    service_tier: Literal["default"] = "default"
     usage: CompletionUsage | None = None
     autoglm: Telemetry | None = None

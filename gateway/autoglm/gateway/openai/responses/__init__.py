@@ -5,14 +5,15 @@ from functools import partial
 from autoglm.gateway.openai.generation import Generation, generate
 from autoglm.gateway.openai.openapi import Events, Spec
 from autoglm.gateway.openai.responses.render import ResponsesRenderer
-from autoglm.gateway.openai.responses.request import ResponseRequest, parse, to_conversation
+from autoglm.gateway.openai.responses.request import ResponseRequest, to_conversation
 from autoglm.gateway.openai.responses.schema import Response, ResponseEvent
 from autoglm.gateway.openai.route import Incoming, Route
+from autoglm.gateway.openai.types import parse_json
 
 
 async def read(incoming: Incoming) -> Generation:
     """Read a request for a response; raises InvalidRequest naming the first invalid field."""
-    request = parse(incoming.body)
+    request = parse_json(ResponseRequest, incoming.body)
     conversation = to_conversation(request, incoming.max_media_parts)
     renderer = partial(ResponsesRenderer, echo=request.echo())
     return Generation(request.model, conversation, bool(request.stream), renderer)

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
 from autoglm.common.errors import MeshError
 from autoglm.gateway.openai.errors import error_body, response_error_code
+from autoglm.gateway.openai.logprobs import rendered, take
 from autoglm.gateway.openai.telemetry import telemetry
 from autoglm.gateway.pipeline import Choice, Step, Summary
-from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FinishReason, ToolCall, Usage
+from autoglm.v1.generation_pb2 import FINISH_REASON_LENGTH, FinishReason, LogprobEntry, ToolCall, Usage
 
 Kind = Literal["reasoning", "message"]
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -24,6 +25,7 @@ class TextItem:
     kind: Kind
     id: str
     text: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
     status: Status = "in_progress"
 
     @property
@@ -31,15 +33,37 @@ class TextItem:
         """The name that the events of its text begin with."""
         return "response.reasoning_text" if self.kind == "reasoning" else "response.output_text"
 
-    def part(self, text: str) -> dict[str, Any]:
-        """Return its only content part, with `text`."""
+    def add(self, delta: str, logprobs: Sequence[LogprobEntry]) -> dict[str, Any]:
+        """Add `delta`, with the log probabilities of its tokens; return the fields of the event that says so."""
+        new = rendered(logprobs)
+        self.text += delta
+        self.logprobs += new
+        return {"delta": delta, **self._with(new)}
+
+    def done(self) -> dict[str, Any]:
+        """Return the fields of the event that closes its text."""
+        return {"text": self.text, **self._with(self.logprobs)}
+
+    def empty_part(self) -> dict[str, Any]:
+        """Return its only content part as it is before the first delta."""
+        return self._part("", [])
+
+    def part(self) -> dict[str, Any]:
+        """Return its only content part."""
+        return self._part(self.text, self.logprobs)
+
+    def _part(self, text: str, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if self.kind == "reasoning":
             return {"type": "reasoning_text", "text": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+    def _with(self, logprobs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the log probabilities that events of a message always have, and those of reasoning never."""
+        return {"logprobs": logprobs} if self.kind == "message" else {}
 
     def body(self) -> dict[str, Any]:
         """Return the item; without its content while it is in progress."""
-        content = [] if self.status == "in_progress" else [self.part(self.text)]
+        content = [] if self.status == "in_progress" else [self.part()]
         more: dict[str, Any] = {"summary": []} if self.kind == "reasoning" else {"role": "assistant"}
         return {"id": self.id, "type": self.kind, "status": self.status, "content": content, **more}
 
@@ -75,6 +99,7 @@ class ResponsesRenderer:
     def __init__(self, request_id: str, model: str, echo: Mapping[str, Any]) -> None:
         self._id, self._items, self._sequence = request_id, list[TextItem | CallItem](), 0
         self._open: TextItem | None = None  # the last item, while more text may be added to it
+        self._logprobs = list[LogprobEntry]()  # of tokens whose text has not come yet
         self._head = {
             "id": f"resp_{request_id}",
             "object": "response",
@@ -105,7 +130,8 @@ class ResponsesRenderer:
         """Return the whole answer."""
         (choice,) = choices
         status = _status(choice.finish_reason)
-        self._add_step(Step(0, choice.text, choice.reasoning, choice.calls))
+        logprobs = choice.logprobs[choice.num_before_text :]
+        self._add_step(Step(0, choice.text, choice.reasoning, choice.calls, logprobs))
         self._close(status)
         return orjson.dumps(self._response(status, summary))
 
@@ -115,12 +141,16 @@ class ResponsesRenderer:
             self._open.status = "incomplete"
         body = error_body(error)["error"]
         response = self._response("failed")
-        response["error"] = {"code": response_error_code(error), "message": error.message}
+        details = {name: body[name] for name in ("message", "type", "param")}
+        response["error"] = {"code": response_error_code(error), **details}
         return self._event("response.failed", response=response) + self._event("error", **body, error=body)
 
     def _add_step(self, step: Step) -> bytes:
         """Add what a step generated; return its events."""
+        self._logprobs += step.logprobs
         events = self._add_text("reasoning", step.reasoning) + self._add_text("message", step.text)
+        if step.calls or (step.reasoning and not step.text):
+            self._logprobs.clear()  # what is left is of calls, or of the reasoning
         return events + b"".join(self._add_call(call) for call in step.calls)
 
     def _add_text(self, kind: Kind, delta: str) -> bytes:
@@ -130,10 +160,10 @@ class ResponsesRenderer:
         if item is None or item.kind != kind:
             item = TextItem(kind, self._new_id("rs" if kind == "reasoning" else "msg"))
             events = self._close("completed") + self._add_item(item)
-            events += self._item_event("response.content_part.added", content_index=0, part=item.part(""))
+            events += self._item_event("response.content_part.added", content_index=0, part=item.empty_part())
             self._open = item
-        item.text += delta
-        return events + self._item_event(f"{item.text_event}.delta", content_index=0, delta=delta, **_logprobs(kind))
+        logprobs = take(self._logprobs, delta, begins=not item.text) if kind == "message" else ()
+        return events + self._item_event(f"{item.text_event}.delta", content_index=0, **item.add(delta, logprobs))
 
     def _close(self, status: Status) -> bytes:
         """End the open item, if there is one; return its events."""
@@ -142,8 +172,8 @@ class ResponsesRenderer:
             return b""
         item.status = status
         return (
-            self._item_event(f"{item.text_event}.done", content_index=0, text=item.text, **_logprobs(item.kind))
-            + self._item_event("response.content_part.done", content_index=0, part=item.part(item.text))
+            self._item_event(f"{item.text_event}.done", content_index=0, **item.done())
+            + self._item_event("response.content_part.done", content_index=0, part=item.part())
             + self._event("response.output_item.done", output_index=self._last, item=item.body())
         )
 
@@ -194,15 +224,10 @@ def _status(reason: FinishReason.ValueType) -> Status:
     return "incomplete" if reason == FINISH_REASON_LENGTH else "completed"
 
 
-def _logprobs(kind: Kind) -> dict[str, Any]:
-    """Return the empty list that OpenAI's message events always have."""
-    return {"logprobs": []} if kind == "message" else {}
-
-
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

@@ -1,9 +1,8 @@
 """The body of POST /v1/responses as pydantic types, and how it becomes a Conversation.
 
-The server stores nothing: it accepts `store` and answers false, and refuses what needs stored responses.
+The server stores nothing: it accepts `store` and answers false.
 """
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
@@ -16,9 +15,13 @@ from autoglm.gateway.conversation import (
     TextPart,
     check_messages,
 )
+from autoglm.gateway.openai.chat.request import StructuredOutputs, structure
+from autoglm.gateway.openai.fields import RESPONSES_REFUSED
+from autoglm.gateway.openai.options import AnswerOptions
 from autoglm.gateway.openai.responses.items import ResponseItem, turns_of
 from autoglm.gateway.openai.types import (
     BY_CHOICE,
+    WHOLE,
     FunctionDefinition,
     FunctionName,
     Mode,
@@ -26,21 +29,15 @@ from autoglm.gateway.openai.types import (
     bounded,
     by_content,
     by_type,
-    parse_json,
+    restricted,
     schema_text,
     tool_choice_of,
     tools_of,
 )
 from autoglm.gateway.tool_checks import with_usable_tools
-from autoglm.v1.generation_pb2 import ROLE_SYSTEM, SamplingParams
+from autoglm.v1.generation_pb2 import ROLE_SYSTEM
 
 PATHS = FieldPaths(messages="input", function="")
-REFUSED = {
-    "previous_response_id": "this server does not store responses; send the earlier items in input",
-    "conversation": "this server does not store conversations; send the earlier items in input",
-    "prompt": "this server does not store prompts; send the text in instructions and input",
-    "background": "this server does not answer in the background; use stream",
-}
 
 
 class FunctionTyped(Strict):
@@ -88,33 +85,34 @@ class TextOptions(Strict):
     format: TextFormat | None = None
 
 
-class ReasoningOptions(Strict):
-    """OpenAI's `reasoning`: with `none` the model answers at once, with any other effort it reasons first."""
+Included = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
-
-class ResponseRequest(Strict):
+class ResponseRequest(AnswerOptions):
     """The body of POST /v1/responses."""
 
-    model: str
+    refused = RESPONSES_REFUSED
+
     input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
     instructions: str | None = None
-    max_output_tokens: int | None = bounded("max_tokens")
-    temperature: float | None = bounded("temperature")
-    top_p: float | None = bounded("top_p")
+    max_output_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = None
     text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: ResponseToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    metadata: dict[str, Annotated[str, Field(max_length=512)]] | None = Field(None, max_length=16)
-    stream: bool | None = None
-    store: bool | None = Field(None, description="No effect: nothing is stored.")
-    previous_response_id: str | None = Field(None, description="Refused: nothing is stored.")
-    conversation: Any = Field(None, description="Refused: nothing is stored.")
-    prompt: Any = Field(None, description="Refused: nothing is stored.")
-    background: bool | None = Field(None, description="Refused when true.")
+    include: list[Included] | None = Field(
+        None, description="`message.output_text.logprobs`; the other values are without effect."
+    )
+    max_tool_calls: Annotated[int | None, WHOLE] = None
 
     @property
     def format(self) -> TextFormat:
@@ -127,24 +125,21 @@ class ResponseRequest(Strict):
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
+            "max_tool_calls": self.max_tool_calls,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
-            "reasoning": {"effort": self.reasoning and self.reasoning.effort, "summary": None},
+            "prompt_cache_key": self.prompt_cache_key,
+            "reasoning": {"effort": self.reasoning.effort if self.reasoning else None, "summary": None},
+            "safety_identifier": self.safety_identifier,
+            "service_tier": "default",
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "text": {"format": self.format.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump() for tool in self.tools or ()],
+            "top_logprobs": self.top_logprobs or 0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
+            "user": self.user,
         }
-
-
-def parse(body: bytes | bytearray) -> ResponseRequest:
-    """Parse a body; raises InvalidRequest naming the first field that is invalid or not supported."""
-    request = parse_json(ResponseRequest, body)
-    for name, why in REFUSED.items():
-        if getattr(request, name):
-            raise InvalidRequest(f"{name}: {why}", param=name, code="unsupported_parameter")
-    return request
 
 
 def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
@@ -152,35 +147,36 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
     turns = turns_of(request.input)
     check_messages(turns, PATHS.messages, max_media)
     system = [ConversationMessage(ROLE_SYSTEM, [TextPart(request.instructions)])] if request.instructions else []
-    effort, choice = request.reasoning and request.reasoning.effort, request.tool_choice
+    choice = request.tool_choice
     conversation = Conversation(
         messages=[*system, *turns],
-        sampling=SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_tokens=request.max_output_tokens,
-            **_structure(request.format),
-        ),
+        sampling=request.sampling(request.max_output_tokens, _top_logprobs(request), _structure(request)),
         paths=PATHS,
-        enable_thinking=None if effort is None else effort != "none",
-        return_reasoning=True,
+        enable_thinking=request.enables_thinking,
+        return_reasoning=request.returns_reasoning is not False,
         tools=tools_of(request.tools or (), PATHS.function),
         tool_choice=tool_choice_of(choice.mode if isinstance(choice, AllowedTools) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
     conversation = with_usable_tools(conversation)
-    return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
+    if isinstance(choice, AllowedTools):
+        return restricted(conversation, [tool.name for tool in choice.tools], "tool_choice.tools")
+    return conversation
 
 
-def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversation:
-    names = {tool.name for tool in allowed.tools}
-    tools = [tool for tool in conversation.tools if tool.function.name in names]
-    if len(tools) < len(names):
-        raise InvalidRequest("tool_choice.tools names a function that is not in tools", param="tool_choice.tools")
-    return replace(conversation, tools=tools)
+def _top_logprobs(request: ResponseRequest) -> int | None:
+    """Return how many likely tokens to report with each token, None for no log probabilities."""
+    included = "message.output_text.logprobs" in (request.include or ())
+    return (request.top_logprobs or 0) if included else request.top_logprobs or None
 
 
-def _structure(wanted: TextFormat) -> dict[str, Any]:
+def _structure(request: ResponseRequest) -> dict[str, Any]:
+    wanted = request.format
+    if request.structured_outputs is not None and wanted.type != "text":
+        message = "structured_outputs and text.format exclude each other"
+        raise InvalidRequest(message, param="structured_outputs")
+    if request.structured_outputs is not None:
+        return structure(None, request.structured_outputs)
     if wanted.type == "text":
         return {}
     if wanted.type == "json_schema" and wanted.schema_ is None:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from autoglm.gateway.openai.chat.schema import CompletionTokensDetails
-from autoglm.gateway.openai.errors import ErrorDetails, ResponseErrorCode
+from autoglm.gateway.openai.chat.schema import ChosenTokenLogprob, CompletionTokensDetails
+from autoglm.gateway.openai.errors import ErrorDetails, ErrorType, ResponseErrorCode
 from autoglm.gateway.openai.responses.request import FunctionTool, ResponseToolChoice, TextFormat
 from autoglm.gateway.openai.telemetry import Telemetry
 
@@ -25,7 +25,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"]
     text: str
     annotations: list[None] = Field(max_length=0)
-    logprobs: list[None] = Field(max_length=0)
+    logprobs: list[ChosenTokenLogprob]
 
 
 class OutputReasoning(BaseModel):
@@ -63,9 +63,10 @@ Output = OutputReasoning | OutputMessage | OutputFunctionCall
 
 
 class InputTokensDetails(BaseModel):
-    """Tokens of the prompt that were cached."""
+    """Tokens of the prompt that were cached. Writes to the cache are not counted."""
 
     cached_tokens: int
+    cache_write_tokens: Literal[0]
 
 
 class ResponseUsage(BaseModel):
@@ -79,10 +80,12 @@ class ResponseUsage(BaseModel):
 
 
 class ResponseError(BaseModel):
-    """Why a response failed."""
+    """Why a response failed: `code` is one of OpenAI's, `type` the error's own."""
 
     code: ResponseErrorCode
     message: str
+    type: ErrorType
+    param: str | None
 
 
 class IncompleteDetails(BaseModel):
@@ -118,18 +121,24 @@ class Response(BaseModel):
     incomplete_details: IncompleteDetails | None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     parallel_tool_calls: bool
     previous_response_id: None
+    prompt_cache_key: str | None
     reasoning: ReasoningTaken
+    safety_identifier: str | None
+    service_tier: Literal["default"]
     store: Literal[False]
     background: Literal[False]
     temperature: float
     text: TextTaken
     tool_choice: ResponseToolChoice
     tools: list[FunctionTool]
+    top_logprobs: int
     top_p: float
     truncation: Literal["disabled"]
+    user: str | None
     autoglm: Telemetry | None = None
 
 
@@ -148,7 +157,7 @@ class ResponseEvent(BaseModel):
     delta: str = ""
     text: str = ""
     arguments: str = ""
-    logprobs: list[None] = Field([], max_length=0)
+    logprobs: list[ChosenTokenLogprob] = []
     message: str = ""
     code: str = ""
     param: str | None = None

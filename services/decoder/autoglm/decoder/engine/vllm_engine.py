@@ -35,6 +35,7 @@ logger = logging.getLogger("autoglm.decoder")
 
 EMBEDDINGS = "model.embed_tokens.weight"
 NEVER = -100.0  # vLLM takes no lower bias
+LEAST_TOP_P = 1e-6  # vLLM takes no 0, OpenAI does: the most likely token alone
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of adapters, for which vLLM can reserve memory
 
 
@@ -262,7 +263,7 @@ class VllmEngine:
         silent = thinking is not None and thinking.inside
         return SamplingParams(
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            top_p=sampling.top_p or LEAST_TOP_P,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             seed=sampling.seed,
