@@ -5,9 +5,11 @@ NOT_SERVING, new connections are refused, and running requests get `drain_timeou
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -22,6 +24,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
+from autoglm.common import environment
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.admission.keys import Keys
@@ -65,9 +68,15 @@ class BoundPorts:
 
 def main(settings: Settings | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status, 1 with one line on stderr when it cannot start."""
+    reviewed = environment.review(os.environ, reads=environment.GATEWAY)
+    if reviewed.faults:
+        print(f"autoglm gateway: {reviewed.faults[0]}", file=sys.stderr)
+        return 1
     try:
         settings = settings or Settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for warning in (*reviewed.warnings, *settings.warnings):
+            logger.warning(warning)
         uvloop.run(_serve(settings))
     except ValidationError as error:
         print(f"autoglm gateway: invalid setting: {wrong_setting(error)}", file=sys.stderr)
@@ -146,8 +155,10 @@ def _listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.http_port), family=family, backlog=1024)
     except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "stop what uses it or set AUTOGLM_HTTP_PORT" if taken else "set AUTOGLM_HOST to one of this machine's"
         raise PortTaken(
-            f"cannot listen on port {settings.http_port} ({error.strerror}); stop what uses it or set AUTOGLM_HTTP_PORT"
+            f"cannot listen on port {settings.http_port} of {settings.host} ({error.strerror}); {remedy}"
         ) from None
 
 
