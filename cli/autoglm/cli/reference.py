@@ -16,8 +16,8 @@ This page is written by `python -m autoglm.cli.reference` from the settings them
 
 Every setting is read once at start. A value out of range is an error that names its variable or key.
 
-- An `AUTOGLM_` variable that nothing reads, such as a misspelled one, is a warning at start and in `autoglm doctor`, with
-  the nearest name that exists. The value is not shown. An unknown key in `args` is an error.
+- An `AUTOGLM_` variable that nothing reads, such as a misspelled one, is a warning at start and in `autoglm doctor`,
+  with the nearest name that exists and without the value. An unknown key in `args` is an error.
 - An empty variable is the same as none. White space around a value is ignored. Quotes are part of a value, as docker's
   `--env-file` passes them on, and are an error.
 - Names are in capitals. Others are read too, with a warning.
@@ -39,7 +39,7 @@ Every setting is read once at start. A value out of range is an error that names
 | Variable | Default | What it is |
 |---|---|---|
 | `AUTOGLM_URL` | `http://127.0.0.1:8000` | Address of the server that `autoglm chat` asks. |
-| `AUTOGLM_API_KEY` | `EMPTY` | API key that `autoglm chat` and `autoglm bench smoke` send. The gateway reads `AUTOGLM_API_KEYS`. |
+| `AUTOGLM_API_KEY` | `EMPTY` | API key that `autoglm chat` and `autoglm bench smoke` send. Servers do not read it. |
 """
 
 

@@ -31,6 +31,7 @@ from autoglm.gateway.admission.keys import Keys
 from autoglm.gateway.admission.quota import Quota
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.backend import Backend
+from autoglm.gateway.embedding_servicer import EmbeddingServicer
 from autoglm.gateway.file_watcher import FileError, FileWatcher
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache
@@ -44,6 +45,7 @@ from autoglm.gateway.settings import Settings, wrong_setting
 from autoglm.gateway.tls import Certificate
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
+from autoglm.v1.embeddings_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from autoglm.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_to_server
 
@@ -51,7 +53,12 @@ logger = logging.getLogger("autoglm.gateway")
 
 PING_MILLISECONDS = 10_000  # clients may ping an idle connection this often; gRPC's default is five minutes
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that they are the ones to close it
-PUBLIC_SERVICES = ("autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService")
+PUBLIC_SERVICES = (
+    "autoglm.v1.ChatService",
+    "autoglm.v1.EmbeddingService",
+    "autoglm.v1.ModelService",
+    "autoglm.v1.TranscriptionService",
+)
 
 
 class PortTaken(Exception):
@@ -202,6 +209,7 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
     )
     server = grpc.aio.server(options=options)
     add_ChatServiceServicer_to_server(ChatServicer(backend), server)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(backend), server)
     add_ModelServiceServicer_to_server(ModelServicer(backend), server)
     add_TranscriptionServiceServicer_to_server(TranscriptionServicer(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(backend.state.grpc_health, server)
