@@ -113,7 +113,8 @@ def _encoders(bundle: Bundle, modalities: str) -> tuple[ApplicationName, ...]:
     asked = [name.strip() for name in modalities.split(",")] if modalities else known
     for name in asked:
         if name not in known:
-            raise StartError(f"--modalities: bundle {bundle.name} has no {name!r}; choose from {', '.join(known)}")
+            choice = f"choose from {', '.join(known)}"
+            raise StartError(f"--modalities or AUTOGLM_MODALITIES: bundle {bundle.name} has no {name!r}; {choice}")
     return tuple(name for name in held if name in asked)
 
 

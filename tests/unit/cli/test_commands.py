@@ -205,7 +205,7 @@ def test_a_missing_file_of_keys_comes_with_the_command(tmp_path: Path) -> None:
     for command in (["list"], ["revoke", "12345678"]):
         done = CliRunner().invoke(app, ["keys", *command, "--file", str(tmp_path / "keys.yaml")])
         assert done.exit_code == 1
-        assert "create a key with `autoglm keys create`, or name the file with --file" in done.stderr
+        assert "create a key with `autoglm keys create`, or set --file or AUTOGLM_API_KEYS_FILE" in done.stderr
 
 
 # As where the package is not installed; None in sys.modules would be found there by other packages that look for it.
