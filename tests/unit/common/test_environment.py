@@ -50,7 +50,7 @@ def test_a_clients_key_at_a_server_without_keys_is_a_misspelling(reads: frozense
 
 @pytest.mark.parametrize("name", ["AUTOGLM_API_KEYS", "AUTOGLM_API_KEYS_FILE"])
 def test_a_clients_key_beside_those_of_the_server_is_well(name: str) -> None:
-    assert warnings(AUTOGLM_API_KEY="k", **{name: "k"}) == []
+    assert review({"AUTOGLM_API_KEY": "k", name: "k"}, GATEWAY).warnings == ()
 
 
 def test_commands_look_for_their_own_names_first() -> None:
@@ -90,7 +90,7 @@ def test_what_kubernetes_sets_for_a_service_is_no_misspelling(service: str) -> N
 
 @pytest.mark.parametrize("name", ["AUTOGLM_PORT", "AUTOGLM_SERVICE_PORT", "AUTOGLM_HTPP_PORT"])
 def test_a_port_that_somebody_sets_by_a_wrong_name_is_one(name: str) -> None:
-    assert len(warnings(**{name: "8000"})) == 1
+    assert len(review({name: "8000"}, GATEWAY).warnings) == 1
 
 
 @pytest.mark.parametrize(("short", "service"), [("HTTP_PORT", "autoglm-http"), ("GRPC_PORT", "autoglm-grpc")])
