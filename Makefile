@@ -2,13 +2,17 @@
 BIN := .venv/bin
 PROTOS := $(wildcard protos/autoglm/v1/*.proto)
 
-.PHONY: all protos check test bench
+.PHONY: all protos docs check test bench
 all: check test
 
 protos:  ## Generate the contract's code, next to it.
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --grpc_python_out=protos \
 		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=protos \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=protos $(PROTOS)
+
+docs:  ## Write the pages that are made from settings and protos.
+	$(BIN)/python -m autoglm.cli.reference > docs/configuration.md
+	$(BIN)/python tools/grpc_docs.py > docs/grpc.md
 
 check:  ## Style, types, imports, tables, contract.
 	$(BIN)/ruff check .

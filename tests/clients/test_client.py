@@ -63,6 +63,18 @@ def test_what_was_said(mesh: Mesh) -> None:
     assert 0.3 < said.duration < 5
 
 
+async def test_both_clients_embed_alike(mesh: Mesh, case: ScreenCase) -> None:
+    image, words = data(case.image), ["打开相机", "Open the camera app"]
+    with Client(mesh.grpc_address) as client:
+        found = client.embed(words, images=[image])
+        alone = client.embed(words[1])
+    async with AsyncClient(mesh.grpc_address) as other:
+        assert (await other.embed(words, images=[image])).vectors == found.vectors
+    assert [len(vector) for vector in found.vectors] == [512] * 3
+    assert found.prompt_tokens > alone.prompt_tokens > 0
+    np.testing.assert_allclose(found.vectors[1], alone.vectors[0], atol=1e-6)
+
+
 def test_what_is_wrong_is_named(mesh: Mesh) -> None:
     with Client(mesh.grpc_address) as client, pytest.raises(InvalidRequest) as caught:
         client.chat("hi", temperature=3)

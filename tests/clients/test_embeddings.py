@@ -71,7 +71,7 @@ def test_what_is_wrong_is_named(client: openai.OpenAI) -> None:
     assert "maximum context length" in raised.value.message
     with pytest.raises(openai.BadRequestError) as raised:
         client.embeddings.create(model=MODEL, input=[[9906, 1917]])
-    assert "send strings" in raised.value.message
+    assert "so send strings" in raised.value.message
     broken = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(b"no").decode()}}
     with pytest.raises(openai.APIStatusError) as failed:
         of_media(client, broken)

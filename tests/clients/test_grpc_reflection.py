@@ -46,7 +46,8 @@ def server(channel: grpc.Channel) -> Reflected:
 
 def test_reflection_names_the_public_services(server: Reflected) -> None:
     services = set(server.database.get_services())
-    assert {"autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService"} <= services
+    public = {"ChatService", "EmbeddingService", "ModelService", "TranscriptionService"}
+    assert {f"autoglm.v1.{name}" for name in public} <= services
     assert "grpc.health.v1.Health" in services
     assert not [name for name in services if "Decoder" in name or "Vision" in name]
 
@@ -78,6 +79,16 @@ def test_different_seeds_give_different_answers(ask: Asker) -> None:
 def test_models_are_listed(server: Reflected) -> None:
     cards = server.call("autoglm.v1.ModelService", "ListModels").models
     assert "autoglm-phone-9b" in [card.id for card in cards]
+
+
+def test_texts_and_a_screen_become_vectors(server: Reflected) -> None:
+    case = screen_cases("open", "home", 1, seed=23)[0]
+    image = base64.b64decode(case.image["image_url"]["url"].partition(",")[2])
+    parts = [{"text": "打开相机"}, {"image": {"data": image}}, {"text": "打开相机"}]
+    found = server.call("autoglm.v1.EmbeddingService", "Embed", input=parts)
+    first, screen, again = (list(vector.values) for vector in found.vectors)
+    assert first == again != screen
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-4 for vector in (first, screen))
 
 
 def test_speech_is_transcribed(server: Reflected) -> None:

@@ -1,11 +1,16 @@
 """What must hold of the tree itself: one namespace, generated code from its source, no torch in the gateway."""
 
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import grpc_docs
 import pytest
+from google.protobuf import json_format
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
 
 from autoglm.cli.reference import document
 
@@ -67,3 +72,26 @@ def test_files_stay_readable() -> None:
 
 def test_the_configuration_page_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == document()
+
+
+def test_the_grpc_page_is_current() -> None:
+    assert (ROOT / "docs/grpc.md").read_text(encoding="utf-8") == grpc_docs.document()
+
+
+def test_the_grpc_page_has_every_public_element() -> None:
+    page = (ROOT / "docs/grpc.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (\S+)$", page, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert {"ChatService.StreamComplete", "EmbeddingService.Embed", "Media", "CacheOutcome", "Role"} <= set(headings)
+    assert set(re.findall(r"\(#(\w+)\)", page)) <= {heading.lower() for heading in headings}
+    assert not re.search(r"^\|.*\| +\|$", page, re.MULTILINE)  # a field without a comment
+    assert "DecoderService" not in page
+
+
+def test_the_requests_of_the_grpc_page_are_requests() -> None:
+    page = (ROOT / "docs/grpc.md").read_text(encoding="utf-8")
+    examples = re.findall(r"-d '(.*?)' \\\n +\S+ autoglm\.v1\.(\w+)/(\w+)", page)
+    assert {service for service, _ in (example[1:] for example in examples)} == {"ChatService", "EmbeddingService"}
+    for text, service, method in examples:
+        found = Default().FindServiceByName(f"autoglm.v1.{service}").FindMethodByName(method)
+        json_format.Parse(text, GetMessageClass(found.input_type)())

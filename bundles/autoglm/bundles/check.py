@@ -46,9 +46,12 @@ class BundleReport:
     context: int = 0
 
 
-def check(root: Path) -> BundleReport:
-    """Check the bundle in `root`, hashes included; raises BundleError when its manifest cannot be read."""
-    bundle = Bundle.open(root)
+def check(root: Path, named_by: str = "AUTOGLM_BUNDLE") -> BundleReport:
+    """Check the bundle in `root`, hashes included; raises BundleError when its manifest cannot be read.
+
+    `named_by` is as for `Bundle.open`.
+    """
+    bundle = Bundle.open(root, named_by)
     report = inspect(bundle)
     report.faults[:0] = _damaged(bundle)
     return report

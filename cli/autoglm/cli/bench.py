@@ -15,7 +15,7 @@ from autoglm.bench.smoke import load, report, workloads
 from autoglm.bench.smoke.report import LoadCase, LoadResult
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
-from autoglm.cli.options import ApiKey, AsJson, BundleFolder, needing
+from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, needing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.training.measured import conditions
 
@@ -86,7 +86,7 @@ def engine(
     config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
         with _telling(console) as tell:
-            measured = bench.run(config, Bundle.open(bundle or chosen_bundle()), tell)
+            measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -67,7 +67,7 @@ def check(
     try:
         devices = placement.gpus() if gpus is None else placement.parse(gpus)
         with Console(stderr=True).status("Hashing and comparing every file"):
-            report = look_at(bundle)
+            report = look_at(bundle, "BUNDLE")
     except BundleError as error:
         raise _refuse("check", error) from None
     homes = mesh.placement(len(devices))

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoglm.cli.options import BUNDLE_OPTION
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, BundleError
 from autoglm.common.memory import available_memory
@@ -51,6 +52,14 @@ def gateway_settings() -> "Settings":
         raise StartError(f"{wrong_setting(error)}; docs/configuration.md has every setting") from None
 
 
+def check_files(settings: "Settings") -> None:
+    """Raise StartError for the first file named by `settings` that the gateway could not use."""
+    from autoglm.cli.setting_files import read_files
+
+    for fault in read_files(settings).faults:
+        raise StartError(fault)
+
+
 def check_redis(url: str) -> str:
     """Return which server answers at `url`, without the password; raises StartError if none does."""
     from redis import Redis, RedisError
@@ -88,7 +97,7 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[Appli
     for, for an architecture that this release does not know, and when a part that is to run is not whole.
     """
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(folder, BUNDLE_OPTION)
         architecture_of(bundle)
         services: tuple[ApplicationName, ...] = (*_encoders(bundle, modalities), "decoder")
         for part in (part for service in services for part in APPLICATION_PARTS[service]):
@@ -104,7 +113,8 @@ def _encoders(bundle: Bundle, modalities: str) -> tuple[ApplicationName, ...]:
     asked = [name.strip() for name in modalities.split(",")] if modalities else known
     for name in asked:
         if name not in known:
-            raise StartError(f"--modalities: bundle {bundle.name} has no {name!r}; choose from {', '.join(known)}")
+            choice = f"choose from {', '.join(known)}"
+            raise StartError(f"--modalities or AUTOGLM_MODALITIES: bundle {bundle.name} has no {name!r}; {choice}")
     return tuple(name for name in held if name in asked)
 
 

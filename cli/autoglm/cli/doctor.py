@@ -14,22 +14,30 @@ import typer
 from autoglm.cli import checks
 from autoglm.cli.options import AsJson, BundleFolder, GrpcPort, Host, HttpPort, Modalities, print_json
 from autoglm.cli.processes import StartError
-from autoglm.common.bundle import chosen_bundle
+from autoglm.common.bundle import Bundle, chosen_bundle
+from autoglm.common.environment import ReviewedEnvironment
 from autoglm.common.memory import available_memory
+from autoglm.common.modalities import APPLICATION_PARTS
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of a check: whether it passed, and what was found or has to be done."""
+    """The result of a check: whether it passed, what was found or has to be done, and what to look at though it
+    passed."""
 
     name: str
     ok: bool
     found: str
+    warnings: Sequence[str] = ()
+
+
+Finding = str | tuple[str, Sequence[str]]  # what was found, with warnings if there are any
 
 
 def doctor(
+    context: typer.Context,
     bundle: BundleFolder = None,
     modalities: Modalities = "",
     host: Host = "0.0.0.0",
@@ -37,7 +45,7 @@ def doctor(
     grpc_port: GrpcPort = 50051,
     as_json: AsJson = False,
 ) -> None:
-    """Check Python, packages, GPUs, memory, ports, settings, cache and bundle; exit status 1 if a check fails."""
+    """Check Python, packages, GPUs, memory, ports, settings, files, cache and bundle; exit status 1 if one fails."""
     checked = [
         _check("Python", _python),
         _check("PyTorch", _torch),
@@ -45,9 +53,11 @@ def doctor(
         _check("Memory", _memory),
         _check("HTTP port", partial(_port, host, http_port, "--http-port or AUTOGLM_HTTP_PORT")),
         _check("gRPC port", partial(_port, host, grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")),
-        _check("Settings", _settings),
+        _check("Settings", partial(_settings, context.obj)),
+        _check("Files", _files),
         _check("Cache", _cache),
         _check("Bundle", partial(_bundle, bundle or chosen_bundle(), modalities)),
+        _check("Serve config", _serve_config),
     ]
     healthy = all(check.ok for check in checked)
     if as_json:
@@ -57,9 +67,11 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-def _check(name: str, find: Callable[[], str]) -> Check:
+def _check(name: str, find: Callable[[], Finding]) -> Check:
     try:
-        return Check(name, True, find())
+        finding = find()
+        found, warnings = (finding, ()) if isinstance(finding, str) else finding
+        return Check(name, True, found, warnings)
     except ModuleNotFoundError as error:
         return Check(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
     except ImportError as error:
@@ -75,12 +87,15 @@ def _print(checked: Sequence[Check]) -> None:
 
     table = Table("", "What", Column("Found", overflow="fold"))
     for check in checked:
-        table.add_row("[green]ok" if check.ok else "[red]no", check.name, Text(check.found))
+        mark = "[red]no" if not check.ok else "[yellow]!" if check.warnings else "[green]ok"
+        table.add_row(mark, check.name, Text("\n".join((check.found, *check.warnings))))
     console = Console()
     console.print(table)
     faults = [check.name for check in checked if not check.ok]
+    warned = [check.name for check in checked if check.warnings]
     verdict = f"{len(faults)} of {len(checked)} need attention: {', '.join(faults)}"
-    console.print(verdict if faults else "The mesh can start: autoglm serve")
+    advice = f"; look at {', '.join(warned)} first" if warned else ""
+    console.print(verdict if faults else f"The mesh can start: autoglm serve{advice}")
 
 
 def _python() -> str:
@@ -129,19 +144,23 @@ def _port(host: str, port: int, option: str) -> str:
     return f"{port} is free"
 
 
-def _settings() -> str:
-    from autoglm.gateway.admission.keys import Keys
-    from autoglm.gateway.file_watcher import FileWatcher
-    from autoglm.gateway.metrics import GatewayMetrics
-    from autoglm.gateway.tls import Certificate
-
-    settings, files = checks.gateway_settings(), FileWatcher(GatewayMetrics())
-    Keys(settings, files)
-    if settings.ssl_certfile:
-        Certificate(settings, files)
-    return f"{'open to all' if not (settings.keys or settings.api_keys_file) else 'API keys'}, " + (
+def _settings(reviewed: ReviewedEnvironment) -> Finding:
+    if reviewed.faults:
+        raise StartError("\n".join(reviewed.faults))
+    settings = checks.gateway_settings()
+    found = f"{'open to all' if not (settings.keys or settings.api_keys_file) else 'API keys'}, " + (
         "TLS" if settings.ssl_certfile else "no TLS"
     )
+    return found, reviewed.warnings
+
+
+def _files() -> Finding:
+    from autoglm.cli.setting_files import read_files
+
+    report = read_files(checks.gateway_settings())
+    if report.faults or report.expired:
+        raise StartError("\n".join((*report.faults, *report.expired)))
+    return ", ".join(report.variables) or "no setting names a file", report.warnings
 
 
 def _cache() -> str:
@@ -157,3 +176,14 @@ def _bundle(folder: Path, modalities: str) -> str:
     bundle, services = checks.open_bundle(folder, modalities)
     bundle.verify((*services, "fusion"))
     return f"{bundle.name}: {', '.join(services)}, every file as published"
+
+
+def _serve_config() -> str:
+    from autoglm.cli import mesh
+
+    path = mesh.config_path()
+    for application in mesh.ServeConfig.load(path).applications:
+        if named := mesh.settings_of(application).bundle:
+            parts = APPLICATION_PARTS[application.name]
+            Bundle.open(named, f"args.bundle of {application.name}").verify(parts)
+    return f"{path}: every key is known"

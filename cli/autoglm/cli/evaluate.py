@@ -116,7 +116,7 @@ def _running() -> Iterator[None]:
 
 def _verified(folder: Path | None) -> Bundle:
     try:
-        bundle = Bundle.open(folder or chosen_bundle())
+        bundle = Bundle.open(folder or chosen_bundle(), "BUNDLE or AUTOGLM_BUNDLE")
         bundle.verify()
     except BundleError as error:
         raise _failed(error) from None

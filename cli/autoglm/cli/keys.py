@@ -84,7 +84,9 @@ def revoke(
 
 def _must_exist(file: Path) -> None:
     if not file.exists():
-        raise ValueError(f"there is no {file}: create a key with `autoglm keys create`, or name the file with --file")
+        raise ValueError(
+            f"there is no {file}: create a key with `autoglm keys create`, or set --file or AUTOGLM_API_KEYS_FILE"
+        )
 
 
 @contextmanager

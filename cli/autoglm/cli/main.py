@@ -1,11 +1,13 @@
 """The `autoglm` command. One module per command; each imports what is heavy when it runs, not before."""
 
+import os
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, serve, train
+from autoglm.common import environment
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -18,11 +20,22 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def autoglm(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Serve AutoGLM-Phone, an assistant that sees screens and hears speech, and work with it."""
+    command = context.invoked_subcommand
+    reads = environment.MESH if command in ("serve", "doctor") else environment.COMMANDS
+    context.obj = reviewed = environment.review(os.environ, reads)
+    if command == "doctor":  # which reports it among its checks
+        return
+    for warning in reviewed.warnings:
+        typer.echo(f"autoglm {command}: warning: {warning}", err=True)
+    for fault in reviewed.faults[:1]:
+        typer.echo(f"autoglm {command}: {fault}", err=True)
+        raise typer.Exit(1)
 
 
 app.command()(serve.serve)

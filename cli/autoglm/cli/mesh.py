@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +22,13 @@ from typing import Any, get_type_hints
 import grpc
 import psutil
 import yaml
+from pydantic import ValidationError
 
 from autoglm.cli.isolation import LOOPBACK, Ports
 from autoglm.cli.processes import StartError, TryAgain
-from autoglm.common.modalities import APPLICATION_PARTS
+from autoglm.common.modalities import APPLICATION_PARTS, ApplicationName
 from autoglm.common.ray_internals import slim_start
+from autoglm.common.serve_settings import ServiceSettings
 from autoglm.common.services import SERVICES
 
 OBJECT_STORE = 128 * 1024**2
@@ -35,7 +38,7 @@ OBJECT_STORE = 128 * 1024**2
 class Application:
     """One application of the Serve config."""
 
-    name: str
+    name: ApplicationName
     route_prefix: str
     import_path: str
     args: Mapping[str, Any]
@@ -50,13 +53,21 @@ class ServeConfig:
 
     @classmethod
     def load(cls, path: Path) -> "ServeConfig":
-        """Read the file; raises StartError for a key of an application that would be ignored."""
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        """Read the file; raises StartError for an application, or a key of one, that would be ignored."""
         try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+            functions = tuple(raw["grpc_options"]["grpc_servicer_functions"])
             applications = tuple(Application(**application) for application in raw["applications"])
+            unknown = {application.name for application in applications} - APPLICATION_PARTS.keys()
         except TypeError as error:
             raise StartError(f"{path} has a key that a single machine cannot use ({error}): remove it") from None
-        return cls(tuple(raw["grpc_options"]["grpc_servicer_functions"]), applications)
+        except (OSError, KeyError, yaml.YAMLError) as error:
+            raise StartError(
+                f"{path} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}): restore it"
+            ) from None
+        for name in sorted(unknown):
+            raise StartError(f"{path} has an application {name!r}; this release knows {', '.join(APPLICATION_PARTS)}")
+        return cls(functions, applications)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +138,30 @@ def deploy(applications: Sequence[Application]) -> None:
 
 
 def _build(application: Application, placed: Mapping[str, str]) -> Any:
+    device = {"device": placed[application.name]} if application.name in placed else {}
+    build, _ = _definition(application)
+    return build(settings_of(application).model_copy(update=device))
+
+
+def settings_of(application: Application) -> ServiceSettings:
+    """Return the settings in an application's `args`; raises StartError that names the first wrong key."""
+    _, settings = _definition(application)
+    try:
+        return settings.model_validate(application.args)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)[0]
+        key = str(wrong["loc"][0]) if wrong["loc"] else ""
+        near = get_close_matches(key, settings.model_fields, n=1) if wrong["type"] == "extra_forbidden" else []
+        message = f"no such key; did you mean {near[0]}?" if near else wrong["msg"]
+        where = f"args of {application.name}" + (f": {key}" if key else "")
+        raise StartError(f"{config_path()}: {where}: {message}") from None
+
+
+def _definition(application: Application) -> tuple[Callable[[Any], Any], type[ServiceSettings]]:
+    """Return what builds an application, and the type of its settings."""
     module, name = application.import_path.split(":")
     build = getattr(import_module(module), name)
-    settings = get_type_hints(build)["settings"]
-    device = {"device": placed[application.name]} if application.name in placed else {}
-    return build(settings.model_validate({**application.args, **device}))
+    return build, get_type_hints(build)["settings"]
 
 
 def _cause(message: str) -> str:

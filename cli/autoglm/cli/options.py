@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+BUNDLE_OPTION = "--bundle or AUTOGLM_BUNDLE"
 BundleFolder = Annotated[
     Path | None,
     typer.Option("--bundle", envvar="AUTOGLM_BUNDLE", help="Folder of the bundle.", show_default="autoglm-phone-nano"),

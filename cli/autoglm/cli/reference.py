@@ -14,7 +14,16 @@ INTRODUCTION = """# Configuration
 
 This page is written by `python -m autoglm.cli.reference` from the settings themselves; a test compares them.
 
-Every setting is read once at start. An unknown key or a value out of range is an error that names it.
+Every setting is read once at start. A value out of range is an error that names its variable or key.
+
+- An `AUTOGLM_` variable that nothing reads, such as a misspelled one, is a warning at start and in `autoglm doctor`,
+  with the nearest name that exists and without the value. An unknown key in `args` is an error.
+- An empty variable is the same as none. White space around a value is ignored. Quotes are part of a value, as docker's
+  `--env-file` passes them on, and are an error.
+- Names are in capitals. Others are read too, with a warning.
+- Kubernetes sets variables such as `AUTOGLM_*_SERVICE_HOST` for each Service of the namespace; they are told from
+  settings. A Service called `autoglm-http` or `autoglm-grpc` replaces `AUTOGLM_HTTP_PORT` or `AUTOGLM_GRPC_PORT` by an
+  address, and the start then fails: put `enableServiceLinks: false` in the pod's spec.
 
 ## Everywhere
 
@@ -22,6 +31,15 @@ Every setting is read once at start. An unknown key or a value out of range is a
 |---|---|---|
 | `AUTOGLM_BUNDLE` | the packaged `autoglm-phone-nano` | Folder of the bundle to serve. |
 | `AUTOGLM_MODALITIES` | all that the bundle holds | What `autoglm serve` runs: text, vision, speech, with commas. |
+
+`autoglm serve` runs its own services, so `AUTOGLM_SERVE_ADDRESS` and `AUTOGLM_SERVE_SSL_*` have no effect there.
+
+## Commands
+
+| Variable | Default | What it is |
+|---|---|---|
+| `AUTOGLM_URL` | `http://127.0.0.1:8000` | Address of the server that `autoglm chat` asks. |
+| `AUTOGLM_API_KEY` | `EMPTY` | API key that `autoglm chat` and `autoglm bench smoke` send. Servers do not read it. |
 """
 
 

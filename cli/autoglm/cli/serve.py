@@ -30,6 +30,12 @@ from autoglm.common.modalities import ApplicationName
 DRAIN_SECONDS = 25
 STOP_SECONDS = 2
 GATEWAY_SECONDS = 60
+OTHER_SERVICES = {
+    "AUTOGLM_SERVE_ADDRESS",
+    "AUTOGLM_SERVE_SSL_CA_CERTS",
+    "AUTOGLM_SERVE_SSL_CERTFILE",
+    "AUTOGLM_SERVE_SSL_KEYFILE",
+}
 RAY_STARTS = 3
 
 
@@ -60,6 +66,7 @@ def serve(
     signals.install()
     code = 0
     try:
+        _ignore_other_services()
         with ExitStack() as stack:
             options = ServeOptions(bundle or chosen_bundle(), modalities, host, http_port, grpc_port)
             Supervisor(options, signals, stack).run()
@@ -69,6 +76,13 @@ def serve(
         print(f"autoglm serve: {error}", file=sys.stderr)
         code = 1
     raise typer.Exit(code)
+
+
+def _ignore_other_services() -> None:
+    """Warn of the settings that lead a gateway to services elsewhere, and drop them: these services are our own."""
+    for name in sorted(OTHER_SERVICES & os.environ.keys()):
+        print(f"autoglm serve: warning: {name} has no effect: this command runs its own services", file=sys.stderr)
+        del os.environ[name]
 
 
 def say(line: str) -> None:
@@ -98,7 +112,7 @@ class Supervisor:
         self._watch(gateway)
 
     def _check(self) -> tuple[Bundle, tuple[ApplicationName, ...]]:
-        checks.gateway_settings()
+        checks.check_files(checks.gateway_settings())
         bundle, services = checks.open_bundle(self._options.bundle, self._options.modalities)
         checks.check_port(self._options.host, self._options.http_port, "--http-port or AUTOGLM_HTTP_PORT")
         checks.check_port(self._options.host, self._options.grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")

@@ -8,8 +8,8 @@ Every failure is a MeshError; autoglm.common.errors has the tree of them.
 """
 
 from autoglm.client.aio import AsyncClient, AsyncStream
-from autoglm.client.requests import File, Message, Options, Sampling
-from autoglm.client.results import Answer, MediaStage, Model, Piece, Stages, Token, Transcript, Usage
+from autoglm.client.requests import EmbedOptions, File, Message, Options, Sampling
+from autoglm.client.results import Answer, Embeddings, MediaStage, Model, Piece, Stages, Token, Transcript, Usage
 from autoglm.client.sync import Client, Stream
 from autoglm.common.errors import (
     AuthenticationFailed,
@@ -34,6 +34,8 @@ __all__ = [
     "AuthenticationFailed",
     "Client",
     "DeadlineExceeded",
+    "EmbedOptions",
+    "Embeddings",
     "File",
     "InternalError",
     "InvalidRequest",

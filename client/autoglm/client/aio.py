@@ -11,14 +11,16 @@ import grpc
 
 from autoglm.client.base import Base
 from autoglm.client.calls import RetryingCall
-from autoglm.client.requests import File, Message, Options
+from autoglm.client.requests import EmbedOptions, File, Message, Options
 from autoglm.client.results import (
     Answer,
+    Embeddings,
     Model,
     Piece,
     Reader,
     Transcript,
     read_answer,
+    read_embeddings,
     read_models,
     read_transcript,
 )
@@ -84,6 +86,12 @@ class AsyncClient(Base):
         ...         print(piece.text, end="", flush=True)
         """
         return AsyncStream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options, timeout))
+
+    async def embed(
+        self, texts: str | Sequence[str] = (), *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """Return a vector for each text, image and recording, all within `timeout` seconds; raises MeshError."""
+        return read_embeddings(await self._ask(self._embeddings.Embed, lambda: self._embed(texts, options, timeout)))
 
     async def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
         """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""

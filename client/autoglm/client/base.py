@@ -7,9 +7,20 @@ from typing import Any
 import grpc
 
 from autoglm.client.calls import Request, RetryingCall
-from autoglm.client.requests import File, Message, Options, Sent, chat_request, transcribe_request
+from autoglm.client.requests import (
+    EmbedOptions,
+    File,
+    Message,
+    Options,
+    Sent,
+    chat_request,
+    embed_request,
+    transcribe_request,
+)
 from autoglm.v1.chat_pb2 import CompleteRequest, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.embeddings_pb2 import EmbedRequest
+from autoglm.v1.embeddings_pb2_grpc import EmbeddingServiceStub
 from autoglm.v1.model_pb2 import ListModelsRequest
 from autoglm.v1.model_pb2_grpc import ModelServiceStub
 from autoglm.v1.transcription_pb2 import TranscribeRequest
@@ -54,6 +65,7 @@ class Base:
         """
         self._channel = self._open(target, tls, certificate)
         self._chats = ChatServiceStub(self._channel)
+        self._embeddings = EmbeddingServiceStub(self._channel)
         self._transcriptions = TranscriptionServiceStub(self._channel)
         self._models = ModelServiceStub(self._channel)
         self._api_key, self._timeout, self._max_retries = api_key, timeout, max_retries
@@ -81,6 +93,11 @@ class Base:
         return self._call(
             lambda whole: StreamCompleteRequest(chat=chat_request(messages, options, self._sent, whole)), timeout
         )
+
+    def _embed(
+        self, texts: str | Sequence[str], options: EmbedOptions, timeout: float | None
+    ) -> RetryingCall[EmbedRequest]:
+        return self._call(lambda whole: embed_request(texts, options, self._sent, whole), timeout)
 
     def _transcribe(self, recording: File, timeout: float | None) -> RetryingCall[TranscribeRequest]:
         return self._call(lambda _: transcribe_request(recording), timeout)

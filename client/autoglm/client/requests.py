@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, ContentPart, Media
+from autoglm.v1.embeddings_pb2 import EmbedRequest
 from autoglm.v1.generation_pb2 import Role, SamplingParams, TextChoice
 from autoglm.v1.transcription_pb2 import TranscribeRequest
 
@@ -63,6 +64,15 @@ class Options(Sampling, total=False):
     return_reasoning: bool  # whether reasoning is returned apart from the text
 
 
+class EmbedOptions(TypedDict, total=False):
+    """Everything that can be embedded besides texts, and how."""
+
+    images: Sequence[File]  # their vectors come after those of the texts
+    audio: Sequence[File]  # recordings; their vectors come last
+    model: str  # default: the model of the server
+    dimensions: int  # the number of elements that a vector must have
+
+
 class Sent:
     """The hashes of the media that were sent to the mesh, an LRU of `MAX_REMEMBERED`."""
 
@@ -96,6 +106,16 @@ def chat_request(question: str | Sequence[Message], options: Options, sent: Sent
     chat = {name: fields.pop(name) for name in ("model", "enable_thinking", "return_reasoning") if name in fields}
     messages = [_message(message, sent, whole) for message in question]
     return ChatRequest(messages=messages, sampling=_sampling(fields), **chat)
+
+
+def embed_request(texts: str | Sequence[str], options: EmbedOptions, sent: Sent, whole: bool) -> EmbedRequest:
+    """Return the request of vectors; raises ValueError for an unknown option, OSError for a file."""
+    fields: dict[str, Any] = dict(options)
+    images, audio = fields.pop("images", ()), fields.pop("audio", ())
+    parts = [ContentPart(text=text) for text in ([texts] if isinstance(texts, str) else texts)]
+    parts += [ContentPart(image=sent.media(image, whole)) for image in images]
+    parts += [ContentPart(audio=sent.media(recording, whole)) for recording in audio]
+    return EmbedRequest(input=parts, **fields)
 
 
 def transcribe_request(recording: File) -> TranscribeRequest:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 
-from autoglm.v1 import chat_pb2, generation_pb2, model_pb2, transcription_pb2
+from autoglm.v1 import chat_pb2, embeddings_pb2, generation_pb2, model_pb2, transcription_pb2
 from autoglm.v1.generation_pb2 import CacheOutcome, FinishReason
 from autoglm.v1.modality_pb2 import Modality
 
@@ -82,6 +82,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A vector of length 1 for each text, image and recording, in this order; `prompt_tokens` counts all of them."""
+
+    vectors: Sequence[Sequence[float]]
+    prompt_tokens: int
+    model: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """What was said in a recording, and its length."""
 
@@ -135,6 +145,12 @@ def read_answer(response: chat_pb2.CompleteResponse) -> Answer:
     """Return the one choice of `response`."""
     (choice,) = response.choices
     return _answer(choice.text, choice.reasoning, _tokens(choice.logprobs), choice.finish_reason, response)
+
+
+def read_embeddings(response: embeddings_pb2.EmbedResponse) -> Embeddings:
+    """Return the vectors."""
+    vectors = tuple(tuple(vector.values) for vector in response.vectors)
+    return Embeddings(vectors, response.prompt_tokens, response.model, response.id)
 
 
 def read_transcript(response: transcription_pb2.TranscribeResponse) -> Transcript:

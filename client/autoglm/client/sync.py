@@ -9,14 +9,16 @@ import grpc
 
 from autoglm.client.base import Base
 from autoglm.client.calls import RetryingCall
-from autoglm.client.requests import File, Message, Options
+from autoglm.client.requests import EmbedOptions, File, Message, Options
 from autoglm.client.results import (
     Answer,
+    Embeddings,
     Model,
     Piece,
     Reader,
     Transcript,
     read_answer,
+    read_embeddings,
     read_models,
     read_transcript,
 )
@@ -84,6 +86,15 @@ class Client(Base):
         >>> stream.answer.usage.completion_tokens
         """
         return Stream(self._chats.StreamComplete, lambda: self._stream_complete(messages, options, timeout))
+
+    def embed(
+        self, texts: str | Sequence[str] = (), *, timeout: float | None = None, **options: Unpack[EmbedOptions]
+    ) -> Embeddings:
+        """Return a vector for each text, image and recording, all within `timeout` seconds; raises MeshError.
+
+        >>> client.embed(["打开相机", "Open the camera app"], images=[Path("home.png")]).vectors
+        """
+        return read_embeddings(self._ask(self._embeddings.Embed, self._embed(texts, options, timeout)))
 
     def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
         """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""

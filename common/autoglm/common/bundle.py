@@ -46,8 +46,11 @@ class Bundle:
     adapters: Mapping[str, Part] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, root: Path | str) -> "Bundle":
-        """Read `root`/bundle.json; raises BundleError when it is missing or cannot be read."""
+    def open(cls, root: Path | str, named_by: str = "AUTOGLM_BUNDLE") -> "Bundle":
+        """Read `root`/bundle.json; raises BundleError when it is missing or cannot be read.
+
+        `named_by` is the argument or variable of the calling program that names the folder, for the error.
+        """
         root = Path(root).expanduser().resolve()
         try:
             raw = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
@@ -58,7 +61,7 @@ class Bundle:
             return cls(root, raw["name"], raw["architecture"], parts, adapters)
         except FileNotFoundError as error:
             raise BundleError(
-                f"no bundle at {root}: {MANIFEST} is missing; set --bundle or AUTOGLM_BUNDLE to a bundle's folder"
+                f"no bundle at {root}: {MANIFEST} is missing; set {named_by} to a bundle's folder"
             ) from error
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise BundleError(f"{root / MANIFEST} is damaged ({error!r}); restore it") from error

@@ -1,15 +1,19 @@
 """What the three Serve applications share: deployment options, the start of a replica, and an encoder's health."""
 
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from ray import serve
 
+from autoglm.common import environment
 from autoglm.common.memory import release_free_memory
 from autoglm.common.ray_internals import listen_on_loopback
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
+
+logger = logging.getLogger("ray.serve")
 
 Servicer = TypeVar("Servicer")
 Settings = TypeVar("Settings", bound=ServiceSettings)
@@ -30,9 +34,17 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
 
 
 def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> Servicer:
-    """Prepare the process of a replica and return its loaded servicer: loopback if asked for, threads, memory."""
+    """Prepare the process of a replica and return its loaded servicer: loopback if asked for, threads, memory.
+
+    Raises ValueError for a variable of the environment that cannot be used.
+    """
     import torch
 
+    reviewed = environment.review(os.environ, reads=environment.SERVICES)
+    for warning in reviewed.warnings:
+        logger.warning(warning)
+    if reviewed.faults:
+        raise ValueError(reviewed.faults[0])
     listen_on_loopback()
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // 2))
     servicer = load(settings)

@@ -5,9 +5,11 @@ NOT_SERVING, new connections are refused, and running requests get `drain_timeou
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -22,12 +24,14 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
+from autoglm.common import environment
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.admission.keys import Keys
 from autoglm.gateway.admission.quota import Quota
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.backend import Backend
+from autoglm.gateway.embedding_servicer import EmbeddingServicer
 from autoglm.gateway.file_watcher import FileError, FileWatcher
 from autoglm.gateway.grpc_calls import CallInterceptor, server_options
 from autoglm.gateway.health import MeshState
@@ -42,6 +46,7 @@ from autoglm.gateway.settings import Settings, wrong_setting
 from autoglm.gateway.tls import Certificate
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.chat_pb2_grpc import add_ChatServiceServicer_to_server
+from autoglm.v1.embeddings_pb2_grpc import add_EmbeddingServiceServicer_to_server
 from autoglm.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_to_server
 
@@ -49,7 +54,12 @@ logger = logging.getLogger("autoglm.gateway")
 
 PING_MILLISECONDS = 10_000  # clients may ping an idle connection this often; gRPC's default is five minutes
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that they are the ones to close it
-PUBLIC_SERVICES = ("autoglm.v1.ChatService", "autoglm.v1.ModelService", "autoglm.v1.TranscriptionService")
+PUBLIC_SERVICES = (
+    "autoglm.v1.ChatService",
+    "autoglm.v1.EmbeddingService",
+    "autoglm.v1.ModelService",
+    "autoglm.v1.TranscriptionService",
+)
 
 
 class PortTaken(Exception):
@@ -66,9 +76,15 @@ class BoundPorts:
 
 def main(settings: Settings | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status, 1 with one line on stderr when it cannot start."""
+    reviewed = environment.review(os.environ, reads=environment.GATEWAY)
+    if reviewed.faults:
+        print(f"autoglm gateway: {reviewed.faults[0]}", file=sys.stderr)
+        return 1
     try:
         settings = settings or Settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for warning in (*reviewed.warnings, *settings.warnings):
+            logger.warning(warning)
         uvloop.run(_serve(settings))
     except ValidationError as error:
         print(f"autoglm gateway: invalid setting: {wrong_setting(error)}", file=sys.stderr)
@@ -147,8 +163,10 @@ def _listen(settings: Settings) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.http_port), family=family, backlog=1024)
     except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "stop what uses it or set AUTOGLM_HTTP_PORT" if taken else "set AUTOGLM_HOST to one of this machine's"
         raise PortTaken(
-            f"cannot listen on port {settings.http_port} ({error.strerror}); stop what uses it or set AUTOGLM_HTTP_PORT"
+            f"cannot listen on port {settings.http_port} of {settings.host} ({error.strerror}); {remedy}"
         ) from None
 
 
@@ -193,6 +211,7 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
     )
     server = grpc.aio.server(interceptors=(CallInterceptor(backend),), options=options)
     add_ChatServiceServicer_to_server(ChatServicer(backend), server)
+    add_EmbeddingServiceServicer_to_server(EmbeddingServicer(backend), server)
     add_ModelServiceServicer_to_server(ModelServicer(backend), server)
     add_TranscriptionServiceServicer_to_server(TranscriptionServicer(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(backend.state.grpc_health, server)

@@ -13,6 +13,7 @@ from autoglm.v1.modality_pb2 import Modality
 
 MAX_CHOICES = 8
 MAX_STOPS = 4
+MAX_EMBEDDING_INPUTS = 2048
 
 
 @dataclass(frozen=True, slots=True)

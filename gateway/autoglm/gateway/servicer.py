@@ -154,13 +154,14 @@ def _own(message: P) -> P:
 def _message(message: ChatMessage, param: str) -> ConversationMessage:
     if message.role == ROLE_UNSPECIFIED or message.role not in Role.values():
         raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
-    parts = [_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
+    parts = [content_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
     calls = [_own(call) for call in message.tool_calls]
     field = "tool_call_id" if message.role == ROLE_TOOL else "tool_calls"
     return ConversationMessage(message.role, parts, f"{param}.{field}", calls, message.tool_call_id)
 
 
-def _part(part: ContentPart, param: str) -> TextPart | MediaPart:
+def content_part(part: ContentPart, param: str) -> TextPart | MediaPart:
+    """Return `part`, which is at `param`; raises InvalidRequest for one that is empty or names no media."""
     match part.WhichOneof("part"):
         case "text":
             return TextPart(part.text)

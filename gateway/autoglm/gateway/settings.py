@@ -1,7 +1,7 @@
 """The gateway's settings: each field is an environment variable, AUTOGLM_ and its name in capitals."""
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Annotated, Self
 
 from pydantic import (
@@ -30,6 +30,13 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 def _split(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _known_level(value: str) -> str:
@@ -213,6 +220,17 @@ class Settings(BaseSettings):
     )
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the start warns of: without keys, the API is open to everyone who can reach it."""
+        guarded = self.keys or self.api_keys_file or self.ssl_ca_certs
+        if guarded or _is_loopback(self.host):
+            return ()
+        return (
+            f"no API key is set: the API is open to everyone who can reach {self.host}; set AUTOGLM_API_KEYS or"
+            " AUTOGLM_API_KEYS_FILE, or listen on this machine alone with AUTOGLM_HOST=127.0.0.1",
+        )
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The accepted API keys, in addition to those of the file."""
         return _split(self.api_keys.get_secret_value())
@@ -239,25 +257,30 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.api_keys.get_secret_value() and not self.keys:
+            raise ValueError("AUTOGLM_API_KEYS: contains no key; leave it out for an API that is open to everyone")
         if OPEN_KEY in self.keys:
             raise ValueError(
-                f"api_keys: {OPEN_KEY} is what clients send to a server without keys, so it cannot be a key"
+                f"AUTOGLM_API_KEYS: {OPEN_KEY} is what clients send to a server without keys, so it cannot be a key"
             )
         if self.default_timeout > self.max_timeout:
-            raise ValueError("default_timeout: must not exceed max_timeout")
+            raise ValueError("AUTOGLM_DEFAULT_TIMEOUT: must not exceed AUTOGLM_MAX_TIMEOUT")
         if self.max_body_bytes * (2 if self.media_domains else 1) > self.max_bytes_in_progress:
-            raise ValueError("max_body_bytes: one request and the media from its URLs can exceed max_bytes_in_progress")
+            raise ValueError(
+                "AUTOGLM_MAX_BODY_BYTES: one request and the media from its URLs can exceed"
+                " AUTOGLM_MAX_BYTES_IN_PROGRESS"
+            )
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
-            raise ValueError("ssl_certfile, ssl_keyfile: set both or neither")
+            raise ValueError("AUTOGLM_SSL_CERTFILE, AUTOGLM_SSL_KEYFILE: set both or neither")
         if self.ssl_ca_certs and not self.ssl_certfile:
-            raise ValueError("ssl_ca_certs: requires ssl_certfile and ssl_keyfile")
+            raise ValueError("AUTOGLM_SSL_CA_CERTS: requires AUTOGLM_SSL_CERTFILE and AUTOGLM_SSL_KEYFILE")
         if bool(self.serve_ssl_certfile) != bool(self.serve_ssl_keyfile):
-            raise ValueError("serve_ssl_certfile, serve_ssl_keyfile: set both or neither")
+            raise ValueError("AUTOGLM_SERVE_SSL_CERTFILE, AUTOGLM_SERVE_SSL_KEYFILE: set both or neither")
         if self.serve_ssl_certfile and not self.serve_ssl_ca_certs:
-            raise ValueError("serve_ssl_certfile: requires serve_ssl_ca_certs")
+            raise ValueError("AUTOGLM_SERVE_SSL_CERTFILE: requires AUTOGLM_SERVE_SSL_CA_CERTS")
         for origin in self.origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"cors_allow_origins: {origin} is not an origin; use the form https://app.example:8443"
+                    f"AUTOGLM_CORS_ALLOW_ORIGINS: {origin} is not an origin; use the form https://app.example:8443"
                 )
         return self

@@ -8,7 +8,6 @@ could not be reached.
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection
-from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -32,9 +31,9 @@ from autoglm.common.errors import (
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
 from autoglm.common.services import ENCODER_SERVICES
 from autoglm.gateway.context import RequestContext
-from autoglm.gateway.file_watcher import read
 from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.settings import Settings
+from autoglm.gateway.tls import services_files
 from autoglm.v1.decoder_pb2 import (
     DecoderServiceDescribeRequest,
     DecoderServiceDescribeResponse,
@@ -72,7 +71,7 @@ class Mesh:
     """Calls to the three applications, each with its request's deadline; cancelling a task cancels its call."""
 
     def __init__(self, settings: Settings) -> None:
-        """Open the channel; raises FileError when the files for TLS cannot be read."""
+        """Open the channel; raises FileError when the files for TLS cannot be used."""
         self._channel = _channel(settings)
         token = settings.serve_token.get_secret_value()
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
@@ -199,8 +198,7 @@ def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
 def _channel(settings: Settings) -> grpc.aio.Channel:
     if not settings.serve_ssl_ca_certs:
         return grpc.aio.insecure_channel(settings.serve_address, options=_OPTIONS)
-    files = (settings.serve_ssl_ca_certs, settings.serve_ssl_keyfile, settings.serve_ssl_certfile)
-    credentials = grpc.ssl_channel_credentials(*(read(Path(file)) if file else None for file in files))
+    credentials = grpc.ssl_channel_credentials(*services_files(settings))
     return grpc.aio.secure_channel(settings.serve_address, credentials, options=_OPTIONS)
 
 

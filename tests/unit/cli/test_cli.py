@@ -71,7 +71,9 @@ def test_only_the_parts_that_are_asked_for_run(tmp_path: Path, modalities: str, 
 def test_a_bundle_with_fewer_parts_is_served_as_it_is(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, "vision", "fusion", "decoder")
     assert checks.open_bundle(bundle)[1] == ("vision", "decoder")
-    with pytest.raises(StartError, match=r"--modalities: bundle small has no 'speech'; choose from text, vision$"):
+    with pytest.raises(
+        StartError, match=r"AUTOGLM_MODALITIES: bundle small has no 'speech'; choose from text, vision$"
+    ):
         checks.open_bundle(bundle, "vision,speech")
 
 

@@ -1,18 +1,25 @@
 """The `autoglm` command as a whole: version, completion, and the same options everywhere."""
 
+import ast
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from structure import product_files
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from autoglm.cli.main import app
 
+ROOT = Path(__file__).resolve().parents[3]
 AUTOGLM = Path(sys.executable).with_name("autoglm")
 COMMANDS = ("serve", "chat", "doctor", "eval", "bench", "bundle", "keys", "train")
 COMPLETE = """\
@@ -21,6 +28,15 @@ COMP_WORDS=(autoglm {words} '') COMP_CWORD={at}
 $(complete -p autoglm | sed 's/.*-F \\([^ ]*\\) .*/\\1/') autoglm
 echo "${{COMPREPLY[@]}}"
 """
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Give the signals back that `autoglm serve` takes."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("words", "offered"), [("", COMMANDS), ("keys", ("create", "list", "revoke"))])
@@ -58,6 +74,105 @@ def test_the_same_thing_has_the_same_name_everywhere(command: str, options: set[
     assert options <= {name for parameter in found.params for name in parameter.opts}
 
 
+def commands(found: Any, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every command below `found` with its words."""
+    yield words, found
+    if isinstance(found, TyperGroup):
+        for name, below in found.commands.items():
+            yield from commands(below, *words, name)
+
+
+def bundle_parameters() -> dict[tuple[str, ...], Any]:
+    """Return the parameter of each command that takes a bundle, by the command's words."""
+    taken = {
+        words: parameter
+        for words, command in commands(typer.main.get_command(app))
+        for parameter in command.params
+        if parameter.name == "bundle"
+    }
+    assert len(taken) > 5
+    return taken
+
+
+@pytest.mark.parametrize("words", bundle_parameters(), ids=" ".join)
+def test_a_folder_without_a_bundle_is_told_with_the_argument_that_the_command_has(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    parameter = bundle_parameters()[words]
+    options = list(parameter.opts) if parameter.param_type_name == "option" else []
+    variables = [parameter.envvar] if parameter.envvar else []
+    needed = ["--media", str(tmp_path)] if words == ("eval", "real") else []
+    done = CliRunner().invoke(app, [*words, *options, str(tmp_path), *needed], env={"COLUMNS": "1000"})
+    assert done.exit_code == 1
+    named = " or ".join([*(options or ["BUNDLE"]), *variables])
+    assert f"no bundle at {tmp_path.resolve()}: bundle.json is missing; set {named} to a bundle's folder" in done.output
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+
+
+def test_texts_name_options_that_exist() -> None:
+    """What the code below the commands says of options is true of at least one command."""
+    have = {option for _, command in commands(typer.main.get_command(app)) for p in command.params for option in p.opts}
+    rooms = ("common", "gateway", "services", "bundles", "training")
+    said = {
+        (str(path), option)
+        for path, text in product_files(ROOT).items()
+        if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in rooms
+        for literal in texts(text)
+        for option in OPTION.findall(literal)
+    }
+    assert said
+    assert {(path, option) for path, option in said if option not in have} == set()
+
+
+def texts(source: str) -> Iterator[str]:
+    """Yield the texts of the errors that are raised in a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise):
+            for below in ast.walk(node):
+                if isinstance(below, ast.Constant) and isinstance(below.value, str):
+                    yield below.value
+
+
+@pytest.mark.parametrize("command", [["chat", "hi"], ["keys", "list"], ["bench", "--help"], ["serve", "--http-port=0"]])
+def test_a_misspelled_variable_is_told_once_by_every_command(command: list[str]) -> None:
+    done = CliRunner().invoke(app, command, env={"AUTOGLM_URLL": "secret", "AUTOGLM_URL": "http://127.0.0.1:1"})
+    line = f"autoglm {command[0]}: warning: AUTOGLM_URLL is not a setting; did you mean AUTOGLM_URL?"
+    assert done.stderr.splitlines().count(line) == 1
+    assert done.output.count("AUTOGLM_URLL") == 1
+    assert "secret" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [
+        ("serve", "AUTOGLM_HTTP_PORT", "tcp://10.0.0.1:8000"),
+        ("serve", "AUTOGLM_SERVE_TOKEN", "'token'"),
+        ("chat", "AUTOGLM_API_KEY", '"key"'),
+    ],
+)
+def test_a_value_that_cannot_be_meant_ends_the_command_that_reads_it(command: str, name: str, value: str) -> None:
+    done = CliRunner().invoke(app, [command], env={name: value})
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"autoglm {command}: {name} is ")
+    assert value not in done.output
+
+
+def test_small_letters_reach_the_commands_own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGLM_API_KEYS_FILE", "")  # so that it is gone after the test
+    done = CliRunner().invoke(app, ["keys", "list"], env={"autoglm_api_keys_file": str(tmp_path / "mine.yaml")})
+    assert f"there is no {tmp_path / 'mine.yaml'}" in done.stderr
+
+
+def test_settings_for_services_elsewhere_have_no_effect_on_a_mesh_of_its_own(tmp_path: Path) -> None:
+    given = {"AUTOGLM_SERVE_ADDRESS": "other:9000", "AUTOGLM_SERVE_SSL_CA_CERTS": "ca.pem"}
+    done = CliRunner().invoke(app, ["serve", "--bundle", str(tmp_path)], env=given)
+    for name in given:
+        assert f"autoglm serve: warning: {name} has no effect: this command runs its own services" in done.stderr
+    assert "no bundle at" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("port", ["0", "65536"])
 def test_a_port_that_cannot_be_is_refused_by_its_option(port: str) -> None:
     done = CliRunner().invoke(app, ["serve", "--http-port", port])
@@ -71,6 +186,7 @@ def test_a_port_that_cannot_be_is_refused_by_its_option(port: str) -> None:
         ({"AUTOGLM_CACHE_TTL": "soon"}, "AUTOGLM_CACHE_TTL: Input should be a valid integer"),
         ({"AUTOGLM_REDIS_URL": "localhost"}, "AUTOGLM_REDIS_URL: give an address like redis://localhost:6379/0"),
         ({"AUTOGLM_REDIS_URL": "redis://host:port"}, "AUTOGLM_REDIS_URL: give an address like"),
+        ({"AUTOGLM_API_KEYS_FILE": "no.yaml"}, "AUTOGLM_API_KEYS_FILE: no.yaml cannot be read"),
     ],
 )
 def test_a_setting_that_the_gateway_refuses_ends_the_start(environment: dict[str, str], fault: str) -> None:
@@ -89,7 +205,7 @@ def test_a_missing_file_of_keys_comes_with_the_command(tmp_path: Path) -> None:
     for command in (["list"], ["revoke", "12345678"]):
         done = CliRunner().invoke(app, ["keys", *command, "--file", str(tmp_path / "keys.yaml")])
         assert done.exit_code == 1
-        assert "create a key with `autoglm keys create`, or name the file with --file" in done.stderr
+        assert "create a key with `autoglm keys create`, or set --file or AUTOGLM_API_KEYS_FILE" in done.stderr
 
 
 # As where the package is not installed; None in sys.modules would be found there by other packages that look for it.

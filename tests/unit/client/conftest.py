@@ -15,10 +15,11 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from autoglm.client import Answer, AsyncClient, AsyncStream, Client, Model, Piece, Transcript, calls
+from autoglm.client import Answer, AsyncClient, AsyncStream, Client, Embeddings, Model, Piece, Transcript, calls
 from autoglm.common.errors import MeshError, to_status
-from autoglm.v1 import chat_pb2_grpc, model_pb2_grpc, transcription_pb2_grpc
+from autoglm.v1 import chat_pb2_grpc, embeddings_pb2_grpc, model_pb2_grpc, transcription_pb2_grpc
 from autoglm.v1.chat_pb2 import Choice, CompleteResponse, StreamCompleteResponse, Summary
+from autoglm.v1.embeddings_pb2 import EmbeddingVector, EmbedResponse
 from autoglm.v1.generation_pb2 import FINISH_REASON_STOP, Gate, Usage
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE, MODALITY_TEXT
 from autoglm.v1.model_pb2 import ListModelsResponse, ModelCard
@@ -33,6 +34,7 @@ SUMMARY = Summary(usage=Usage(prompt_tokens=9, completion_tokens=4), gates=[Gate
 @dataclass
 class FakeMesh(
     chat_pb2_grpc.ChatServiceServicer,
+    embeddings_pb2_grpc.EmbeddingServiceServicer,
     model_pb2_grpc.ModelServiceServicer,
     transcription_pb2_grpc.TranscriptionServiceServicer,
 ):
@@ -73,6 +75,13 @@ class FakeMesh(
             yield StreamCompleteResponse(delta=delta, **identity)
         end = Choice(finish_reason=FINISH_REASON_STOP)
         yield StreamCompleteResponse(delta=end, summary=self.summary, **identity)
+
+    def Embed(self, request: Any, context: grpc.ServicerContext) -> EmbedResponse:
+        """Return the number of each part as its vector."""
+        self._enter(request, context)
+        self._fail(context)
+        vectors = [EmbeddingVector(values=[number, 0.5]) for number in range(len(request.input))]
+        return EmbedResponse(id=self._id(context), model="nano", vectors=vectors, prompt_tokens=7)
 
     def Transcribe(self, request: Any, context: grpc.ServicerContext) -> TranscribeResponse:
         self._enter(request, context)
@@ -120,6 +129,9 @@ class Blocking:
 
     def stream(self, *arguments: Any, **options: Any) -> "BlockingStream":
         return BlockingStream(self._runner, self._client.stream(*arguments, **options))
+
+    def embed(self, *arguments: Any, **options: Any) -> Embeddings:
+        return self._runner.run(self._client.embed(*arguments, **options))
 
     def transcribe(self, recording: bytes | Path, **options: Any) -> Transcript:
         return self._runner.run(self._client.transcribe(recording, **options))
@@ -171,6 +183,7 @@ def serving(mesh: FakeMesh, secrets: grpc.ServerCredentials | None = None, **lim
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, options=options)
         chat_pb2_grpc.add_ChatServiceServicer_to_server(mesh, server)
+        embeddings_pb2_grpc.add_EmbeddingServiceServicer_to_server(mesh, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(mesh, server)
         transcription_pb2_grpc.add_TranscriptionServiceServicer_to_server(mesh, server)
         if secrets is None:

@@ -105,6 +105,32 @@ def test_models_and_transcripts(mesh: FakeMesh, connect: Connect, tmp_path: Path
     assert [request.audio.data for request in mesh.requests[1:]] == [b"RIFF", b"RIFF"]
 
 
+def test_vectors_come_in_the_order_of_texts_images_and_recordings(
+    mesh: FakeMesh, connect: Connect, tmp_path: Path
+) -> None:
+    (tmp_path / "screen.png").write_bytes(b"png")
+    client = connect(mesh.address, api_key="k1")
+    found = client.embed(["a", "b"], audio=[b"wav"], images=[tmp_path / "screen.png"], model="nano", dimensions=2)
+    assert found.vectors == ((0.0, 0.5), (1.0, 0.5), (2.0, 0.5), (3.0, 0.5))
+    assert (found.prompt_tokens, found.model) == (7, "nano")
+    assert found.request_id == mesh.metadata[0]["x-request-id"]
+    (request,) = mesh.requests
+    first, second, image, audio = request.input
+    assert (first.text, second.text, image.image.data, audio.audio.data) == ("a", "b", b"png", b"wav")
+    assert (request.model, request.dimensions) == ("nano", 2)
+    client.embed("alone")
+    assert [part.text for part in mesh.requests[1].input] == ["alone"]
+    assert not mesh.requests[1].HasField("dimensions")
+
+
+def test_media_is_embedded_by_its_hash_while_the_mesh_knows_it(mesh: FakeMesh, connect: Connect) -> None:
+    client = connect(mesh.address, max_retries=0)
+    client.chat("hi", images=[b"one"])
+    mesh.failures.append(MediaUnknown("gone", param="input[0].image.sha256"))
+    assert client.embed(images=[b"one"]).vectors == ((0.0, 0.5),)
+    assert [source(request.input[0].image) for request in mesh.requests[1:]] == ["sha256", "data"]
+
+
 def test_a_conversation_goes_over_as_it_is(mesh: FakeMesh, connect: Connect, tmp_path: Path) -> None:
     (tmp_path / "screen.png").write_bytes(b"png")
     messages = [
@@ -159,7 +185,7 @@ def test_what_cannot_be_sent_is_not(mesh: FakeMesh, connect: Connect, options: A
 @pytest.mark.parametrize("failure", [RateLimited("full", retry_after=0.06), grpc.StatusCode.UNAVAILABLE])
 def test_it_asks_again_when_that_can_help(mesh: FakeMesh, connect: Connect, quick: None, failure: Failure) -> None:
     client = connect(mesh.address)
-    for ask in (client.models, lambda: client.chat("hi"), lambda: list(client.stream("hi"))):
+    for ask in (client.models, lambda: client.chat("hi"), lambda: list(client.stream("hi")), lambda: client.embed("a")):
         mesh.failures.append(failure)
         mesh.metadata.clear()
         ask()
@@ -236,6 +262,7 @@ def test_a_call_has_the_clients_deadline_or_its_own(mesh: FakeMesh, connect: Con
     client.chat("hi", timeout=1000)
     list(client.stream("hi", timeout=1000))
     client.transcribe(b"RIFF", timeout=1000)
+    client.embed("a", timeout=1000)
     client.models(timeout=1000)
     first, *others = mesh.time_remaining
     assert 2000 < first < 3100  # gRPC rounds up what is long

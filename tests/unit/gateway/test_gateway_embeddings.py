@@ -6,7 +6,11 @@ import struct
 from typing import Any
 
 import httpx
+import openai
 import pytest
+import tiktoken
+import tiktoken.registry
+from langchain_openai import OpenAIEmbeddings
 
 from autoglm.common.errors import InvalidRequest, UpstreamUnavailable
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
@@ -118,11 +122,33 @@ async def test_an_adapter_has_no_vectors_of_its_own(mesh: FakeMesh, serve: Serve
     assert "adapters do not change embeddings" in error["message"]
 
 
-async def test_token_ids_are_told_from_text(shared: Client) -> None:
+@pytest.mark.parametrize("ids", [[9906, 1917], [[9906, 1917]], [[1], [2, 3]], ["text", [1]], [0], [[]]])
+async def test_token_ids_are_told_from_text(shared: Client, ids: Any) -> None:
     """LangChain and OpenAI's own examples send the ids of another model's tokenizer."""
-    error = (await embed(shared, input=[[9906, 1917]])).json()["error"]
-    assert "token ids" in error["message"]
-    assert "send strings" in error["message"]
+    response = await embed(shared, input=ids)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, f"input[{int('text' in ids)}]")
+    assert "token ids are of an unknown tokenizer" in error["message"]
+    assert "check_embedding_ctx_length=False" in error["message"]
+
+
+@pytest.fixture
+def offline_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts an encoding of bytes where LangChain would load OpenAI's, which has to be downloaded."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("bytes", pat_str=r"(?s).", mergeable_ranks=ranks, special_tokens={})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", encoding)
+
+
+async def test_langchain_is_told_what_to_do(shared: Client, offline_tokenizer: None) -> None:
+    options: Any = {"model": BUNDLE, "base_url": f"{shared.url}/v1", "api_key": "EMPTY", "max_retries": 0}
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        await OpenAIEmbeddings(**options).aembed_documents(["打开相机", "hi"])
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        await OpenAIEmbeddings(**options).aembed_query("hi")
+    as_told = OpenAIEmbeddings(**options, check_embedding_ctx_length=False)
+    assert await as_told.aembed_documents(["打开相机", "hi"]) == [[0, 4], [1, 2]]
+    assert await as_told.aembed_query("hi") == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -197,14 +197,20 @@ def port_in(line: str) -> int:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"SSL_CERTFILE": "cert"}, "ssl_certfile, ssl_keyfile: set both or neither"),
-        ({"SSL_KEYFILE": "key"}, "ssl_certfile, ssl_keyfile: set both or neither"),
-        ({"SSL_CA_CERTS": "ca"}, "ssl_ca_certs: requires ssl_certfile and ssl_keyfile"),
+        ({"SSL_CERTFILE": "cert"}, "AUTOGLM_SSL_CERTFILE, AUTOGLM_SSL_KEYFILE: set both or neither"),
+        ({"SSL_KEYFILE": "key"}, "AUTOGLM_SSL_CERTFILE, AUTOGLM_SSL_KEYFILE: set both or neither"),
+        ({"SSL_CA_CERTS": "ca"}, "AUTOGLM_SSL_CA_CERTS: requires AUTOGLM_SSL_CERTFILE and AUTOGLM_SSL_KEYFILE"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "gone"}, "gone cannot be read (No such file or directory)"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "other"}, "(KEY_VALUES_MISMATCH)"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "locked"}, "in PEM and without a password"),
         ({"SSL_CERTFILE": "key", "SSL_KEYFILE": "key"}, "are not a certificate and its key, in PEM"),
         ({"SSL_CERTFILE": "cert", "SSL_KEYFILE": "key", "SSL_CA_CERTS": "key"}, "contains no certificates in PEM"),
+        ({"SERVE_SSL_CA_CERTS": "gone"}, "gone cannot be read (No such file or directory)"),
+        ({"SERVE_SSL_CA_CERTS": "key"}, "contains no certificates in PEM"),
+        (
+            {"SERVE_SSL_CA_CERTS": "cert", "SERVE_SSL_CERTFILE": "cert", "SERVE_SSL_KEYFILE": "other"},
+            "(KEY_VALUES_MISMATCH)",
+        ),
     ],
 )
 def test_what_cannot_be_used_stops_the_start_with_one_line(

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 from pathlib import Path
 
 from autoglm.common.errors import AuthenticationFailed
@@ -11,6 +12,8 @@ from autoglm.gateway.context import Tenant
 from autoglm.gateway.file_watcher import FileWatcher
 from autoglm.gateway.media.cache import tenant_hash
 from autoglm.gateway.settings import Settings
+
+logger = logging.getLogger("autoglm.gateway.keys")
 
 Known = tuple[tuple[bytes, Tenant], ...]  # the SHA-256 of a key, and its tenant
 
@@ -52,6 +55,8 @@ class Keys:
             for entry, tenant in ((entry, self._tenant_of(entry)) for entry in entries)
             for digest in entry.keys
         )
+        if not (self._filed or self._listed):
+            logger.warning("%s has no key: every request is refused; `autoglm keys create` adds one", self._path)
 
     def _tenant_of(self, entry: TenantEntry) -> Tenant:
         known_by = f"tenant\n{entry.name}"  # a key has no line break, so a tenant's name never equals one

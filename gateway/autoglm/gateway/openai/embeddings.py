@@ -15,26 +15,30 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart, check_messages
+from autoglm.gateway.conversation import MAX_EMBEDDING_INPUTS, EmbeddingInputs, MediaPart, TextPart, check_messages
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.openapi import Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
 from autoglm.gateway.openai.types import Strict, by_content, parse_json
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 
-MAX_INPUTS = 2048
 PIECE = 32  # vectors rendered at a time, in about a millisecond
 ELEMENT_BYTES = 4
 
 
 def _no_token_ids(value: object) -> object:
+    """Refuse what OpenAI takes as ids of its own tokenizers: which one made them cannot be told from the numbers."""
     if isinstance(value, int | list):
-        raise PydanticCustomError("token_ids", "Input should be text; token ids are not supported: send strings")
+        raise PydanticCustomError(
+            "token_ids",
+            "Input should be text: token ids are of an unknown tokenizer, so send strings (LangChain's OpenAIEmbeddings"
+            " does with check_embedding_ctx_length=False)",
+        )
     return value
 
 
 Text = Annotated[str, BeforeValidator(_no_token_ids, json_schema_input_type=str), Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_EMBEDDING_INPUTS)]
 
 
 class EmbeddingRequest(Strict):

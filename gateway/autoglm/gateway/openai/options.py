@@ -14,7 +14,6 @@ from autoglm.v1.generation_pb2 import SamplingParams
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS = "`none` switches the reasoning off, every other effort on."
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-LogitBias = dict[Annotated[int, Field(strict=False, ge=0, lt=2**32)], Annotated[float, within(LOGIT_BIAS)]]
 Budget = Annotated[int | None, bounded("max_thinking_tokens"), WHOLE]
 V = TypeVar("V")
 
