@@ -27,6 +27,7 @@ from autoglm.gateway.conversation import (
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import check_calls, with_usable_tools
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
@@ -52,7 +53,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
-PATHS = FieldPaths(messages="chat.messages", root="chat.")
+PATHS = FieldPaths(messages="chat.messages", root="chat.", sampling="chat.sampling.")
 
 
 class ChatServicer(ChatServiceServicer):
@@ -182,6 +183,7 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
         tool_choice=_own(chat.tool_choice) if chat.HasField("tool_choice") else None,
         parallel_tool_calls=chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls"),
     )
+    check_format(conversation)
     return with_usable_tools(conversation)
 
 

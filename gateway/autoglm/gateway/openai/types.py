@@ -4,6 +4,7 @@ Types are strict and unknown fields are ignored, as on OpenAI's own server. A bo
 InvalidRequest whose `param` is the field's path, such as `messages[0].content[1].image_url.url`.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +35,9 @@ class Strict(BaseModel):
 
 
 T = TypeVar("T", bound=Strict)
+# What pydantic says in terms of Python: what an object should be, and that the key of one is wrong.
+_PYTHON_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
+_KEY = "[key]"
 
 
 def parse_json(kind: type[T], body: bytes | bytearray) -> T:
@@ -45,11 +49,12 @@ def parse_json(kind: type[T], body: bytes | bytearray) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         path = _path(first["loc"]) + (".type" if first["type"] == "part_kind" else "")
-        raise InvalidRequest(f"{path or 'the body'}: {first['msg']}", param=path or None) from None
+        said = _PYTHON_OBJECT.sub("an object", first["msg"])
+        raise InvalidRequest(f"{path or 'the body'}: {said}", param=path or None) from None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    steps = [step for step in location if not (isinstance(step, str) and step.startswith("~"))]
+    steps = [step for step in location if not (isinstance(step, str) and (step == _KEY or step.startswith("~")))]
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
@@ -148,6 +153,7 @@ def _tool(function: FunctionDefinition, param: str) -> generation_pb2.Tool:
             name=function.name,
             description=function.description or "",
             parameters="" if function.parameters is None else schema_text(function.parameters, param),
+            strict=bool(function.strict),
         )
     )
 

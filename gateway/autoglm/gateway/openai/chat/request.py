@@ -1,8 +1,9 @@
 """The body of POST /v1/chat/completions as pydantic types, and how it becomes a Conversation."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, Tag
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
@@ -36,6 +37,7 @@ from autoglm.gateway.openai.types import (
     tool_choice_of,
     tools_of,
 )
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import check_calls, with_usable_tools
 from autoglm.v1.generation_pb2 import SamplingParams, TextChoice
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE
@@ -133,6 +135,7 @@ class JsonSchema(Strict):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+    strict: bool | None = Field(None, description="Refuse a schema that cannot be enforced in full.")
 
 
 class ResponseFormat(Strict):
@@ -142,10 +145,19 @@ class ResponseFormat(Strict):
     json_schema: JsonSchema | None = None
 
 
+BY_SCHEMA = Discriminator(
+    lambda value: "~text" if isinstance(value, str) else "~object" if isinstance(value, dict) else None,
+    custom_error_type="schema_kind",
+    custom_error_message="Input should be an object or a string",
+)
+
+
 class StructuredOutputs(Strict):
     """vLLM's `structured_outputs`: exactly one of its fields."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
+    json_: Annotated[Annotated[dict[str, Any], Tag("~object")] | Annotated[str, Tag("~text")], BY_SCHEMA] | None = (
+        Field(None, alias="json", description="A JSON Schema, or one as text.")
+    )
     regex: str | None = None
     choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
     grammar: str | None = Field(None, description="A grammar in llguidance's dialect of Lark.")
@@ -162,6 +174,7 @@ class ChatCompletionRequest(Strict):
     min_p: float | None = bounded("min_p")
     max_tokens: int | None = bounded("max_tokens")
     max_completion_tokens: int | None = bounded("max_tokens")
+    include_stop_str_in_output: bool | None = Field(None, description="Print what ends the answer, as in vLLM.")
     stop: Annotated[
         list[Annotated[str, Field(min_length=1)]] | None,
         BeforeValidator(
@@ -212,7 +225,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     conversation = Conversation(
         messages=messages,
         sampling=_sampling(request),
-        paths=PATHS,
+        paths=replace(PATHS, structured_output=_structure_path(request)),
         enable_thinking=template.enable_thinking if thinking is None and template else thinking,
         return_reasoning=bool(request.return_reasoning or request.include_reasoning),
         n=request.n or 1,
@@ -220,6 +233,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
         tool_choice=tool_choice_of(choice.function if isinstance(choice, NamedChoice) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
+    check_format(conversation)
     return with_usable_tools(conversation)
 
 
@@ -254,6 +268,7 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         top_k=None if request.top_k is None else max(request.top_k, 0),
         max_tokens=most,
         stop=request.stop or (),
+        include_stop_str_in_output=request.include_stop_str_in_output,
         seed=request.seed,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
@@ -283,5 +298,14 @@ def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) ->
         return {}
     if wanted.type == "json_schema" and wanted.json_schema is None:
         raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
-    schema = (wanted.json_schema or JsonSchema()).schema_
-    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}
+    format_ = wanted.json_schema or JsonSchema()
+    text = schema_text(format_.schema_, "response_format.json_schema.schema")
+    return {"json_schema": text, "json_schema_strict": format_.strict}
+
+
+def _structure_path(request: ChatCompletionRequest) -> str:
+    """Return the path of what `request` says of its answer's format."""
+    if request.structured_outputs is None:
+        return "response_format.json_schema.schema"
+    (name,) = request.structured_outputs.model_dump(by_alias=True, exclude_none=True)
+    return f"structured_outputs.{name}"

@@ -38,11 +38,12 @@ from autoglm.gateway.openai.types import (
     tool_choice_of,
     tools_of,
 )
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import check_call, with_usable_tools
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, SamplingParams
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
-PATHS = FieldPaths(messages="input", function="")
+PATHS = FieldPaths(messages="input", function="", structured_output="text.format.schema")
 REFUSED = {
     "previous_response_id": "this server does not store responses; send the earlier items in input",
     "conversation": "this server does not store conversations; send the earlier items in input",
@@ -175,6 +176,7 @@ class ResponseRequest(Strict):
     input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
     instructions: str | None = None
     max_output_tokens: int | None = bounded("max_tokens")
+    include_stop_str_in_output: bool | None = Field(None, description="Print what ends the answer, as in vLLM.")
     temperature: float | None = bounded("temperature")
     top_p: float | None = bounded("top_p")
     text: TextOptions | None = None
@@ -237,6 +239,7 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
             temperature=request.temperature,
             top_p=request.top_p,
             max_tokens=request.max_output_tokens,
+            include_stop_str_in_output=request.include_stop_str_in_output,
             **_structure(request.format),
         ),
         paths=PATHS,
@@ -246,16 +249,18 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
         tool_choice=tool_choice_of(choice.mode if isinstance(choice, AllowedTools) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
+    check_format(conversation)
     conversation = with_usable_tools(conversation)
     return _restricted(conversation, choice) if isinstance(choice, AllowedTools) else conversation
 
 
 def _restricted(conversation: Conversation, allowed: AllowedTools) -> Conversation:
     names = {tool.name for tool in allowed.tools}
-    tools = [tool for tool in conversation.tools if tool.function.name in names]
-    if len(tools) < len(names):
+    offered = tuple(i for i, tool in enumerate(conversation.tools) if tool.function.name in names)
+    if len(offered) < len(names):
         raise InvalidRequest("tool_choice.tools names a function that is not in tools", param="tool_choice.tools")
-    return replace(conversation, tools=tools)
+    tools, paths = [conversation.tools[i] for i in offered], replace(conversation.paths, offered=offered)
+    return replace(conversation, tools=tools, paths=paths)
 
 
 def _structure(wanted: TextFormat) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def _structure(wanted: TextFormat) -> dict[str, Any]:
     if wanted.type == "json_schema" and wanted.schema_ is None:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
     schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
-    return {"json_schema": schema_text(schema, "text.format.schema")}
+    return {"json_schema": schema_text(schema, "text.format.schema"), "json_schema_strict": wanted.strict}
 
 
 def _messages(given: str | Sequence[ResponseItem]) -> list[ConversationMessage]:
