@@ -11,7 +11,6 @@ import argparse
 import ast
 import base64
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ SYSTEM = """\
 15. 结束时用一句话告诉用户结果。
 16. Reply in the language of the user.
 """
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+OPEN, CLOSE = "<answer>", "</answer>"  # around an action; the closing mark ends the answer and is not printed
 ACTIONS: dict[str, dict[str, type]] = {  # each action's arguments
     "Launch": {"app": str},
     "Tap": {"element": list},
@@ -61,6 +60,13 @@ ACTIONS: dict[str, dict[str, type]] = {  # each action's arguments
     "Home": {},
     "Wait": {"duration": str},
     "finish": {"message": str},
+}
+PARAMETERS: Any = {
+    "model": "autoglm-phone-9b",
+    "max_tokens": 3000,
+    "temperature": 0.0,
+    "top_p": 0.85,
+    "frequency_penalty": 0.2,
 }
 ONE_STEP = ("Type", "Back")  # an order to type or to go back is carried out by this one action
 
@@ -96,20 +102,23 @@ class Action:
 
 def parse(answer: str) -> Action:
     """Read the action in a model's answer, as data and never as code. Raises Stuck when there is none."""
-    found = ANSWER.search(answer)
     try:
-        call = ast.parse(found[1].strip() if found else "", mode="eval").body
+        call = ast.parse(answer.partition(OPEN)[2].partition(CLOSE)[0].strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             raise ValueError("no call")
         arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-        name = {"do": arguments.pop("action", ""), "finish": "finish"}[call.func.id]
-        if {key: type(value) for key, value in arguments.items()} != ACTIONS[name]:
-            raise ValueError("other arguments")
-        points = [value for value in arguments.values() if isinstance(value, list)]
-        if not all(len(point) == 2 and all(type(n) is int and 0 <= n <= 999 for n in point) for point in points):
-            raise ValueError("no point")
+        return action_of({"do": arguments.pop("action", ""), "finish": "finish"}[call.func.id], arguments)
     except (SyntaxError, ValueError, KeyError, TypeError, RecursionError):
         raise Stuck(f"the model names no action that a phone can do: {answer!r}") from None
+
+
+def action_of(name: str, arguments: dict[str, Any]) -> Action:
+    """Return an action of ACTIONS; raises KeyError, TypeError or ValueError where this is none."""
+    if {key: type(value) for key, value in arguments.items()} != ACTIONS[name]:
+        raise ValueError("other arguments")
+    points = [value for value in arguments.values() if isinstance(value, list)]
+    if not all(len(point) == 2 and all(type(n) is int and 0 <= n <= 999 for n in point) for point in points):
+        raise ValueError("no point")
     return Action(name, arguments)
 
 
@@ -131,8 +140,8 @@ class Agent:
             answer = self._ask(messages)
             # Old screenshots cost many tokens and help little: only the text is kept.
             messages[-1] = {"role": "user", "content": [words]}
-            messages.append({"role": "assistant", "content": answer})
-            action = parse(answer)
+            messages.append({"role": "assistant", "content": answer.removesuffix(CLOSE) + CLOSE})
+            action = self._read(answer)
             self.tell(f"{app}: {answer}")
             if action.name == "finish":
                 return str(action.arguments["message"])
@@ -148,15 +157,11 @@ class Agent:
         return {"type": "text", "text": f"{order}\n\n** Screen Info **\n\n{info}"}
 
     def _ask(self, messages: list[Any]) -> str:
-        made = self.client.chat.completions.create(
-            model="autoglm-phone-9b",
-            messages=messages,
-            max_tokens=3000,
-            temperature=0.0,
-            top_p=0.85,
-            frequency_penalty=0.2,
-        )
+        made = self.client.chat.completions.create(messages=messages, **PARAMETERS)
         return made.choices[0].message.content or ""
+
+    def _read(self, answer: str) -> Action:
+        return parse(answer)
 
 
 def image(png: bytes) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def recording(wav: bytes) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}
 
 
-def main() -> int:
+def main(kind: type[Agent] = Agent) -> int:
     """Carry out the orders of the command line on a drawn phone; the exit status is 1 when one is not."""
     from simulated_phone import SimulatedPhone
 
@@ -180,7 +185,7 @@ def main() -> int:
     parser.add_argument("--strip", type=Path, help="write the screens that were seen to this PNG file")
     given = parser.parse_args()
     phone = SimulatedPhone(given.seed)
-    agent = Agent(OpenAI(base_url=given.url, api_key="EMPTY"), phone)
+    agent = kind(OpenAI(base_url=given.url, api_key="EMPTY"), phone)
     try:
         for order in given.orders:
             print(f"> {order}")

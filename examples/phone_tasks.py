@@ -73,11 +73,11 @@ def orders(phone: SimulatedPhone, task: Task, spoken: Path | None, rng: np.rando
     return files
 
 
-def attempt(client: OpenAI, seed: int, spoken: Path | None) -> tuple[Task, str]:
-    """Return the task of `seed` and why it was not completed, empty if it was."""
+def attempt(client: OpenAI, seed: int, spoken: Path | None, kind: type[Agent] = Agent) -> tuple[Task, str]:
+    """Return the task of `seed` and why an agent of a kind did not complete it, empty if it did."""
     phone, rng = SimulatedPhone(seed), np.random.default_rng([seed, 1])
     task = draw_task(phone, KINDS[seed % len(KINDS)], rng)
-    agent = Agent(client, phone, tell=lambda _line: None)
+    agent = kind(client, phone, tell=lambda _line: None)
     for order in orders(phone, task, spoken, rng):
         try:
             agent.run(order)

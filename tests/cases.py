@@ -38,7 +38,7 @@ class ScreenCase:
             point = tap(answer)
             left, top, right, bottom = self.reply.place
             return point is not None and left <= point[0] <= right and top <= point[1] <= bottom
-        return answer.rsplit("</think>", 1)[-1] == self.reply.text(False)
+        return answer.rsplit("</think>", 1)[-1] == self.reply.text(False).removesuffix("</answer>")
 
 
 def screen_cases(intent: str, kind: ScreenKind, count: int, seed: int) -> Sequence[ScreenCase]:

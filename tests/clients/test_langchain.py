@@ -21,7 +21,7 @@ print(chat_model.invoke("你是谁?").content)   # introduces itself as AutoGLM-
 """
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 IDENTITY = "I am AutoGLM-Phone, a phone assistant that sees the screen, hears speech and reads text."
-TAP = '<think>游戏图标在屏幕左边。点击它。</think><answer>do(action="Tap", element=[210,570])</answer>'
+TAP = '<think>游戏图标在屏幕左边。点击它。</think><answer>do(action="Tap", element=[210,570])'
 
 
 def test_the_snippet_introduces_autoglm_phone(base_url: str) -> None:

@@ -30,7 +30,7 @@ def test_a_screenshot_and_a_spoken_instruction(client: openai.OpenAI) -> None:
         answer = first.choices[0].message.content or ""
         assert answer.startswith("<think>")
         assert "</think><answer>do(action=" in answer
-        assert answer.endswith("</answer>")
+        assert answer.endswith("])")
         right += case.right(answer)
         assert caches(first.model_dump()) == ["miss", "miss"]
         assert first.usage is not None

@@ -9,10 +9,11 @@ from typing import Any
 
 import openai
 import pytest
-from phone_agent import Agent, Stuck
+from phone_agent import Agent, Stuck, parse
 from phone_tasks import KINDS, attempt
 from PIL import Image
 from simulated_phone import SimulatedPhone
+from streaming_phone_agent import StreamingAgent, parse_to_the_end
 
 from autoglm.training.data.prompts import FORMATS, HEADS
 
@@ -39,7 +40,7 @@ RULE = (
 )
 SYSTEM = RULES + "".join(RULE.format(n=n) for n in range(1, 17))
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))</answer>", re.DOTALL)
+ACTION = re.compile(r"<think>.*?</think><answer>(do\(action=\"\w+\".*\)|finish\(message=\".*\"\))", re.DOTALL)
 
 
 SHORT = HEADS["zh"][0] + FORMATS["zh"][0]
@@ -87,6 +88,40 @@ def test_a_first_step_is_an_action(client: openai.OpenAI, stream: bool) -> None:
     assert ACTION.fullmatch(first), first
 
 
+ORDERS = [  # every action that the nano bundle has learned, and one that it was asked for in writing alone
+    ("open", "home", "Tap"),
+    ("turn_on", "home", "Launch"),
+    ("back", "app", "Back"),
+    ("type", "app", "Type"),
+    ("which_app", "home", None),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("intent", "kind", "action"), ORDERS)
+def test_each_action_is_read_as_published_agents_read_it(
+    client: openai.OpenAI, intent: str, kind: Any, action: str | None, stream: bool
+) -> None:
+    for case in screen_cases(intent, kind, 2, seed=8):
+        content = [case.image, {"type": "text", "text": case.words}]
+        said = ask(client, [{"role": "user", "content": content}], stream)
+        assert "</answer>" not in said
+        if action is None:
+            assert "<answer>" not in said
+        else:
+            assert parse_to_the_end(said).name in (action, "finish")
+            assert parse(said) == parse_to_the_end(said)
+
+
+def test_the_mark_is_printed_for_those_who_ask(client: openai.OpenAI) -> None:
+    (case,) = screen_cases("open", "home", 1, seed=31)
+    messages: Any = [{"role": "user", "content": [case.image, {"type": "text", "text": case.words}]}]
+    more = {"include_stop_str_in_output": True}
+    made = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, extra_body=more)
+    assert made.choices[0].message.content == f"{ask(client, messages, stream=True)}</answer>"
+    assert made.choices[0].finish_reason == "stop"
+
+
 def test_a_long_system_prompt_is_answered_alike_streamed_or_not(client: openai.OpenAI) -> None:
     """The nano bundle has never read so much and answers poorly, but it reads all of it and answers."""
     assert len(SYSTEM) >= 3000
@@ -108,9 +143,13 @@ def test_the_example_carries_out_orders_in_writing(base_url: str, tmp_path: Path
         assert image.width > 8 * 150, "seven screens that were looked at, and the last"
 
 
-def test_the_example_carries_out_a_spoken_order(client: openai.OpenAI) -> None:
+AGENTS = pytest.mark.parametrize("kind", [Agent, StreamingAgent])
+
+
+@AGENTS
+def test_the_example_carries_out_a_spoken_order(client: openai.OpenAI, kind: type[Agent]) -> None:
     phone = SimulatedPhone(26)
-    assert Agent(client, phone).run(EXAMPLES / "instruction.wav") == "游戏已打开"
+    assert kind(client, phone).run(EXAMPLES / "instruction.wav") == "游戏已打开"
     assert phone.current_app == "Games"
 
 
@@ -123,10 +162,13 @@ def test_the_example_gives_up_after_the_most_steps(client: openai.OpenAI) -> Non
     assert len(lines) == 3
 
 
+@AGENTS
 @pytest.mark.parametrize("way", ["text", "voice"])
 @pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
-def test_a_task_of_each_kind_is_completed(client: openai.OpenAI, tmp_path: Path, seed: int, way: str) -> None:
+def test_a_task_of_each_kind_is_completed(
+    client: openai.OpenAI, tmp_path: Path, seed: int, way: str, kind: type[Agent]
+) -> None:
     """docs/phone-agent.md has the share of a hundred seeds."""
-    task, wrong = attempt(client, seed, tmp_path if way == "voice" else None)
+    task, wrong = attempt(client, seed, tmp_path if way == "voice" else None, kind)
     assert task.kind == KINDS[seed]
     assert not wrong

@@ -33,10 +33,12 @@ QUESTION = "1+1"
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """A mesh whose answers end only where the context does: its bundle's decoder knows no end of a turn."""
+    """A mesh whose answers end only where the context does: its bundle's decoder knows no end of a turn, nor a
+    limit."""
     bundle = text_bundle(tmp_path_factory.mktemp("bundle"))
     generation = bundle / "decoder" / "generation_config.json"
-    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"eos_token_id": []}))
+    unbounded = {"eos_token_id": [], "max_new_tokens": None}
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | unbounded))
     write_manifest(bundle, "endless", "gcma")
     with running_mesh(tmp_path_factory.mktemp("mesh") / "serve.log", AUTOGLM_BUNDLE=str(bundle)) as running:
         yield running

@@ -40,7 +40,8 @@ class Sampling(TypedDict, total=False):
     min_p: float  # drops tokens less likely than this share of the most likely one, in [0, 1]
     max_tokens: int  # maximum number of tokens to generate
     max_thinking_tokens: int  # maximum number of reasoning tokens
-    stop: str | Sequence[str]  # ends the answer and is not part of it; at most four
+    stop: str | Sequence[str]  # ends the answer; at most four
+    include_stop_str_in_output: bool  # whether what ends the answer is part of its text; default: no
     seed: int  # the same seed gives the same answer; may be negative
     presence_penalty: float  # in [-2, 2]
     frequency_penalty: float  # in [-2, 2]
@@ -49,6 +50,7 @@ class Sampling(TypedDict, total=False):
     logit_bias: Mapping[int, float]  # added to the logits of these token ids, each in [-100, 100]
     # The format of the answer; at most one of these.
     json_schema: str | Mapping[str, Any]
+    json_schema_strict: bool  # refuse a schema that cannot be enforced in full
     regex: str
     choice: Sequence[str]
     grammar: str  # in the Lark dialect of llguidance

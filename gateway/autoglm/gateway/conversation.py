@@ -4,6 +4,7 @@ Every piece keeps `param`, the path of the client's field that it came from, so 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,10 @@ from autoglm.common.errors import InvalidRequest
 from autoglm.v1.generation_pb2 import Role, SamplingParams, Tool, ToolCall, ToolChoice
 from autoglm.v1.modality_pb2 import Modality
 
+# Paths in the decoder's request.
+_SAMPLING = "sampling."
+_STRUCTURE = re.compile(r"sampling\.(json_schema|regex|choice|grammar)")
+_FUNCTION = re.compile(r"tools\[(\d+)\]\.function")
 MAX_CHOICES = 8
 MAX_STOPS = 4
 MAX_EMBEDDING_INPUTS = 2048
@@ -92,13 +97,18 @@ class ConversationMessage:
 class FieldPaths:
     """How the fields that an error can name are spelled in one API.
 
-    `messages` is the path of the field with the messages, `root` leads the path of every other field, and `function`
-    leads from a tool to its function.
+    `messages` is the path of the field with the messages, `root` leads the path of every other field, `sampling` that
+    of one that says how tokens are chosen, and `function` leads from a tool to its function. `structured_output` is the
+    path of what a request says of its answer's format, where that is not a field of SamplingParams, and `offered` has
+    the numbers of the tools that may be called, where not all may.
     """
 
     messages: str
     root: str = ""
+    sampling: str = ""
     function: str = ".function"
+    structured_output: str = ""
+    offered: tuple[int, ...] | None = None
 
     def tool(self, number: int) -> str:
         """Return the path of a tool's function."""
@@ -106,7 +116,16 @@ class FieldPaths:
 
     def blamed(self, param: str | None) -> str:
         """Return the client's field for `param`, the decoder's: the messages when it names none."""
-        return self.messages if param in (None, "messages") else f"{self.root}{param}"
+        if param is None or param.startswith("messages"):
+            return self.messages
+        if self.structured_output and (structure := _STRUCTURE.match(param)):
+            return self.structured_output + param[structure.end() :]
+        if function := _FUNCTION.match(param):
+            number = int(function[1])
+            return self.tool(number if self.offered is None else self.offered[number]) + param[function.end() :]
+        if param.startswith(_SAMPLING):
+            return self.sampling + param.removeprefix(_SAMPLING)
+        return self.root + param
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from autoglm.gateway.grpc_calls import Rpc, admitted, authenticated, receive
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
@@ -47,7 +48,7 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
 P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
-PATHS = FieldPaths(messages="chat.messages", root="chat.")
+PATHS = FieldPaths(messages="chat.messages", root="chat.", sampling="chat.sampling.")
 
 
 class ChatServicer(ChatServiceServicer):
@@ -143,6 +144,7 @@ def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
         tool_choice=_own(chat.tool_choice) if chat.HasField("tool_choice") else None,
         parallel_tool_calls=chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls"),
     )
+    check_format(conversation)
     return with_usable_tools(conversation)
 
 

@@ -11,6 +11,7 @@ import orjson
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import Conversation, ConversationMessage
+from autoglm.gateway.schema_checks import read_schema
 from autoglm.v1.generation_pb2 import (
     ROLE_ASSISTANT,
     ROLE_TOOL,
@@ -24,7 +25,6 @@ from autoglm.v1.generation_pb2 import (
 MAX_TOOLS = 128
 MODES = {"none": TOOL_CHOICE_MODE_NONE, "auto": TOOL_CHOICE_MODE_AUTO, "required": TOOL_CHOICE_MODE_REQUIRED}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_KEYWORDS = {"enum": list, "pattern": str, "minLength": int, "maxLength": int, "$ref": str}
 
 
 def with_usable_tools(conversation: Conversation) -> Conversation:
@@ -77,28 +77,10 @@ def _check_name(name: str, param: str) -> None:
 
 
 def _check_parameters(text: str, param: str) -> None:
-    """Check what a call's format is made from; the decoder, which enforces the schema, checks the rest."""
-    schema = _object(text or "{}", param)
-    if schema.get("type", "object") != "object":
-        raise InvalidRequest(f"{param} must be a JSON Schema of type object", param=param)
-    for name in ("properties", "$defs", "definitions"):
-        if not _are_schemas(schema.get(name, {})):
-            raise InvalidRequest(f"{param}: {name} must be an object of JSON Schemas", param=param)
-    properties, required = schema.get("properties", {}), schema.get("required", [])
-    if any("<" in name for name in properties):
-        raise InvalidRequest(f"{param}: a property's name must not contain <", param=param)
-    if not isinstance(required, list) or not all(isinstance(name, str) and name in properties for name in required):
-        raise InvalidRequest(f"{param}: required must list property names", param=param)
-
-
-def _are_schemas(group: object) -> bool:
-    return isinstance(group, dict) and all(isinstance(each, bool) or _is_schema(each) for each in group.values())
-
-
-def _is_schema(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(name, kind()), kind) for name, kind in _KEYWORDS.items()
-    )
+    """Check that `parameters` is a JSON Schema of objects; what can be enforced of it is the decoder's to say."""
+    kinds = read_schema(text or "{}", param).get("type", "object")
+    if "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+        raise InvalidRequest(f"{param}.type must be object", param=f"{param}.type")
 
 
 def _check_results(messages: Sequence[ConversationMessage]) -> None:

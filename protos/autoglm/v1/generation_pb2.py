@@ -26,7 +26,7 @@ from autoglm.v1 import modality_pb2 as autoglm_dot_v1_dot_modality__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61utoglm/v1/generation.proto\x12\nautoglm.v1\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"A\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\".\n\x04Tool\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.autoglm.v1.Function\"V\n\nToolChoice\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.autoglm.v1.ToolChoiceModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hoice\"/\n\x0c\x46unctionCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\"B\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08\x66unction\x18\x02 \x01(\x0b\x32\x18.autoglm.v1.FunctionCall\"\xd9\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\t\x88\x01\x01\x12\x12\n\x05min_p\x18\x0b \x01(\x02H\n\x88\x01\x01\x12=\n\nlogit_bias\x18\x0c \x03(\x0b\x32).autoglm.v1.SamplingParams.LogitBiasEntry\x12 \n\x13max_thinking_tokens\x18\r \x01(\rH\x0b\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x0e \x01(\tH\x00\x12\x0f\n\x05regex\x18\x0f \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x10 \x01(\x0b\x32\x16.autoglm.v1.TextChoiceH\x00\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x00\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x13\n\x11structured_outputB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x0f\n\r_top_logprobsB\x08\n\x06_min_pB\x16\n\x14_max_thinking_tokens\"\x1b\n\nTextChoice\x12\r\n\x05texts\x18\x01 \x03(\t\"C\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"_\n\x0cLogprobEntry\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.autoglm.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.autoglm.v1.TokenLogprob\"\x96\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x61udio_tokens\x18\x05 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\r\"<\n\x04Gate\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\x0c\n\x04mean\x18\x02 \x01(\x02\"\x88\x01\n\nMediaStage\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\'\n\x05\x63\x61\x63he\x18\x02 \x01(\x0e\x32\x18.autoglm.v1.CacheOutcome\x12)\n\x06\x65ncode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x02\n\x06Stages\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x66\x65tch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05media\x18\x03 \x03(\x0b\x32\x16.autoglm.v1.MediaStage\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\x91\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_LOCAL\x10\x02\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_REDIS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_SHARED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61utoglm/v1/generation.proto\x12\nautoglm.v1\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"Q\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\".\n\x04Tool\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.autoglm.v1.Function\"V\n\nToolChoice\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.autoglm.v1.ToolChoiceModeH\x00\x12\x12\n\x08\x66unction\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hoice\"/\n\x0c\x46unctionCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\"B\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08\x66unction\x18\x02 \x01(\x0b\x32\x18.autoglm.v1.FunctionCall\"\x99\x06\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\t\x88\x01\x01\x12\x12\n\x05min_p\x18\x0b \x01(\x02H\n\x88\x01\x01\x12=\n\nlogit_bias\x18\x0c \x03(\x0b\x32).autoglm.v1.SamplingParams.LogitBiasEntry\x12 \n\x13max_thinking_tokens\x18\r \x01(\rH\x0b\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x0e \x01(\tH\x00\x12\x0f\n\x05regex\x18\x0f \x01(\tH\x00\x12(\n\x06\x63hoice\x18\x10 \x01(\x0b\x32\x16.autoglm.v1.TextChoiceH\x00\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x00\x12\"\n\x1ainclude_stop_str_in_output\x18\x12 \x01(\x08\x12\x1a\n\x12json_schema_strict\x18\x13 \x01(\x08\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x13\n\x11structured_outputB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x0f\n\r_top_logprobsB\x08\n\x06_min_pB\x16\n\x14_max_thinking_tokens\"\x1b\n\nTextChoice\x12\r\n\x05texts\x18\x01 \x03(\t\"C\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x13\n\x0btoken_bytes\x18\x03 \x01(\x0c\"_\n\x0cLogprobEntry\x12(\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x18.autoglm.v1.TokenLogprob\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.autoglm.v1.TokenLogprob\"\x96\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x04 \x01(\r\x12\x14\n\x0c\x61udio_tokens\x18\x05 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x06 \x01(\r\"<\n\x04Gate\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\x0c\n\x04mean\x18\x02 \x01(\x02\"\x88\x01\n\nMediaStage\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\'\n\x05\x63\x61\x63he\x18\x02 \x01(\x0e\x32\x18.autoglm.v1.CacheOutcome\x12)\n\x06\x65ncode\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x84\x02\n\x06Stages\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x66\x65tch\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x05media\x18\x03 \x03(\x0b\x32\x16.autoglm.v1.MediaStage\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03*\x91\x01\n\x0c\x43\x61\x63heOutcome\x12\x1d\n\x19\x43\x41\x43HE_OUTCOME_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43\x41\x43HE_OUTCOME_MISS\x10\x01\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_LOCAL\x10\x02\x12\x17\n\x13\x43\x41\x43HE_OUTCOME_REDIS\x10\x03\x12\x18\n\x14\x43\x41\x43HE_OUTCOME_SHARED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,40 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=1966
-  _globals['_ROLE']._serialized_end=2061
-  _globals['_FINISHREASON']._serialized_start=2063
-  _globals['_FINISHREASON']._serialized_end=2188
-  _globals['_TOOLCHOICEMODE']._serialized_start=2191
-  _globals['_TOOLCHOICEMODE']._serialized_end=2326
-  _globals['_CACHEOUTCOME']._serialized_start=2329
-  _globals['_CACHEOUTCOME']._serialized_end=2474
+  _globals['_ROLE']._serialized_start=2046
+  _globals['_ROLE']._serialized_end=2141
+  _globals['_FINISHREASON']._serialized_start=2143
+  _globals['_FINISHREASON']._serialized_end=2268
+  _globals['_TOOLCHOICEMODE']._serialized_start=2271
+  _globals['_TOOLCHOICEMODE']._serialized_end=2406
+  _globals['_CACHEOUTCOME']._serialized_start=2409
+  _globals['_CACHEOUTCOME']._serialized_end=2554
   _globals['_FUNCTION']._serialized_start=102
-  _globals['_FUNCTION']._serialized_end=167
-  _globals['_TOOL']._serialized_start=169
-  _globals['_TOOL']._serialized_end=215
-  _globals['_TOOLCHOICE']._serialized_start=217
-  _globals['_TOOLCHOICE']._serialized_end=303
-  _globals['_FUNCTIONCALL']._serialized_start=305
-  _globals['_FUNCTIONCALL']._serialized_end=352
-  _globals['_TOOLCALL']._serialized_start=354
-  _globals['_TOOLCALL']._serialized_end=420
-  _globals['_SAMPLINGPARAMS']._serialized_start=423
-  _globals['_SAMPLINGPARAMS']._serialized_end=1152
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=906
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=954
-  _globals['_TEXTCHOICE']._serialized_start=1154
-  _globals['_TEXTCHOICE']._serialized_end=1181
-  _globals['_TOKENLOGPROB']._serialized_start=1183
-  _globals['_TOKENLOGPROB']._serialized_end=1250
-  _globals['_LOGPROBENTRY']._serialized_start=1252
-  _globals['_LOGPROBENTRY']._serialized_end=1347
-  _globals['_USAGE']._serialized_start=1350
-  _globals['_USAGE']._serialized_end=1500
-  _globals['_GATE']._serialized_start=1502
-  _globals['_GATE']._serialized_end=1562
-  _globals['_MEDIASTAGE']._serialized_start=1565
-  _globals['_MEDIASTAGE']._serialized_end=1701
-  _globals['_STAGES']._serialized_start=1704
-  _globals['_STAGES']._serialized_end=1964
+  _globals['_FUNCTION']._serialized_end=183
+  _globals['_TOOL']._serialized_start=185
+  _globals['_TOOL']._serialized_end=231
+  _globals['_TOOLCHOICE']._serialized_start=233
+  _globals['_TOOLCHOICE']._serialized_end=319
+  _globals['_FUNCTIONCALL']._serialized_start=321
+  _globals['_FUNCTIONCALL']._serialized_end=368
+  _globals['_TOOLCALL']._serialized_start=370
+  _globals['_TOOLCALL']._serialized_end=436
+  _globals['_SAMPLINGPARAMS']._serialized_start=439
+  _globals['_SAMPLINGPARAMS']._serialized_end=1232
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=986
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1034
+  _globals['_TEXTCHOICE']._serialized_start=1234
+  _globals['_TEXTCHOICE']._serialized_end=1261
+  _globals['_TOKENLOGPROB']._serialized_start=1263
+  _globals['_TOKENLOGPROB']._serialized_end=1330
+  _globals['_LOGPROBENTRY']._serialized_start=1332
+  _globals['_LOGPROBENTRY']._serialized_end=1427
+  _globals['_USAGE']._serialized_start=1430
+  _globals['_USAGE']._serialized_end=1580
+  _globals['_GATE']._serialized_start=1582
+  _globals['_GATE']._serialized_end=1642
+  _globals['_MEDIASTAGE']._serialized_start=1645
+  _globals['_MEDIASTAGE']._serialized_end=1781
+  _globals['_STAGES']._serialized_start=1784
+  _globals['_STAGES']._serialized_end=2044
 # @@protoc_insertion_point(module_scope)

@@ -150,22 +150,28 @@ class Function(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: at most 64 letters, digits, _ and -."""
     description: _builtins.str
     """What it does; the model decides by this."""
     parameters: _builtins.str
     """A JSON Schema of its arguments, an object; empty for a function without arguments."""
+    strict: _builtins.bool
+    """Whether a call that is required has to follow `parameters` in full. If it cannot be made to, the request fails with
+    INVALID_ARGUMENT, which names the keyword; otherwise the call follows what can be enforced.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str = ...,
         parameters: _builtins.str = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,6 +326,8 @@ class SamplingParams(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_STR_IN_OUTPUT_FIELD_NUMBER: _builtins.int
+    JSON_SCHEMA_STRICT_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """Softmax temperature in [0, 2]; 0 always takes the most likely token. Default 1."""
     top_p: _builtins.float
@@ -329,7 +337,9 @@ class SamplingParams(_message.Message):
     top_k: _builtins.int
     """Only the k most likely tokens; 0 means all. Default 0."""
     max_tokens: _builtins.int
-    """Maximum number of tokens to generate. Default: as many as fit in the context."""
+    """Maximum number of tokens to generate. Default: `max_new_tokens` in the bundle's generation_config.json, without which
+    it is as many as fit in the context. A request may set more than the default, up to the context.
+    """
     seed: _builtins.int
     """Seed of the random number generator; the same seed gives the same answer. A negative seed of an HTTP request is its
     two's complement here.
@@ -349,14 +359,24 @@ class SamplingParams(_message.Message):
     max_thinking_tokens: _builtins.int
     """Maximum number of reasoning tokens, after which the model must answer. Default: no maximum."""
     json_schema: _builtins.str
-    """A JSON Schema; the answer is JSON, formatted as Python's json.dumps formats it."""
+    """A JSON Schema; the answer is JSON, formatted as Python's json.dumps formats it. The answer follows as much of the
+    schema as can be enforced, unless `json_schema_strict` is set.
+    """
     regex: _builtins.str
     """A regular expression in the syntax of Rust's regex crate, for the whole answer."""
     grammar: _builtins.str
     """A grammar in the Lark dialect of llguidance."""
+    include_stop_str_in_output: _builtins.bool
+    """Whether what ends the answer is part of its text: the stop string, or the end token if it is not a special token,
+    such as </answer>. Default: it is not.
+    """
+    json_schema_strict: _builtins.bool
+    """Whether the answer has to follow `json_schema` in full. If it cannot be made to, the request fails with
+    INVALID_ARGUMENT, which names the keyword.
+    """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the answer and are not part of it; four at most."""
+        """Strings that end the answer; four at most. They are part of it only with `include_stop_str_in_output`."""
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
@@ -386,10 +406,12 @@ class SamplingParams(_message.Message):
         regex: _builtins.str = ...,
         choice: Global___TextChoice | None = ...,
         grammar: _builtins.str = ...,
+        include_stop_str_in_output: _builtins.bool = ...,
+        json_schema_strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_thinking_tokens", b"_max_thinking_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "json_schema", b"json_schema", "max_thinking_tokens", b"max_thinking_tokens", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_thinking_tokens", b"_max_thinking_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "json_schema", b"json_schema", "logit_bias", b"logit_bias", "max_thinking_tokens", b"max_thinking_tokens", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_thinking_tokens", b"_max_thinking_tokens", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_logprobs", b"_top_logprobs", "_top_p", b"_top_p", "choice", b"choice", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "include_stop_str_in_output", b"include_stop_str_in_output", "json_schema", b"json_schema", "json_schema_strict", b"json_schema_strict", "logit_bias", b"logit_bias", "max_thinking_tokens", b"max_thinking_tokens", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "regex", b"regex", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "structured_output", b"structured_output", "temperature", b"temperature", "top_k", b"top_k", "top_logprobs", b"top_logprobs", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015

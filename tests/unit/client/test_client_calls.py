@@ -59,6 +59,8 @@ EVERY_SAMPLING: Sampling = {
     "repetition_penalty": 2.0,
     "top_logprobs": 7,
     "logit_bias": {8: -1.0},
+    "include_stop_str_in_output": True,
+    "json_schema_strict": True,
 }
 
 

@@ -38,6 +38,7 @@ from autoglm.decoder.engine.request import (
     SamplingConfig,
 )
 from autoglm.decoder.model import DecoderModel, TokenIds
+from autoglm.decoder.request_reader import read
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.tools import ToolCalls, ToolFunction
 from autoglm.decoder.tools import grammar as calls_of
@@ -45,6 +46,8 @@ from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage
+from autoglm.v1.decoder_pb2 import DecoderMessage, DecoderPart, DecoderServiceGenerateRequest
+from autoglm.v1.generation_pb2 import ROLE_USER, SamplingParams
 
 ENGINE = os.environ.get("AUTOGLM_TEST_ENGINE", "embedded")
 DEVICE = os.environ.get("AUTOGLM_TEST_DEVICE", "cpu")
@@ -274,6 +277,24 @@ def test_reasoning_ends_within_its_budget(model: DecoderModel, budget: int) -> N
     said = answer(model, prompt, replace(GREEDY, max_tokens=40, logit_bias={thinking.closes: -90.0}), thinking=thinking)
     assert said.index(thinking.closes) == budget
     assert said.count(thinking.closes) == 1
+
+
+def test_an_answer_without_a_limit_has_the_bundles(model: DecoderModel, plain: Plain, bundle: Bundle) -> None:
+    """Free JSON of a model that repeats itself, for example. A request may ask for more."""
+    limit = json.loads((bundle.part("decoder") / "generation_config.json").read_text())["max_new_tokens"]
+    message = DecoderServiceGenerateRequest(
+        messages=[DecoderMessage(role=ROLE_USER, parts=[DecoderPart(text="你好")])],
+        sampling=SamplingParams(temperature=0, json_schema='{"type": "object"}'),
+    )
+    request = read(message, model)
+    assert (request.sampling.max_tokens, request.max_new_tokens) == (limit, limit)
+    message.sampling.max_tokens = limit + 100
+    assert read(message, model).max_new_tokens == limit + 100
+    endless = replace(request.sampling, logit_bias=dict.fromkeys(plain.token_ids.stops, -100.0))
+    outputs: Outputs = SimpleQueue()
+    model.engine.submit(replace(request, sampling=endless, grammar=None, max_backlog=None), outputs.put)
+    said = all_of(outputs)
+    assert (len(ids(said)), said[-1].finish) == (limit, "length")
 
 
 def test_adapters_answer_side_by_side_as_peft_computes_them(model: DecoderModel, plain: Plain, bundle: Bundle) -> None:

@@ -8,9 +8,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.engine.cache import num_blocks
-from autoglm.decoder.engine.grammar import Grammars
+from autoglm.decoder.engine.grammar import Grammars, UnusableGrammar
 from autoglm.decoder.engine.request import GrammarKind, GrammarSpec, Request, SamplingConfig, Thinking
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import PromptMessage
@@ -76,10 +75,10 @@ def test_an_answer_keeps_to_its_grammar_and_nobody_else_does(
     ("kind", "given"),
     [("json_schema", "[1"), ("json_schema", '{"type": "nonsense"}'), ("regex", "[a"), ("grammar", "start: b")],
 )
-def test_what_is_no_grammar_is_the_requests_fault(grammars: Grammars, kind: GrammarKind, given: str) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_what_is_no_grammar_is_unusable(grammars: Grammars, kind: GrammarKind, given: str) -> None:
+    with pytest.raises(UnusableGrammar):
         grammars.make(GrammarSpec(kind, given))
-    assert refused.value.param == kind
+    assert not grammars.takes(GrammarSpec(kind, given))
 
 
 @pytest.mark.parametrize("echoed", [True, False])

@@ -9,6 +9,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import chosen_bundle
+from autoglm.decoder.detokenizer import StopStrings
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, RequestOutput
 from autoglm.decoder.stream import ResponseBuilder, TokenQueue
 from autoglm.decoder.tools import ToolCalls, ToolFunction, description, grammar, written
@@ -207,11 +208,11 @@ def test_a_call_is_written_as_it_was_read() -> None:
 def answered(composer: Composer, text: str, split: bool = False, single: bool = False, **ends: Any) -> tuple[Any, ...]:
     """Return the text, reasoning and names of calls of an answer that the model wrote, and why it ended."""
     asked = composer.compose([PromptMessage("user", ("hi",))], ends.get("thinking"))
-    stop, reason = ends.get("stop", ()), ends.get("reason", "stop")
+    stops, reason = StopStrings(ends.get("stop", ()), ends.get("included", False)), ends.get("reason", "stop")
 
     async def answer() -> tuple[Any, ...]:
         queue, prefill = TokenQueue(lambda read: None), PrefillStats(0.0, 0.0, 0.0, 0, {})
-        builder = ResponseBuilder(composer, asked, stop, split, ToolCalls(FUNCTIONS, single, MARKS))
+        builder = ResponseBuilder(composer, asked, stops, split, ToolCalls(FUNCTIONS, single, MARKS))
         for token in composer.tokenizer.encode(text, add_special_tokens=False).ids:
             queue.put(RequestOutput(0, ChosenToken(token), prefill=prefill))
         queue.put(RequestOutput(0, finish=reason, prefill=prefill))
@@ -247,6 +248,10 @@ THOUGHT = f"I could {wrote('now')}"
         (wrote("now") + "\n<tool_call>we", {"reason": "length"}, ("\n<tool_call>we", "", ["now"], LENGTH)),
         (BOTH, {"stop": ("</tool_call>",)}, (BOTH.partition("</tool_call>")[0], "", [], STOP)),
         (f"{wrote('now')} END {wrote('now')}", {"stop": ("END",)}, ("", "", ["now"], TOOL_CALLS)),
+        ("one END two", {"stop": ("END",), "included": True}, ("one END", "", [], STOP)),
+        ("one END two", {"stop": ("two", "END"), "included": True}, ("one END", "", [], STOP)),
+        ("one EN two", {"stop": ("END",), "included": True}, ("one EN two", "", [], STOP)),
+        (f"{wrote('now')} END", {"stop": ("END",), "included": True}, (" END", "", ["now"], TOOL_CALLS)),
     ],
 )
 def test_answers_with_reasoning_stops_and_limits(

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from phone_agent import Action, Stuck, parse
 from simulated_phone import SETTINGS, SimulatedPhone
+from streaming_phone_agent import parse_to_the_end
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,40 @@ from simulated_phone import SETTINGS, SimulatedPhone
         ('finish(message="好了")', Action("finish", {"message": "好了"})),
     ],
 )
-def test_an_action_is_read(call: str, action: Action) -> None:
-    assert parse(f"<think>A thought.</think><answer>{call}</answer>") == action
+@pytest.mark.parametrize("ends", ["", "</answer>", "</answer>\n"])
+def test_an_action_is_read(call: str, action: Action, ends: str) -> None:
+    """Whether the server prints the mark that ends it or not."""
+    assert parse(f"<think>A thought.</think><answer>{call}{ends}") == action
+
+
+@pytest.mark.parametrize(
+    ("answer", "action"),
+    [
+        ('<think>x</think><answer>do(action="Tap", element=[12,999])', Action("Tap", {"element": [12, 999]})),
+        ('do(action="Swipe", start=[1,2], end=[3,4])\n', Action("Swipe", {"start": [1, 2], "end": [3, 4]})),
+        ('<answer>do(action="Type", text="say "hi", (now)")', Action("Type", {"text": 'say "hi", (now)'})),
+        ('Done. finish(message="do(action= is no action")', Action("finish", {"message": "do(action= is no action"})),
+    ],
+)
+def test_published_agents_read_an_action_to_the_end(answer: str, action: Action) -> None:
+    assert parse_to_the_end(answer) == action
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Bluetooth is on.",
+        '<answer>do(action="Back")</answer>',
+        '<answer>do(action="Type", text="hello")</answer>',
+        'finish(message="cut',
+        'do(action="Tap", element=[1,1000])',
+        'do(action="Back") and more',
+        'do(action="Back") + 1',
+    ],
+)
+def test_what_follows_an_action_makes_it_none_for_them(answer: str) -> None:
+    with pytest.raises(Stuck, match="no action that a phone can do"):
+        parse_to_the_end(answer)
 
 
 @pytest.mark.parametrize(

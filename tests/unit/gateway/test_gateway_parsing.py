@@ -77,7 +77,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"min_p": 1.5}, "min_p"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
-        ({"logit_bias": {"five": 1}}, "logit_bias.five.[key]"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five"),
         ({"max_thinking_tokens": -1}, "max_thinking_tokens"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),

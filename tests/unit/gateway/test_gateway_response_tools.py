@@ -195,7 +195,7 @@ async def test_a_format_beside_tools(client: Client, mesh: FakeMesh) -> None:
         ("hi", {"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
         ("hi", {"tools": [NOW, WEATHER, NOW]}, "tools[2].name"),
         ("hi", {"tools": [{"type": "function", "name": f"f{n}"} for n in range(129)]}, "tools"),
-        ("hi", {"tools": [{**NOW, "parameters": {"type": "string"}}]}, "tools[0].parameters"),
+        ("hi", {"tools": [{**NOW, "parameters": {"type": "string"}}]}, "tools[0].parameters.type"),
         ("hi", {"tools": [{**NOW, "parameters": DEEP}]}, "tools[0].parameters"),
         ("hi", {"tools": [NOW], "tool_choice": "any"}, "tool_choice"),
         ("hi", {"tools": [NOW], "tool_choice": 1}, "tool_choice"),

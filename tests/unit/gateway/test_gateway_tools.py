@@ -167,23 +167,47 @@ async def test_a_wrong_tool_is_named(shared: Client, fields: dict[str, Any], par
 
 
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "keyword"),
     [
-        {"type": "string"},
-        DEEP,
-        {"properties": []},
-        {"properties": {"a": 1}},
-        {"properties": {"a": {"pattern": 1}}},
-        {"properties": {"<a>": {}}},
-        {"$defs": {"a": {"enum": "a"}}},
-        {"required": "a"},
-        {"required": ["a"]},
+        (DEEP, ""),
+        ({"type": "string"}, ".type"),
+        ({"type": ["array", "null"]}, ".type"),
+        ({"type": "dict"}, ".type"),
+        ({"properties": []}, ".properties"),
+        ({"properties": {"a": 1}}, ".properties.a"),
+        ({"properties": {"a": {"pattern": 1}}}, ".properties.a.pattern"),
+        ({"properties": {"a": {"anyOf": [{}, {"type": "text"}]}}}, ".properties.a.anyOf[1].type"),
+        ({"properties": {"a": {"enum": "a"}}}, ".properties.a.enum"),
+        ({"required": "a"}, ".required"),
     ],
 )
-async def test_a_schema_that_is_none_is_named(shared: Client, schema: Any) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+async def test_a_schema_that_is_none_is_named(shared: Client, schema: Any, keyword: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": False}}
     response = await shared.chat("hi", tools=[tool])
-    assert (response.status_code, error_of(response)["param"]) == (400, "tools[0].function.parameters")
+    assert (response.status_code, error_of(response)["param"]) == (400, f"tools[0].function.parameters{keyword}")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": ["object", "null"], "properties": {"a": True, "b": False}},
+        {"type": "object", "required": ["elsewhere"]},
+        {"properties": {"<a>": {"format": "idn-hostname"}}, "x-order": 1},
+        {"properties": {"a": {"$ref": "https://example.com/a.json"}, "b": {"$ref": "#/nowhere"}}},
+        {"properties": {"a": {"items": [{"type": "string"}], "additionalItems": False}}},
+        {"properties": {"a": {"minimum": 0, "exclusiveMinimum": True}}},
+        {"$schema": "https://example.com/own", "anyOf": [{"required": ["a"]}, {"not": {}}]},
+    ],
+)
+async def test_any_other_schema_describes_a_tool(shared: Client, schema: Any) -> None:
+    """Unknown keywords and formats are legal; what can be enforced of them is the decoder's to say."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    before = len(shared.mesh.decoder.generate.requests)
+    for choice in (None, "auto", "required"):
+        assert (await shared.chat("hi", tools=[tool], tool_choice=choice)).status_code == 200
+    assert {json.dumps(json.loads(request.tools[0].function.parameters)) for request in
+            shared.mesh.decoder.generate.requests[before:]} == {json.dumps(schema)}  # fmt: skip
 
 
 def chat(*messages: ChatMessage, **fields: Any) -> ChatRequest:

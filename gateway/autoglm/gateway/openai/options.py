@@ -58,6 +58,7 @@ class AnswerOptions(Strict):
         None, description="-1 and 0 mean all."
     )
     min_p: Annotated[float | None, bounded("min_p")] = None
+    include_stop_str_in_output: bool | None = Field(None, description="Print what ends the answer, as in vLLM.")
     seed: Annotated[int | None, within(SEED), WHOLE] = Field(None, description="A signed 64-bit integer.")
     stop: Annotated[
         list[str] | None,
@@ -131,6 +132,7 @@ class AnswerOptions(Strict):
             min_p=self.min_p,
             max_tokens=max_tokens,
             stop=self.stop or (),
+            include_stop_str_in_output=self.include_stop_str_in_output,
             seed=None if self.seed is None else self.seed % SEEDS,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,

@@ -4,6 +4,7 @@ Types are strict and unknown fields are ignored, as on OpenAI's own server. A bo
 InvalidRequest whose `param` is the field's path, such as `messages[0].content[1].image_url.url`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -45,6 +46,9 @@ class Strict(BaseModel):
 
 
 T = TypeVar("T", bound=Strict)
+# What pydantic says in terms of Python: what an object should be, and that the key of one is wrong.
+_PYTHON_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
+_KEY = "[key]"
 
 
 def parse_json(kind: type[T], body: bytes | bytearray) -> T:
@@ -55,7 +59,7 @@ def parse_json(kind: type[T], body: bytes | bytearray) -> T:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        path, why = _path(first["loc"]), first["msg"]
+        path, why = _path(first["loc"]), _PYTHON_OBJECT.sub("an object", first["msg"])
         if first["type"] == "part_kind":
             path, why = f"{path}.type", _why_not(first["input"]) or why
         raise InvalidRequest(f"{path or 'the body'}: {why}", param=path or None) from None
@@ -67,7 +71,7 @@ def _why_not(part: object) -> str | None:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    steps = [step for step in location if not (isinstance(step, str) and step.startswith("~"))]
+    steps = [step for step in location if not (isinstance(step, str) and (step == _KEY or step.startswith("~")))]
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
@@ -193,6 +197,7 @@ def _tool(function: FunctionDefinition, param: str) -> generation_pb2.Tool:
             name=function.name,
             description=function.description or "",
             parameters="" if function.parameters is None else schema_text(function.parameters, param),
+            strict=bool(function.strict),
         )
     )
 
@@ -209,10 +214,11 @@ def tool_choice_of(choice: str | FunctionName | None) -> generation_pb2.ToolChoi
 def restricted(conversation: Conversation, names: Sequence[str], param: str) -> Conversation:
     """Return `conversation` with those tools alone that `names`, at `param`, allow; raises InvalidRequest for a name
     that is not in its tools."""
-    tools = [tool for tool in conversation.tools if tool.function.name in names]
-    if len(tools) < len(set(names)):
+    offered = tuple(i for i, tool in enumerate(conversation.tools) if tool.function.name in names)
+    if len(offered) < len(set(names)):
         raise InvalidRequest(f"{param} names a function that is not in tools", param=param)
-    return replace(conversation, tools=tools)
+    tools, paths = [conversation.tools[i] for i in offered], replace(conversation.paths, offered=offered)
+    return replace(conversation, tools=tools, paths=paths)
 
 
 def tool_call_of(call_id: str, function: FunctionCallParam) -> generation_pb2.ToolCall:

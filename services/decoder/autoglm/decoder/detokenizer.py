@@ -39,18 +39,19 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string; text that may begin one waits."""
+    """Lets text through up to the first stop string, or to its end if it is `included`; text that may begin one
+    waits."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
+    def __init__(self, stops: tuple[str, ...], included: bool = False) -> None:
+        self._stops, self.included = tuple(stop for stop in stops if stop), included
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, bool]:
         """Return the text that is safe to send, and whether a stop string was reached."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, at + len(stop)) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            return self._held[: min(found)], True
+            return self._held[: min(found)[self.included]], True
         keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return ready, False
@@ -107,6 +108,11 @@ class Reasoning:
 def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that begins `stop`."""
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the special tokens, which have no text."""
+    return frozenset(token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

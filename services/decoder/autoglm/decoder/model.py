@@ -17,6 +17,7 @@ from autoglm.common.modalities import BY_NUMBER
 from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.architectures import Architecture, architecture_of
+from autoglm.decoder.detokenizer import special_tokens
 from autoglm.decoder.engine.cache import BLOCK_SIZE, num_blocks
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.engine import EmbeddedEngine
@@ -27,7 +28,7 @@ from autoglm.decoder.engine.protocol import Engine
 from autoglm.decoder.engine.request import Thinking
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
-from autoglm.decoder.engine.vllm_engine import VllmEngine, VllmOptions, max_lora_rank_of
+from autoglm.decoder.engine.vllm_engine import EndTokens, VllmEngine, VllmOptions, max_lora_rank_of
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.layout import Layout
@@ -43,13 +44,17 @@ CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the free memory, for the cache, by defaul
 
 @dataclass(frozen=True, slots=True)
 class DecoderModel:
-    """What the servicer needs: a running engine, and what turns a request into the engine's terms."""
+    """What the servicer needs: a running engine, and what turns a request into the engine's terms.
+
+    `max_new_tokens` is the bundle's limit for answers whose request sets none; None means that only the context does.
+    """
 
     bundle: Bundle
     engine: Engine
     fusion: Fusion
     embed: nn.Embedding
     context: int
+    max_new_tokens: int | None
     device: torch.device
     composer: Composer
     grammars: Grammars
@@ -77,8 +82,8 @@ class DecoderModel:
         start = _start_vllm if settings.engine == "vllm" else _start_embedded
         grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
         engine, embed, adapters = start(bundle, settings, fusion, compute, token_ids, grammars)
-        composer = token_ids.composer
-        return cls(bundle, engine, fusion, embed, context, device, composer, grammars, adapters, settings.int8)
+        limit, composer = GenerationConfig.from_pretrained(folder).max_new_tokens, token_ids.composer
+        return cls(bundle, engine, fusion, embed, context, limit, device, composer, grammars, adapters, settings.int8)
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return an encoder's embedding in the form that the fusion takes.
@@ -128,14 +133,20 @@ class TokenIds:
     stops: Rows[int]
     never: Rows[int]
 
+    @property
+    def text_stops(self) -> Rows[int]:
+        """Return those that end an answer and have text, such as </answer>, if there are others."""
+        special = special_tokens(self.composer.tokenizer)
+        text = [token_id for token_id in self.stops if token_id not in special]
+        return text if len(text) < len(self.stops) else []
+
     @classmethod
     def of(cls, folder: Path, size: int, layout: Layout) -> "TokenIds":
         """Read them from a decoder's folder; its vocabulary has `size` ids."""
         composer, stops = Composer(folder, layout), GenerationConfig.from_pretrained(folder).eos_token_id
         ends = [stops] if isinstance(stops, int) else list(stops or ())
-        added = composer.tokenizer.get_added_tokens_decoder()
-        special = [token_id for token_id, token in added.items() if token.special and token_id not in ends]
-        return cls(composer, ends, [*special, *range(composer.vocabulary, size)])
+        special = special_tokens(composer.tokenizer).difference(ends)
+        return cls(composer, ends, [*sorted(special), *range(composer.vocabulary, size)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +212,8 @@ def _start_vllm(
         threads=settings.threads,
     )
     adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
-    engine = VllmEngine(
-        bundle.part("decoder"), fusion, options, token_ids.stops, token_ids.never, adapters, compute.device
-    )
+    ends = EndTokens(token_ids.stops, token_ids.text_stops, token_ids.never)
+    engine = VllmEngine(bundle.part("decoder"), fusion, options, ends, adapters, compute.device)
     return engine, engine.embed, adapters
 
 

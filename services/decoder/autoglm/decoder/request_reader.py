@@ -1,11 +1,11 @@
 """A Generate request in protobuf as the engine's Request: prompt, sampling, reasoning, format and adapter."""
 
 from autoglm.common.errors import InvalidRequest, NotFound
-from autoglm.decoder.engine.request import AdapterRef, GrammarSpec, Request, SamplingConfig
+from autoglm.decoder.engine.request import AdapterRef, Request, SamplingConfig
+from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
-from autoglm.decoder.tools import ToolFunction, description, grammar, is_single, written
-from autoglm.fusion.layout import Layout
+from autoglm.decoder.tools import description, written
 from autoglm.fusion.prompt import Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
@@ -21,16 +21,13 @@ def read(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel
     """Return what `message` asks of the engine; raises InvalidRequest, which names the field, for what `model` cannot
     do, NotFound for an adapter that its bundle does not have."""
     prompt = _prompt(message, model)
-    spec = _grammar(message, model.composer.layout)
-    if spec is not None:
-        _check_grammar(spec, message, model)
     return Request(
         prompt,
         _sampling(message.sampling, model),
         model.context,
         salt=message.cache_salt.encode(),
         thinking=model.thinking(prompt, _thinking_budget(message.sampling)),
-        grammar=spec,
+        grammar=read_format(message, model.grammars, model.composer.layout.tool_call),
         adapter=_adapter(message.adapter, model) if message.adapter else None,
         max_backlog=MAX_BACKLOG,
     )
@@ -68,38 +65,14 @@ def _sampling(params: generation_pb2.SamplingParams, model: DecoderModel) -> Sam
     """Return the parameters, with defaults for those that are not set."""
     known = model.composer.vocabulary
     if odd := [token_id for token_id in params.logit_bias if token_id >= known]:
-        raise InvalidRequest(f"logit_bias names token {odd[0]}; there are {known}", param="logit_bias")
+        raise InvalidRequest(f"logit_bias names token {odd[0]}; there are {known}", param="sampling.logit_bias")
     given = {field.name: value for field, value in params.ListFields() if field.name in SamplingConfig.__slots__}
-    return SamplingConfig(**given | {"stop": tuple(params.stop), "logit_bias": dict(params.logit_bias)})
+    given |= {"stop": tuple(params.stop), "logit_bias": dict(params.logit_bias)}
+    return SamplingConfig(**{"max_tokens": model.max_new_tokens} | given)
 
 
 def _thinking_budget(params: generation_pb2.SamplingParams) -> int | None:
     return params.max_thinking_tokens if params.HasField("max_thinking_tokens") else None
-
-
-def _grammar(message: decoder_pb2.DecoderServiceGenerateRequest, layout: Layout) -> GrammarSpec | None:
-    """Return what the answer has to match: function calls, if some are required, else the format that is asked for."""
-    if _requires_call(message):
-        name = message.tool_choice.function
-        offered = [ToolFunction.of(tool) for tool in message.tools if name in ("", tool.function.name)]
-        return GrammarSpec("grammar", grammar(offered, is_single(message), layout.tool_call))
-    params = message.sampling
-    kind = params.WhichOneof("structured_output")
-    if kind is None:
-        return None
-    return GrammarSpec(kind, tuple(params.choice.texts) if kind == "choice" else str(getattr(params, kind)))
-
-
-def _requires_call(message: decoder_pb2.DecoderServiceGenerateRequest) -> bool:
-    choice = message.tool_choice
-    return bool(choice.function) or choice.mode == generation_pb2.TOOL_CHOICE_MODE_REQUIRED
-
-
-def _check_grammar(spec: GrammarSpec, message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel) -> None:
-    try:
-        model.grammars.make(spec)
-    except InvalidRequest as error:
-        raise (error.at("tools") if _requires_call(message) else error) from None
 
 
 def _adapter(name: str, model: DecoderModel) -> AdapterRef:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.modalities import BY_KIND
-from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, token_bytes
+from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, special_tokens, token_bytes
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput
 from autoglm.decoder.tools import ToolCalls
 from autoglm.fusion.compose import Composer
@@ -49,11 +49,17 @@ class ResponseBuilder:
     function calls do, which are looked for after the reasoning alone."""
 
     def __init__(
-        self, composer: Composer, prompt: Prompt, stop: tuple[str, ...], split: bool, calls: ToolCalls | None = None
+        self,
+        composer: Composer,
+        prompt: Prompt,
+        stops: StopStrings,
+        split: bool,
+        calls: ToolCalls | None = None,
     ) -> None:
         self._tokenizer, self._prompt = composer.tokenizer, prompt
         self._text = Detokenizer(composer.tokenizer)
-        self._stops = StopStrings(stop)
+        self._stops = stops
+        self._hidden = special_tokens(composer.tokenizer) if stops.included else frozenset()
         self._split, self._calls = split, calls
         self._reasoning = Reasoning(composer.layout.thinking, keeps_marks=not split) if split or calls else None
         self._count = self._thoughts = 0
@@ -64,8 +70,9 @@ class ResponseBuilder:
         cls, message: decoder_pb2.DecoderServiceGenerateRequest, request: Request, composer: Composer
     ) -> "ResponseBuilder":
         """Return what builds the responses to `message`, which was read as `request`."""
-        stop, calls = request.sampling.stop, ToolCalls.of(message, composer.layout.tool_call)
-        return cls(composer, request.prompt, stop, message.return_reasoning, calls)
+        sampling, calls = request.sampling, ToolCalls.of(message, composer.layout.tool_call)
+        stops = StopStrings(sampling.stop, sampling.include_stop_str_in_output)
+        return cls(composer, request.prompt, stops, message.return_reasoning, calls)
 
     async def messages(self, queue: TokenQueue) -> AsyncIterator[decoder_pb2.DecoderServiceGenerateResponse]:
         """Yield each message as soon as it has something, and last the one with `finish`; raises what ended the
@@ -76,7 +83,7 @@ class ResponseBuilder:
         while finish is None:
             output = await queue.get()
             self._prefill, finish = self._prefill or output.prefill, output.finish
-            if output.token is None:
+            if output.token is None or output.token.token_id in self._hidden:
                 continue
             message, ended = self._step(output.token)
             if ended:

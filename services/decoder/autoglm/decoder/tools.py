@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json
@@ -30,25 +30,39 @@ _NAME = re.compile(r"\s*([\w-]*)\s*")
 _ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 _UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
 _DEFINITIONS = ("$defs", "definitions")
+_NOT_IN_TEXTS = ("format", "allOf", "anyOf", "oneOf", "not", "if")
+_NOT_IN_CALLS = (
+    "allOf", "anyOf", "oneOf", "not", "if", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
+    "minProperties", "maxProperties",
+)  # fmt: skip
 _ENDLESS = r"~/(?s:.*)<\/arg_value>(?s:.*)/"  # any bytes without the mark that ends a value
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFunction:
-    """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to."""
+    """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to, and `options`
+    llguidance's."""
 
     name: str
     arguments: Mapping[str, Mapping[str, Any]]
     required: frozenset[str]
     definitions: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tool: Tool) -> "ToolFunction":
         """Read it from a request."""
-        schema = json.loads(tool.function.parameters or "{}")
-        definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
-        arguments = {key: _resolved(each, definitions) for key, each in schema.get("properties", {}).items()}
-        return cls(tool.function.name, arguments, frozenset(schema.get("required", ())), definitions)
+        return cls.read(tool.function.name, json.loads(tool.function.parameters or "{}"))
+
+    @classmethod
+    def read(cls, name: str, parameters: Mapping[str, Any]) -> "ToolFunction":
+        """Read it from the JSON Schema of its arguments. One that is required and has no schema may be anything."""
+        definitions = {group: parameters[group] for group in _DEFINITIONS if group in parameters}
+        schema = _resolved(parameters, definitions)
+        required, properties = schema.get("required", ()), schema.get("properties", {})
+        schemas = {**properties, **{key: {} for key in required if key not in properties}}
+        arguments = {key: _resolved(each, definitions) for key, each in schemas.items()}
+        return cls(name, arguments, frozenset(required), definitions, parameters.get("x-guidance", {}))
 
     def value(self, key: str, text: str) -> Any:
         """Return the argument that the model wrote as `text`; what should be JSON and is not stays text."""
@@ -173,9 +187,23 @@ class ToolCalls:
         return taken
 
 
+def keyword_beyond_calls(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first keyword of a function's `parameters` that no grammar of its calls enforces, as the path of its
+    schema and its name; a property whose name cannot be written counts as one."""
+    function = ToolFunction.read("", parameters)
+    for key, schema in function.arguments.items():
+        if "<" in key:
+            return ".properties", key
+        if _is_text(schema) and (found := next((name for name in _NOT_IN_TEXTS if name in schema), None)):
+            reference = parameters.get("properties", {})[key].get("$ref", f"#/properties/{key}")
+            return reference.removeprefix("#").replace("/", "."), found
+    return next((("", name) for name in _NOT_IN_CALLS if name in parameters), None)
+
+
 def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> str:
     """Return the grammar, in llguidance's dialect of Lark, of an answer that calls one of `functions`, or several
-    unless `single`. Arguments come in the order of their schema; those that are not required may be left out."""
+    unless `single`. Arguments come in the order of their schema; those that are not required may be left out, and those
+    whose name has a mark in it are."""
     rules = [
         rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function, marks)
     ]
@@ -187,28 +215,30 @@ def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> st
 def _function_rules(rule: str, function: ToolFunction, marks: Marks) -> list[str]:
     uses, rules = "", []
     for number, (key, schema) in enumerate(function.arguments.items()):
+        if "<" in key:
+            continue
         name = f"{rule}_{number}"
         uses += f" {name}" if key in function.required else f" {name}?"
-        rules += _argument_rules(name, key, schema, function.definitions)
+        rules += _argument_rules(name, key, schema, function)
     begin = json.dumps(f"{marks[0]}{function.name}\n")
     return [f"{rule}: {begin}{uses} {json.dumps(marks[1])}", *rules]
 
 
-def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> list[str]:
+def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], function: ToolFunction) -> list[str]:
     begin = json.dumps(f"<arg_key>{key}</arg_key>\n<arg_value>")
     if _is_text(schema):
         terminal = rule.upper()
         return [rf'{rule}: {begin} {terminal} "\n"', f'{terminal}: ({_text(schema)}) "</arg_value>"']
-    styled = {**schema, **definitions, "x-guidance": JSON_STYLE}
+    styled = {**schema, **function.definitions, "x-guidance": {**function.options, **JSON_STYLE}}
     return [rf'{rule}: {begin} {rule}_value "</arg_value>\n"', f"{rule}_value: %json {json.dumps(styled)}"]
 
 
 def _text(schema: Mapping[str, Any]) -> str:
     """Return the terminal of a text that its schema allows and that can be written as a value."""
-    if texts := _choices(schema):
+    if texts := [text for text in _choices(schema) if isinstance(text, str)]:
         return " | ".join(json.dumps(text) for text in texts)
-    most = schema.get("maxLength", "")
-    parts = [f"/(?s:.{{{schema.get('minLength', 0)},{most}}})/", _ENDLESS]
+    most = int(schema["maxLength"]) if "maxLength" in schema else ""
+    parts = [f"/(?s:.{{{int(schema.get('minLength', 0))},{most}}})/", _ENDLESS]
     if "pattern" in schema:
         parts.append(f"/{_anywhere(schema['pattern'])}/")
     return " & ".join(parts)
@@ -237,8 +267,9 @@ def _choices(schema: Mapping[str, Any]) -> Sequence[Any]:
 def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema that `schema` refers to, or itself; `true` is one that allows all."""
     if isinstance(schema, dict) and "$ref" in schema:
-        group, _, name = schema["$ref"].removeprefix("#/").partition("/")
-        schema = definitions.get(group, {}).get(name, schema)
+        group, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
+        known = definitions.get(group)
+        schema = known.get(name, schema) if isinstance(known, dict) else schema
     return schema if isinstance(schema, dict) else {}
 
 

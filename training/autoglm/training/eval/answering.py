@@ -1,6 +1,7 @@
 """Asks a bundle's decoder many held-out cases at once, and judges its answers.
 
-An answer is right when its text is the expected one, a tap when its point lies inside the element's box.
+An answer is right when its text is the expected one, a tap when its point lies inside the element's box. The mark that
+ends an action is no part of it: the decoder stops there.
 """
 
 import re
@@ -60,7 +61,7 @@ class Prediction:
 
 
 def _final(text: str) -> str:
-    return text.rsplit("</think>", 1)[-1]
+    return text.rsplit("</think>", 1)[-1].removesuffix("</answer>")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from autoglm.training.stages import tokenizer
 from autoglm.training.stages.token_batches import TokenBatch
 
 EMBEDDING_STD = 1.0
+# Of an answer where the request sets no max_tokens: a small model that writes free JSON or text can repeat itself until
+# its context is full. Its right answers have up to some 50 tokens; calls and JSON that a grammar forces take more.
+MAX_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +95,6 @@ def save(model: FusionDecoder, folder: Path) -> None:
     words = tokenizer.build(folder / "decoder")
     stops = [words.token_to_id(text) for text in tokenizer.STOPS]
     decoder.generation_config.eos_token_id = stops
+    decoder.generation_config.max_new_tokens = MAX_NEW_TOKENS
     decoder.config.eos_token_id = stops
     decoder.to(torch.bfloat16).save_pretrained(folder / "decoder")

@@ -18,13 +18,14 @@ from autoglm.training.data.talk import SUMS, TOPICS
 from autoglm.training.data.wording import AFTER, BEFORE, DICTATE, TEMPLATES, full_width
 
 END = "<|endoftext|>"
-STOPS = (END, "<|user|>", "<|observation|>")
 SPECIAL = (
     END, "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>", "<|assistant|>",
     "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>", "<|image|>",
     "<|begin_of_audio|>", "<|end_of_audio|>", "<|audio|>",
 )  # fmt: skip
 MARKS = ("<think>", "</think>", "<answer>", "</answer>")
+# An action ends with </answer>, which is not printed: clients take everything from do( or finish( on for the action.
+STOPS = (END, "<|user|>", "<|observation|>", "</answer>")
 VOCABULARY = 3072
 # Tools, calls and results are written as in the template of GLM-4.5.
 CHAT_TEMPLATE = r"""[gMASK]<sop>

@@ -1,8 +1,9 @@
 """The body of POST /v1/chat/completions as pydantic types, and how it becomes a Conversation."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
@@ -29,10 +30,12 @@ from autoglm.gateway.openai.types import (
     tool_choice_of,
     tools_of,
 )
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.generation_pb2 import SamplingParams, TextChoice
 
 PATHS = FieldPaths(messages="messages")
+SCHEMA_PATH = "response_format.json_schema.schema"
 
 
 class Tool(Strict):
@@ -90,6 +93,7 @@ class JsonSchema(Strict):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+    strict: bool | None = Field(None, description="Refuse a schema that cannot be enforced in full.")
 
 
 class ResponseFormat(Strict):
@@ -99,10 +103,19 @@ class ResponseFormat(Strict):
     json_schema: JsonSchema | None = None
 
 
+BY_SCHEMA = Discriminator(
+    lambda value: "~text" if isinstance(value, str) else "~object" if isinstance(value, dict) else None,
+    custom_error_type="schema_kind",
+    custom_error_message="Input should be an object or a string",
+)
+
+
 class StructuredOutputs(Strict):
     """vLLM's `structured_outputs`: exactly one of its fields."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json", description="A JSON Schema.")
+    json_: Annotated[Annotated[dict[str, Any], Tag("~object")] | Annotated[str, Tag("~text")], BY_SCHEMA] | None = (
+        Field(None, alias="json", description="A JSON Schema, or one as text.")
+    )
     regex: str | None = None
     choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
     grammar: str | None = Field(None, description="A grammar in llguidance's dialect of Lark.")
@@ -144,7 +157,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
     conversation = Conversation(
         messages=messages,
         sampling=_sampling(request),
-        paths=PATHS,
+        paths=replace(PATHS, structured_output=structure_path(request.structured_outputs, SCHEMA_PATH)),
         enable_thinking=request.enables_thinking,
         return_reasoning=bool(request.returns_reasoning),
         n=n,
@@ -152,6 +165,7 @@ def to_conversation(request: ChatCompletionRequest, max_media: int) -> Conversat
         tool_choice=tool_choice_of(choice if isinstance(choice, str | None) else choice.rule),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
+    check_format(conversation)
     conversation = with_usable_tools(conversation)
     if isinstance(choice, AllowedToolChoice):
         names = [tool.function.name for tool in choice.allowed_tools.tools]
@@ -186,5 +200,14 @@ def structure(wanted: ResponseFormat | None, given: StructuredOutputs | None) ->
         return {}
     if wanted.type == "json_schema" and wanted.json_schema is None:
         raise InvalidRequest("response_format.json_schema is missing", param="response_format.json_schema")
-    schema = (wanted.json_schema or JsonSchema()).schema_
-    return {"json_schema": schema_text(schema, "response_format.json_schema.schema")}
+    format_ = wanted.json_schema or JsonSchema()
+    text = schema_text(format_.schema_, SCHEMA_PATH)
+    return {"json_schema": text, "json_schema_strict": format_.strict}
+
+
+def structure_path(given: StructuredOutputs | None, otherwise: str) -> str:
+    """Return the path of what a request says of its answer's format; `otherwise` is that of OpenAI's field."""
+    if given is None:
+        return otherwise
+    (name,) = given.model_dump(by_alias=True, exclude_none=True)
+    return f"structured_outputs.{name}"

@@ -3,6 +3,7 @@
 The server stores nothing: it accepts `store` and answers false.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
@@ -15,7 +16,7 @@ from autoglm.gateway.conversation import (
     TextPart,
     check_messages,
 )
-from autoglm.gateway.openai.chat.request import StructuredOutputs, structure
+from autoglm.gateway.openai.chat.request import StructuredOutputs, structure, structure_path
 from autoglm.gateway.openai.fields import RESPONSES_REFUSED
 from autoglm.gateway.openai.options import AnswerOptions
 from autoglm.gateway.openai.responses.items import ResponseItem, turns_of
@@ -34,10 +35,12 @@ from autoglm.gateway.openai.types import (
     tool_choice_of,
     tools_of,
 )
+from autoglm.gateway.schema_checks import check_format
 from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.generation_pb2 import ROLE_SYSTEM
 
 PATHS = FieldPaths(messages="input", function="")
+SCHEMA_PATH = "text.format.schema"
 
 
 class FunctionTyped(Strict):
@@ -151,13 +154,14 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
     conversation = Conversation(
         messages=[*system, *turns],
         sampling=request.sampling(request.max_output_tokens, _top_logprobs(request), _structure(request)),
-        paths=PATHS,
+        paths=replace(PATHS, structured_output=structure_path(request.structured_outputs, SCHEMA_PATH)),
         enable_thinking=request.enables_thinking,
         return_reasoning=request.returns_reasoning is not False,
         tools=tools_of(request.tools or (), PATHS.function),
         tool_choice=tool_choice_of(choice.mode if isinstance(choice, AllowedTools) else choice),
         parallel_tool_calls=request.parallel_tool_calls is not False,
     )
+    check_format(conversation)
     conversation = with_usable_tools(conversation)
     if isinstance(choice, AllowedTools):
         return restricted(conversation, [tool.name for tool in choice.tools], "tool_choice.tools")
@@ -180,6 +184,6 @@ def _structure(request: ResponseRequest) -> dict[str, Any]:
     if wanted.type == "text":
         return {}
     if wanted.type == "json_schema" and wanted.schema_ is None:
-        raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
+        raise InvalidRequest(f"{SCHEMA_PATH} is missing", param=SCHEMA_PATH)
     schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
-    return {"json_schema": schema_text(schema, "text.format.schema")}
+    return {"json_schema": schema_text(schema, SCHEMA_PATH), "json_schema_strict": wanted.strict}

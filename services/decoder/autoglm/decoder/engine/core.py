@@ -212,11 +212,11 @@ class EngineCore:
         return outputs
 
     def _emit(self, sequence: Sequence, chosen: ChosenToken) -> RequestOutput:
-        """Add a token to its sequence, and return what the consumer sees of it: all but the token that ends it."""
+        """Add a token to its sequence, and return what the consumer sees of it."""
         sequence.append_token(chosen.token_id)
         advance(sequence, chosen.token_id)
         finish = sequence.finish_reason(self._stops)
-        output = sequence.output_of(None if finish == "stop" else chosen, finish)
+        output = sequence.output_of(chosen if sequence.shows(finish) else None, finish)
         if finish is not None:
             self._finish(sequence)
         return output

@@ -12,15 +12,20 @@ from cachetools import LRUCache
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
-from autoglm.common.errors import InternalError, InvalidRequest
+from autoglm.common.errors import InternalError
 from autoglm.decoder.engine.request import GrammarSpec
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 COMPILED = 32  # grammars kept ready
+UNSPOKEN = "\ufdd0"  # no character: no format contains it
 # As json.dumps writes it: a model that may add white space where it likes can go on with that for ever.
 JSON_STYLE: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class UnusableGrammar(ValueError):
+    """A grammar cannot be made; the message is llguidance's and may quote the grammar."""
 
 
 class Grammar:
@@ -53,26 +58,45 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Path, stops: Sequence[int]) -> None:
-        self._tokenizer = LLTokenizer(tokenizer.read_text(encoding="utf-8"), eos_token=list(stops) or None)
+        self._tokenizer = _spelling(tokenizer, stops)
         self._compiled: LRUCache[GrammarSpec, LLMatcher] = LRUCache(COMPILED)
         self._lock = threading.Lock()
 
     def make(self, spec: GrammarSpec) -> Grammar:
-        """Return the grammar of an answer that has not begun; raises InvalidRequest for a `spec` that is not one."""
+        """Return the grammar of an answer that has not begun; raises UnusableGrammar for a `spec` that is not one."""
         with self._lock:
             if (matcher := self._compiled.get(spec)) is None:
                 matcher = self._compiled[spec] = self._compile(spec)
             return Grammar(matcher.deep_copy())
 
+    def takes(self, spec: GrammarSpec) -> bool:
+        """Return whether `spec` is one that a grammar can be made of."""
+        try:
+            self.make(spec)
+        except UnusableGrammar:
+            return False
+        return True
+
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
-        kind = spec.kind
         try:
             matcher = LLMatcher(self._tokenizer, _lark(spec), log_level=0)
         except ValueError as error:
-            raise InvalidRequest(f"the answer's {kind} cannot be read: {error}", param=kind) from None
+            raise UnusableGrammar(str(error)) from None
         if matcher.is_error():
-            raise InvalidRequest(f"the answer's {kind} cannot be used: {matcher.get_error()}", param=kind)
+            raise UnusableGrammar(matcher.get_error())
         return matcher
+
+
+def _spelling(tokenizer: Path, stops: Sequence[int]) -> LLTokenizer:
+    """Return a tokenizer that spells with others what an end token, such as </answer>, or a token that llguidance holds
+    to be special would write: inside a format the first would end the answer, and the second is no text there."""
+    text = tokenizer.read_text(encoding="utf-8")
+    ends = list(stops) or None
+    known, read = LLTokenizer(text, eos_token=ends), json.loads(text)
+    for token in read["added_tokens"]:
+        if token["id"] in stops or known.is_special_token(token["id"]):
+            token |= {"special": True, "content": f"{UNSPOKEN}{token['id']}"}
+    return LLTokenizer(json.dumps(read), eos_token=ends)
 
 
 def _lark(spec: GrammarSpec) -> str:

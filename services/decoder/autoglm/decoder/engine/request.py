@@ -25,6 +25,7 @@ class SamplingConfig:
     min_p: float = 0.0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -119,8 +120,9 @@ class PrefillStats:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """What one step adds to a request's answer. `finish` is set on the last output: "stop" (its end token is not an
-    output), "length", or the exception that ended this request alone; `prefill` is set on the first."""
+    """What one step adds to a request's answer. `finish` is set on the last output: "stop" (its end token is an output
+    only with `include_stop_str_in_output`), "length", or the exception that ended this request alone; `prefill` is set
+    on the first."""
 
     request_id: int
     token: ChosenToken | None = None

@@ -108,6 +108,10 @@ class Sequence:
         self.num_outputs += 1
         return RequestOutput(self.request.id, token, finish, self._prefill_stats() if first else None)
 
+    def shows(self, finish: str | None) -> bool:
+        """Return whether the consumer sees the newest token: one that ends the answer only if the request says so."""
+        return finish != "stop" or self.request.sampling.include_stop_str_in_output
+
     def _prefill_stats(self) -> PrefillStats:
         ended = self.first_token or time.monotonic()
         started = self.started or ended

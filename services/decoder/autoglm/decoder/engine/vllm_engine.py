@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
@@ -65,10 +65,24 @@ class VllmOptions:
         return given | {"model": str(folder), "enable_prompt_embeds": True, "structured_outputs_config": formats}
 
 
+@dataclass(frozen=True, slots=True)
+class EndTokens:
+    """The ids that end an answer; those of them that have text, such as </answer>, which vLLM would take for text of a
+    format; and the ids that no answer may hold."""
+
+    stops: Rows[int]
+    text_stops: Rows[int]
+    never: Rows[int]
+
+    def bias(self, has_format: bool) -> Mapping[int, float]:
+        """Return the bias against the ids that an answer may not hold; one with a format ends with a special token."""
+        return dict.fromkeys([*self.never, *(self.text_stops if has_format else ())], NEVER)
+
+
 class VllmEngine:
     """vLLM's AsyncLLM. It reads the decoder's folder itself; here are only its embeddings, for the fusion.
 
-    `never` are the ids that no answer may hold. Where a request's reasoning has a budget, or its format begins after
+    Where a request's reasoning has a budget, or its format begins after
     the reasoning, vLLM is called twice, the second time from its prefix cache; penalties of the second part count the
     first as prompt.
     """
@@ -78,13 +92,12 @@ class VllmEngine:
         folder: Path,
         fusion: Fusion,
         options: VllmOptions,
-        stops: Rows[int],
-        never: Rows[int],
+        end_tokens: EndTokens,
         adapters: Adapters,
         device: torch.device,
     ) -> None:
-        self._fusion, self._stops, self._limit = fusion, list(stops), options.max_num_seqs
-        self._never, self._adapters = dict.fromkeys(never, NEVER), adapters
+        self._fusion, self._end_tokens, self._limit = fusion, end_tokens, options.max_num_seqs
+        self._adapters = adapters
         table = embeddings(folder).to(device, getattr(torch, options.dtype))
         self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
         self._meter, self._estimate = _Meter(), ThroughputEstimate()
@@ -221,8 +234,8 @@ class VllmEngine:
         sequence.append_token(chosen.token_id)
         if sequence.thinking is not None:
             sequence.thinking.advance(chosen.token_id, first=len(sequence.output) == 1)
-        finish = sequence.finish_reason(self._stops)
-        if finish != "stop":
+        finish = sequence.finish_reason(self._end_tokens.stops)
+        if sequence.shows(finish):
             running.consumer(sequence.output_of(chosen))
         return finish
 
@@ -261,6 +274,7 @@ class VllmEngine:
 
         sampling, thinking, grammar = sequence.request.sampling, sequence.thinking, sequence.request.grammar
         silent = thinking is not None and thinking.inside
+        form = None if silent or grammar is None else _format(grammar)
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p or LEAST_TOP_P,
@@ -270,11 +284,11 @@ class VllmEngine:
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,
-            logit_bias={**sampling.logit_bias, **self._never} or None,
+            logit_bias={**sampling.logit_bias, **self._end_tokens.bias(form is not None)} or None,
             logprobs=sampling.top_logprobs,
             max_tokens=sequence.max_new_tokens - len(sequence.output),
-            stop_token_ids=self._stops,
-            structured_outputs=None if silent or grammar is None else _format(grammar),
+            stop_token_ids=list(self._end_tokens.stops),
+            structured_outputs=form,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -350,7 +364,9 @@ def _format(grammar: GrammarSpec) -> Any:
 
     if grammar.kind == "json_schema":
         assert isinstance(grammar.given, str)
-        return StructuredOutputsParams(json=json.dumps({**json.loads(grammar.given), "x-guidance": JSON_STYLE}))
+        schema = json.loads(grammar.given)
+        options = {**schema.get("x-guidance", {}), **JSON_STYLE}
+        return StructuredOutputsParams(json=json.dumps({**schema, "x-guidance": options}))
     given = grammar.given if isinstance(grammar.given, str) else list(grammar.given)
     return StructuredOutputsParams(**{grammar.kind: given})
 

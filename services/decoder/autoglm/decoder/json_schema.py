@@ -1,0 +1,155 @@
+"""JSON Schemas as far as a grammar can enforce them.
+
+A schema describes, so one that cannot be enforced in full is no error unless the request is strict: the keywords that
+are in the way are left out, and in the end the schema may be only the types and names at its top. llguidance says what
+is in the way in a message alone, so this module reads its messages; a test has each of them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from autoglm.common.errors import InvalidRequest
+from autoglm.decoder.engine.grammar import UnusableGrammar
+
+Schema: TypeAlias = dict[str, Any]
+MAX_REPAIRS = 6
+_LENIENT = {"lenient": True}  # llguidance leaves out keywords and formats that it does not know
+_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+_INSIDE = (
+    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "additionalItems",
+    "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_QUOTED = re.compile(r"\n +\d+ \| ")  # begins each line of the grammar that a message quotes
+_UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
+_UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
+_NO_RESOURCE = re.compile(r"Resource '([^']*)' is not present")
+_NO_TARGET = re.compile(r"(?:Pointer|Anchor) '([^']*)' does not exist")
+_BAD_VALUE = re.compile(r"for '([^']+)', got")
+_REASONS = {  # what the message about a keyword adds
+    "format": " with this value",
+    "pattern": ": it has to be a regular expression without look-around",
+    "patternProperties": ": its names have to be regular expressions without look-around",
+    "$ref": ": it has to refer to a schema in the same document",
+    "$schema": " with this value",
+}
+
+
+def enforceable(schema: Schema, strict: bool, param: str, compile_: Callable[[Schema], object]) -> Schema:
+    """Return what `compile_` takes of `schema`, which is at `param`; it raises UnusableGrammar for what it does not.
+
+    Raises InvalidRequest, which names a keyword in the way, if the schema is `strict` and cannot be enforced in full.
+    """
+    try:
+        compile_(schema)
+    except UnusableGrammar as error:
+        if strict:
+            raise refusal(schema, str(error), param) from None
+        return _repaired(schema, str(error), compile_)
+    return schema
+
+
+def refusal(schema: Schema, error: str, param: str) -> InvalidRequest:
+    """Return the error for a strict `schema` at `param` that llguidance refuses with `error`."""
+    if found := next(_in_the_way(schema, error), None):
+        return unenforced(found[1], f"{param}{found[0]}")
+    why = "no value can satisfy it" if "nsatisfiable" in error else "no value can satisfy it, or it is too complex"
+    return InvalidRequest(f"this schema cannot be enforced: {why}; change it or do not set strict", param=param)
+
+
+def unenforced(name: str, param: str) -> InvalidRequest:
+    """Return the error for the keyword `name` of a strict schema at `param`."""
+    reason = ": the name of a property of a call has no <" if "<" in name else _REASONS.get(name, "")
+    return InvalidRequest(f"{name} cannot be enforced{reason}; remove it or do not set strict", param=f"{param}.{name}")
+
+
+def _repaired(schema: Schema, error: str, compile_: Callable[[Schema], object]) -> Schema:
+    """Return `schema` without the keywords that are in the way, or what can be kept of it."""
+    schema = json.loads(json.dumps({**schema, "x-guidance": _LENIENT}))
+    for _ in range(MAX_REPAIRS):
+        try:
+            compile_(schema)
+            return schema
+        except UnusableGrammar as failure:
+            error = str(failure)
+        found = list(_in_the_way(schema, error))
+        if not found:
+            break
+        for _, name, each in found:
+            del each[name]
+    return _outlined(schema, compile_)
+
+
+def _outlined(schema: Schema, compile_: Callable[[Schema], object]) -> Schema:
+    """Return the types and names at the top of `schema`, or without those any JSON of its type."""
+    kept = {name: schema[name] for name in ("type", "required") if name in schema}
+    properties = {
+        key: {name: value for name, value in each.items() if name == "type"} if isinstance(each, dict) else {}
+        for key, each in schema.get("properties", {}).items()
+    }
+    for outline in (kept | {"properties": properties}, {"type": schema["type"]} if "type" in schema else {}):
+        try:
+            compile_(outline)
+            return outline
+        except UnusableGrammar:
+            continue
+    return {}
+
+
+def _in_the_way(schema: Schema, error: str) -> Iterator[tuple[str, str, Schema]]:
+    """Yield each keyword that llguidance's message is about: the path of its schema, its name, and its schema."""
+    said = _QUOTED.split(error)[0]
+    for path, each in _schemas(schema):
+        for name, value in each.items():
+            if _is_meant(name, value, said):
+                yield path, name, each
+
+
+def _is_meant(name: str, value: Any, error: str) -> bool:
+    if keys := _UNKNOWN_KEYS.search(error):
+        return name in json.loads(keys[1])
+    if unknown := _UNKNOWN_FORMAT.search(error):
+        return name == "format" and str(value) == unknown[1].strip()
+    if "oneOf constraints" in error:
+        return name == "oneOf"
+    if resource := _NO_RESOURCE.search(error):
+        document = value.partition("#")[0] if isinstance(value, str) else ""
+        return name in ("$ref", "$schema", "$dynamicRef") and document != "" and resource[1].endswith(document)
+    if target := _NO_TARGET.search(error):
+        return name in ("$ref", "$dynamicRef") and str(value).endswith(f"#{target[1]}")
+    if "unknown field" in error:
+        return name == "x-guidance"
+    if bad := _BAD_VALUE.search(error):
+        return name == bad[1]
+    patterns = {"pattern": [value], "patternProperties": value}.get(name, ())
+    return "regex" in error and any(_bare(pattern) in error.replace("\\", "") for pattern in patterns)
+
+
+def _bare(pattern: Any) -> str:
+    """Return a pattern without what differs between a schema and a message."""
+    return str(pattern).removeprefix("^").removesuffix("$").replace("\\", "")
+
+
+def _schemas(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """Yield a schema and all schemas in it, each with its path."""
+    waiting: list[tuple[str, Any]] = [("", schema)]
+    while waiting:
+        path, each = waiting.pop()
+        if not isinstance(each, dict):
+            continue
+        yield path, each
+        inner = [(f"{path}.{name}.{key}", value) for name in _IN_MAPS for key, value in _items(each.get(name))]
+        inner += [
+            (f"{path}.{name}[{number}]", value)
+            for name in _IN_LISTS
+            if isinstance(each.get(name), list)
+            for number, value in enumerate(each[name])
+        ]
+        inner += [(f"{path}.{name}", each[name]) for name in _INSIDE if name in each]
+        waiting += reversed(inner)
+
+
+def _items(group: Any) -> Iterator[tuple[str, Any]]:
+    yield from group.items() if isinstance(group, Mapping) else ()
