@@ -36,6 +36,7 @@ _OPTIONS = {
 }
 _RATES = range(4_000, 192_001)
 _MAX_CHANNELS = 8
+_LOUDEST = 2.0**31  # some programs write floating-point samples in the range of integers
 _WINDOW = SAMPLE_RATE // 2  # channels are compared over so many samples
 _OPPOSITE = -0.5  # the correlation at which a channel counts as another with its sign changed
 
@@ -63,6 +64,8 @@ def decode(data: bytes, max_seconds: float) -> Samples:
         raise AudioError("the audio has an unknown format" if data else "the audio is empty")
     pieces, count = [np.zeros(0, np.float32)], 0
     for channels in _windows(_resampled(_frames(data, kind))):
+        if not (np.abs(channels) <= _LOUDEST).all():
+            raise AudioError("the audio has samples that are not finite numbers, or are as good as infinite")
         pieces.append(mix(channels))
         count += channels.shape[1]
         if count > max_seconds * SAMPLE_RATE:
@@ -71,10 +74,7 @@ def decode(data: bytes, max_seconds: float) -> Samples:
         raise AudioError("the audio cannot be decoded: the file has no sound, or what it has is corrupt")
     if count < MIN_SECONDS * SAMPLE_RATE:
         raise AudioError(f"the audio lasts {count / SAMPLE_RATE:.3f} s, which is too short")
-    samples = np.concatenate(pieces)
-    if not np.isfinite(samples).all():
-        raise AudioError("the audio has samples that are not finite numbers")
-    return samples
+    return np.concatenate(pieces)
 
 
 def mix(channels: Samples) -> Samples:
@@ -83,9 +83,9 @@ def mix(channels: Samples) -> Samples:
     A channel that is another with its sign changed, as of a microphone that is wired the wrong way round, is turned
     round first: the mean of the two would be silence.
     """
-    energies = np.einsum("cn,cn->c", channels, channels)
-    loudest = int(energies.argmax())
-    likeness = channels @ channels[loudest] / (np.sqrt(energies * energies[loudest]) + np.finfo(np.float32).tiny)
+    sizes = np.linalg.norm(channels, axis=1)
+    loudest = int(sizes.argmax())
+    likeness = channels @ channels[loudest] / (sizes * sizes[loudest] + np.finfo(np.float32).tiny)
     signs = np.where(likeness < _OPPOSITE, -1, 1).astype(np.float32)
     return signs @ channels / np.float32(len(channels))
 
