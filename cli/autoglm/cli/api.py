@@ -17,7 +17,7 @@ import httpx
 from httpx_sse import ServerSentEvent, connect_sse
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
+AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "aac", "m4a", "mp4", "webm", "amr", "3gp")
 
 
 class ApiError(Exception):
@@ -119,7 +119,7 @@ def audio_part(path: Path) -> dict[str, Any]:
 
 
 def audio_bytes_part(data: bytes, kind: str = "wav") -> dict[str, Any]:
-    """Return the bytes of a recording as a content part; a `kind` that OpenAI does not define is left out."""
+    """Return the bytes of a recording as a content part; a `kind` that the server does not know is left out."""
     audio = {"data": base64.b64encode(data).decode()} | ({"format": kind} if kind in AUDIO_FORMATS else {})
     return {"type": "input_audio", "input_audio": audio}
 

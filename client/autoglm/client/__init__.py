@@ -9,7 +9,19 @@ Every failure is a MeshError; autoglm.common.errors has the tree of them.
 
 from autoglm.client.aio import AsyncClient, AsyncStream
 from autoglm.client.requests import EmbedOptions, File, Message, Options, Sampling
-from autoglm.client.results import Answer, Embeddings, MediaStage, Model, Piece, Stages, Token, Transcript, Usage
+from autoglm.client.results import (
+    Answer,
+    Embeddings,
+    MediaStage,
+    Model,
+    Piece,
+    Stages,
+    Token,
+    Transcript,
+    TranscriptSegment,
+    TranscriptWord,
+    Usage,
+)
 from autoglm.client.sync import Client, Stream
 from autoglm.common.errors import (
     AuthenticationFailed,
@@ -56,6 +68,8 @@ __all__ = [
     "Stream",
     "Token",
     "Transcript",
+    "TranscriptSegment",
+    "TranscriptWord",
     "UnsupportedMedia",
     "UpstreamUnavailable",
     "Usage",

@@ -94,7 +94,7 @@ class AsyncClient(Base):
         return read_embeddings(await self._ask(self._embeddings.Embed, lambda: self._embed(texts, options, timeout)))
 
     async def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
-        """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""
+        """Return what is said in a recording, in any common format, and when; raises MeshError."""
         return read_transcript(
             await self._ask(self._transcriptions.Transcribe, lambda: self._transcribe(recording, timeout))
         )

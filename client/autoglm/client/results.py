@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 
-from autoglm.v1 import chat_pb2, embeddings_pb2, generation_pb2, model_pb2, transcription_pb2
+from autoglm.v1 import chat_pb2, embeddings_pb2, generation_pb2, model_pb2, transcript_pb2, transcription_pb2
 from autoglm.v1.generation_pb2 import CacheOutcome, FinishReason
 from autoglm.v1.modality_pb2 import Modality
 
@@ -92,11 +92,37 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class TranscriptWord:
+    """A word, or a Chinese character, and when it is heard, in seconds from the start of the recording."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptSegment:
+    """A stretch of speech, in seconds from the start of the recording.
+
+    `avg_logprob` is the mean natural log probability of its tokens, `no_speech_prob` the probability that nothing is
+    said in it.
+    """
+
+    text: str
+    start: float
+    end: float
+    words: Sequence[TranscriptWord]
+    avg_logprob: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in a recording, and its length."""
+    """What was said in a recording, its length in seconds, and the segments that the text is joined from."""
 
     text: str
     duration: float
+    segments: Sequence[TranscriptSegment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +181,19 @@ def read_embeddings(response: embeddings_pb2.EmbedResponse) -> Embeddings:
 
 def read_transcript(response: transcription_pb2.TranscribeResponse) -> Transcript:
     """Return a transcript."""
-    return Transcript(response.text, _seconds(response.duration))
+    return Transcript(response.text, _seconds(response.duration), [_segment(each) for each in response.segments])
+
+
+def _segment(segment: transcript_pb2.TranscriptSegment) -> TranscriptSegment:
+    words = [TranscriptWord(word.text, _seconds(word.start), _seconds(word.end)) for word in segment.words]
+    return TranscriptSegment(
+        segment.text,
+        _seconds(segment.start),
+        _seconds(segment.end),
+        words,
+        segment.avg_logprob,
+        segment.no_speech_prob,
+    )
 
 
 def read_models(response: model_pb2.ListModelsResponse) -> list[Model]:

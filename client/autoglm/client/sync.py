@@ -97,7 +97,7 @@ class Client(Base):
         return read_embeddings(self._ask(self._embeddings.Embed, self._embed(texts, options, timeout)))
 
     def transcribe(self, recording: File, *, timeout: float | None = None) -> Transcript:
-        """Return what is said in a recording: WAV, MP3, FLAC or Ogg; raises MeshError."""
+        """Return what is said in a recording, in any common format, and when; raises MeshError."""
         return read_transcript(self._ask(self._transcriptions.Transcribe, self._transcribe(recording, timeout)))
 
     def models(self, *, timeout: float | None = None) -> Sequence[Model]:

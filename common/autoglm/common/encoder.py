@@ -1,7 +1,8 @@
 """What the vision and the speech service share: media in, batched forward passes, embeddings out.
 
-A medium is preprocessed in a pool of threads. Its forward pass runs in a batch with those of other requests. Every
-request keeps its deadline, and every error becomes one that clients may see.
+A medium is preprocessed in a pool of threads, and becomes one item or, if it is long, several. Their forward passes run
+in batches with those of other requests. Every request keeps its deadline, and every error becomes one that clients may
+see.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
-from autoglm.common.batching import Batched, Batcher
+from autoglm.common.batching import Batcher
 from autoglm.common.deadlines import Deadline, Timed, seconds_to_duration
 from autoglm.common.errors import Code, RequestTooLarge, UnsupportedMedia
 from autoglm.common.modalities import MediaModality
@@ -29,25 +30,32 @@ Response = TypeVar("Response")
 
 
 class StageMetrics(Protocol):
-    """Records how long each stage of a request took."""
+    """Records the size of batches, and how long each stage of a request took."""
 
-    def encoded(self, preprocess: float, batched: Batched[object]) -> None: ...
+    def batched(self, size: int) -> None: ...
+
+    def encoded(self, preprocess: float, queue: float, compute: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding(Generic[Item, Value]):
-    """One medium after its forward pass: `item` is its preprocessed form, `preprocess` the seconds that this took."""
+    """One medium after its forward passes.
 
-    item: Item
+    `items` are its preprocessed form, each with its value; `preprocess`, `queue` and `compute` are seconds.
+    """
+
+    items: Sequence[Item]
+    values: Sequence[Value]
     preprocess: float
-    batched: Batched[Value]
+    queue: float
+    compute: float
 
     def times(self) -> EncoderTimes:
         """Return where the time went."""
         return EncoderTimes(
-            queue=seconds_to_duration(self.batched.queue),
+            queue=seconds_to_duration(self.queue),
             preprocess=seconds_to_duration(self.preprocess),
-            compute=seconds_to_duration(self.batched.compute),
+            compute=seconds_to_duration(self.compute),
         )
 
 
@@ -67,12 +75,13 @@ class EncoderServicer(Generic[Item, Value]):
         self,
         info: EncoderInfo,
         settings: EncoderSettings,
-        preprocess: Callable[[bytes], Item],
+        preprocess: Callable[[bytes], Sequence[Item]],
         forward: Callable[[Sequence[Item]], Sequence[Value]],
     ) -> None:
         self._info = info
         self._preprocess = preprocess
         self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="preprocess")
+        self._max_batch = settings.max_batch
         self._batcher = Batcher(forward, limit=settings.max_batch, linger=settings.batch_wait_s)
 
     async def check(self) -> None:
@@ -92,13 +101,20 @@ class EncoderServicer(Generic[Item, Value]):
             return failed
 
     async def _run(self, media: bytes, metrics: StageMetrics) -> Encoding[Item, Value]:
-        """Preprocess and encode one file."""
+        """Preprocess and encode one file. At most a batch of its items waits at a time: others come in between."""
         started = time.monotonic()
-        item = await asyncio.get_running_loop().run_in_executor(self._pool, self._preprocess, media)
-        preprocess = time.monotonic() - started
-        batched = await self._batcher.submit(item)
-        metrics.encoded(preprocess, batched)
-        return Encoding(item, preprocess, batched)
+        items = await asyncio.get_running_loop().run_in_executor(self._pool, self._preprocess, media)
+        preprocess, queue, compute = time.monotonic() - started, 0.0, 0.0
+        values: list[Value] = []
+        for first in range(0, len(items), self._max_batch):
+            group = items[first : first + self._max_batch]
+            batched = await asyncio.gather(*(self._batcher.submit(item) for item in group))
+            values += [each.value for each in batched]
+            queue += max(each.queue for each in batched)
+            compute += max(each.compute for each in batched)
+            metrics.batched(batched[0].size)
+        metrics.encoded(preprocess, queue, compute)
+        return Encoding(items, values, preprocess, queue, compute)
 
     def _embedding(
         self, media: bytes, tokens: torch.Tensor, transcript: str = "", grid: Sequence[int] = ()

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 from ray.serve import metrics
 
-from autoglm.common.batching import Batched
-
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]
 _SIZES = [1, 2, 4, 8, 16, 32]
 
@@ -31,10 +29,13 @@ class EncoderMetrics:
         finally:
             self._count(-1)
 
-    def encoded(self, preprocess: float, batched: Batched[object]) -> None:
+    def batched(self, size: int) -> None:
+        """Record the size of a batch that a request was in."""
+        self._sizes.observe(size)
+
+    def encoded(self, preprocess: float, queue: float, compute: float) -> None:
         """Record where a request's time went, in seconds."""
-        self._sizes.observe(batched.size)
-        for stage, seconds in (("preprocess", preprocess), ("queue", batched.queue), ("compute", batched.compute)):
+        for stage, seconds in (("preprocess", preprocess), ("queue", queue), ("compute", compute)):
             self._stages.observe(seconds, {"stage": stage})
 
     def _count(self, change: int) -> None:

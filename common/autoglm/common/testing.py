@@ -46,6 +46,7 @@ from autoglm.v1.speech_pb2 import (
     SpeechServiceEncodeResponse,
     SpeechServiceTranscribeResponse,
 )
+from autoglm.v1.transcript_pb2 import TranscriptSegment
 from autoglm.v1.vision_pb2 import VisionServiceDescribeResponse, VisionServiceEncodeResponse
 
 BUNDLE = "autoglm-phone-fake"
@@ -139,18 +140,37 @@ class FakeVision(vision_pb2_grpc.VisionServiceServicer, FakeEncoder):
 
 
 class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer, FakeEncoder):
-    """SpeechService, which hears the same words in every recording."""
+    """SpeechService, which hears `said` in every recording."""
+
+    def __init__(self, modality: Modality.ValueType) -> None:
+        super().__init__(modality)
+        self.said = _said("打开设置")
 
     async def Encode(self, request: Any, context: Context) -> SpeechServiceEncodeResponse:
         return SpeechServiceEncodeResponse(embedding=await self.embedding(request.audio, request, context))
 
     async def Transcribe(self, request: Any, context: Context) -> SpeechServiceTranscribeResponse:
         await self.encode.failed(context)
-        return SpeechServiceTranscribeResponse(text="打开设置")
+        return self.said
 
     async def Describe(self, request: Any, context: Context) -> SpeechServiceDescribeResponse:
         await self.describe.failed(context)
         return SpeechServiceDescribeResponse(encoder=self.info())
+
+
+def _said(text: str) -> SpeechServiceTranscribeResponse:
+    """Return the transcript of two seconds with one segment: a character every 0.2 s, from 0.5 s on."""
+    segment = TranscriptSegment(text=text, avg_logprob=-0.25, no_speech_prob=0.125)
+    for index, character in enumerate(text):
+        segment.tokens.add(id=index + 1, text=character, logprob=-0.25)
+        word = segment.words.add(text=character)
+        word.start.FromMilliseconds(200 * index + 500)
+        word.end.FromMilliseconds(200 * index + 700)
+    segment.start.CopyFrom(segment.words[0].start)
+    segment.end.CopyFrom(segment.words[-1].end)
+    response = SpeechServiceTranscribeResponse(text=text, segments=[segment], audio_tokens=25)
+    response.duration.FromMilliseconds(2000)
+    return response
 
 
 class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):

@@ -123,7 +123,7 @@ class TranscriptionServicer(TranscriptionServiceServicer):
         """Return what is said in a recording."""
         async with admitted(self._backend, context, "TranscriptionService/Transcribe", request) as slot:
             said = await self._backend.assistant.transcribe(slot, _media(request.audio, MODALITY_AUDIO, "audio"))
-            return TranscribeResponse(text=said.text, duration=said.duration)
+            return TranscribeResponse(text=said.text, duration=said.duration, segments=said.segments)
         raise AssertionError
 
 

@@ -71,7 +71,7 @@ class ContentPart(_message.Message):
 
     @_builtins.property
     def audio(self) -> Global___Media:
-        """A recording: WAV, MP3, FLAC or Ogg."""
+        """A recording: WAV, MP3, FLAC, Ogg, AAC, M4A/MP4, WebM (as browsers record) or AMR; of a video the sound is read."""
 
     def __init__(
         self,

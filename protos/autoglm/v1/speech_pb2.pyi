@@ -4,9 +4,12 @@ isort:skip_file
 """
 
 from autoglm.v1 import embedding_pb2 as _embedding_pb2
+from autoglm.v1 import transcript_pb2 as _transcript_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,7 +35,7 @@ class SpeechServiceEncodeRequest(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     audio: _builtins.bytes
-    """The file's bytes: WAV, MP3, FLAC or Ogg."""
+    """The file's bytes: WAV, MP3, FLAC, Ogg, AAC, M4A/MP4, WebM or AMR."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The time left until the caller's deadline; unset for none."""
@@ -102,7 +105,7 @@ class SpeechServiceTranscribeRequest(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     audio: _builtins.bytes
-    """The file's bytes: WAV, MP3, FLAC or Ogg."""
+    """The file's bytes: WAV, MP3, FLAC, Ogg, AAC, M4A/MP4, WebM or AMR."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The time left until the caller's deadline; unset for none."""
@@ -129,21 +132,31 @@ class SpeechServiceTranscribeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The transcript."""
+    """The transcript; empty if nothing is said."""
+    audio_tokens: _builtins.int
+    """The number of tokens that the recording has as part of a prompt."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """The recording's length."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_transcript_pb2.TranscriptSegment]:
+        """The stretches of speech that `text` is joined from, in order."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
+        segments: _abc.Iterable[_transcript_pb2.TranscriptSegment] | None = ...,
+        audio_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_tokens", b"audio_tokens", "duration", b"duration", "segments", b"segments", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

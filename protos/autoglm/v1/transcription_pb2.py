@@ -23,20 +23,21 @@ _sym_db = _symbol_database.Default()
 
 
 from autoglm.v1 import chat_pb2 as autoglm_dot_v1_dot_chat__pb2
+from autoglm.v1 import transcript_pb2 as autoglm_dot_v1_dot_transcript__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61utoglm/v1/transcription.proto\x12\nautoglm.v1\x1a\x15\x61utoglm/v1/chat.proto\x1a\x1egoogle/protobuf/duration.proto\"5\n\x11TranscribeRequest\x12 \n\x05\x61udio\x18\x01 \x01(\x0b\x32\x11.autoglm.v1.Media\"O\n\x12TranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration2c\n\x14TranscriptionService\x12K\n\nTranscribe\x12\x1d.autoglm.v1.TranscribeRequest\x1a\x1e.autoglm.v1.TranscribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61utoglm/v1/transcription.proto\x12\nautoglm.v1\x1a\x15\x61utoglm/v1/chat.proto\x1a\x1b\x61utoglm/v1/transcript.proto\x1a\x1egoogle/protobuf/duration.proto\"5\n\x11TranscribeRequest\x12 \n\x05\x61udio\x18\x01 \x01(\x0b\x32\x11.autoglm.v1.Media\"\x80\x01\n\x12TranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08segments\x18\x03 \x03(\x0b\x32\x1d.autoglm.v1.TranscriptSegment2c\n\x14TranscriptionService\x12K\n\nTranscribe\x12\x1d.autoglm.v1.TranscribeRequest\x1a\x1e.autoglm.v1.TranscribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'autoglm.v1.transcription_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRANSCRIBEREQUEST']._serialized_start=101
-  _globals['_TRANSCRIBEREQUEST']._serialized_end=154
-  _globals['_TRANSCRIBERESPONSE']._serialized_start=156
-  _globals['_TRANSCRIBERESPONSE']._serialized_end=235
-  _globals['_TRANSCRIPTIONSERVICE']._serialized_start=237
-  _globals['_TRANSCRIPTIONSERVICE']._serialized_end=336
+  _globals['_TRANSCRIBEREQUEST']._serialized_start=130
+  _globals['_TRANSCRIBEREQUEST']._serialized_end=183
+  _globals['_TRANSCRIBERESPONSE']._serialized_start=186
+  _globals['_TRANSCRIBERESPONSE']._serialized_end=314
+  _globals['_TRANSCRIPTIONSERVICE']._serialized_start=316
+  _globals['_TRANSCRIPTIONSERVICE']._serialized_end=415
 # @@protoc_insertion_point(module_scope)

@@ -4,9 +4,12 @@ isort:skip_file
 """
 
 from autoglm.v1 import chat_pb2 as _chat_pb2
+from autoglm.v1 import transcript_pb2 as _transcript_pb2
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -27,7 +30,7 @@ class TranscribeRequest(_message.Message):
     AUDIO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def audio(self) -> _chat_pb2.Media:
-        """The recording: WAV, MP3, FLAC or Ogg."""
+        """The recording: WAV, MP3, FLAC, Ogg, M4A or another file with sound; ContentPart lists the formats."""
 
     def __init__(
         self,
@@ -50,21 +53,27 @@ class TranscribeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The transcript."""
+    """The transcript; empty if nothing is said."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """The recording's length."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[_transcript_pb2.TranscriptSegment]:
+        """The stretches of speech that `text` is joined from, in order."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
+        segments: _abc.Iterable[_transcript_pb2.TranscriptSegment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "segments", b"segments", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

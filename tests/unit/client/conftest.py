@@ -88,6 +88,7 @@ class FakeMesh(
         self._fail(context)
         said = TranscribeResponse(text="打开设置")
         said.duration.FromMilliseconds(1500)
+        said.segments.add(text=said.text, avg_logprob=-0.5, no_speech_prob=0.25).words.add(text="打").end.FromSeconds(1)
         return said
 
     def ListModels(self, request: Any, context: grpc.ServicerContext) -> ListModelsResponse:

@@ -26,6 +26,8 @@ from autoglm.client import (
     RequestTooLarge,
     Sampling,
     Transcript,
+    TranscriptSegment,
+    TranscriptWord,
     UpstreamUnavailable,
 )
 from autoglm.client.requests import MAX_REMEMBERED, Sent
@@ -103,7 +105,9 @@ def test_models_and_transcripts(mesh: FakeMesh, connect: Connect, tmp_path: Path
     client = connect(mesh.address)
     assert client.models() == [Model("nano", "nano", ("text", "image"), 2048)]
     (tmp_path / "said.wav").write_bytes(b"RIFF")
-    assert client.transcribe(tmp_path / "said.wav") == client.transcribe(b"RIFF") == Transcript("打开设置", 1.5)
+    segment = TranscriptSegment("打开设置", 0, 0, [TranscriptWord("打", 0, 1)], -0.5, 0.25)
+    said = Transcript("打开设置", 1.5, [segment])
+    assert client.transcribe(tmp_path / "said.wav") == client.transcribe(b"RIFF") == said
     assert [request.audio.data for request in mesh.requests[1:]] == [b"RIFF", b"RIFF"]
 
 

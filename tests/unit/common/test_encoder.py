@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import grpc
@@ -12,7 +11,6 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 
-from autoglm.common.batching import Batched
 from autoglm.common.encoder import EncoderServicer
 from autoglm.common.errors import DeadlineExceeded, MeshError, RequestTooLarge, UnsupportedMedia, from_status
 from autoglm.common.modalities import BY_KIND
@@ -30,24 +28,25 @@ class TooLongError(UnreadableError):
     pass
 
 
-def preprocess(data: bytes) -> torch.Tensor:
+def preprocess(data: bytes) -> list[torch.Tensor]:
     if data == b"slow":
         time.sleep(0.2)
     if len(data) > 8:
         raise TooLongError("the word is too long")
     if not data.isalpha():
         raise UnreadableError("not a word")
-    return torch.tensor(list(data))
+    return [torch.tensor(list(syllable)) for syllable in (data[:3], data[3:6], data[6:]) if syllable]
 
 
 class Words(EncoderServicer[torch.Tensor, torch.Tensor]):
-    """Encodes words: a token for each letter."""
+    """Encodes words: a token for each letter. A long word has several items, of three letters."""
 
     modality, param = BY_KIND["image"], "image"
     unsupported, oversized = UnreadableError, TooLongError
 
     def __init__(self) -> None:
-        super().__init__(EncoderInfo(revision="r1"), EncoderSettings.model_validate({}), preprocess, self.forward)
+        settings = EncoderSettings.model_validate({"max_batch": 2})
+        super().__init__(EncoderInfo(revision="r1"), settings, preprocess, self.forward)
 
     def forward(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [item[:, None].float() for item in items]
@@ -59,7 +58,7 @@ class Words(EncoderServicer[torch.Tensor, torch.Tensor]):
 
         async def work() -> VisionServiceEncodeResponse:
             encoding = await self._run(word, context)
-            embedding = self._embedding(word, encoding.batched.value, grid=(1, len(word)))
+            embedding = self._embedding(word, torch.cat([*encoding.values]), grid=(1, len(word)))
             return VisionServiceEncodeResponse(embedding=embedding, times=encoding.times())
 
         return await self._answer(request, context, VisionServiceEncodeResponse(), work)
@@ -71,8 +70,7 @@ class Told:
     def __init__(self) -> None:
         self.code: grpc.StatusCode | None = None
         self.error: MeshError | None = None
-        self.encoded = partial(self._keep)
-        self.stages = list[float]()
+        self.stages, self.sizes = list[float](), list[int]()
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -82,8 +80,11 @@ class Told:
     def set_trailing_metadata(self, metadata: list[tuple[str, Any]]) -> None:
         self.error = from_status(status_pb2.Status.FromString(metadata[0][1]))
 
-    def _keep(self, preprocess: float, batched: Batched[object]) -> None:
-        self.stages = [preprocess, batched.queue, batched.compute]
+    def batched(self, size: int) -> None:
+        self.sizes.append(size)
+
+    def encoded(self, preprocess: float, queue: float, compute: float) -> None:
+        self.stages = [preprocess, queue, compute]
 
 
 async def test_a_medium_becomes_an_embedding_with_its_times() -> None:
@@ -115,6 +116,15 @@ async def test_an_error_is_one_that_clients_may_see(
     assert isinstance(told.error, kind)
     assert told.error.message.startswith(message)
     assert told.error.param == ("image" if seconds is None else None)
+
+
+async def test_a_long_medium_takes_a_batch_at_a_time() -> None:
+    told = Told()
+    response = await Words().encode(b"abcdefgh", told)
+    assert to_torch(response.embedding.tokens).flatten().tolist() == list(map(float, b"abcdefgh"))
+    assert told.sizes == [2, 1]
+    times = [getattr(response.times, stage).ToNanoseconds() / 1e9 for stage in ("preprocess", "queue", "compute")]
+    assert times == pytest.approx(told.stages, abs=1e-8)
 
 
 async def test_the_check_returns_while_the_forward_thread_is_free() -> None:

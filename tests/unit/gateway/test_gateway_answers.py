@@ -152,7 +152,8 @@ async def test_grpc_models_and_transcripts(shared: Client) -> None:
     assert (models.models[1].bundle, models.models[1].context_length) == (BUNDLE, 2048)
     transcription = TranscriptionServiceStub(shared.channel)
     said = await transcription.Transcribe(TranscribeRequest(audio=Media(data=wav())))
-    assert said.text == "打开设置"
+    assert (said.text, said.duration.ToMilliseconds()) == ("打开设置", 2000)
+    assert [(each.text, each.start.ToMilliseconds()) for each in said.segments] == [("打开设置", 500)]
 
 
 @pytest.mark.parametrize(

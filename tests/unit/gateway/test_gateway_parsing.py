@@ -115,7 +115,8 @@ async def test_a_body_that_is_not_a_json_object(shared: Client, body: bytes) -> 
     ("part", "status", "code", "param"),
     [
         ({"image_url": {"url": "https://example.com/a.png"}}, 400, "invalid_request_error", IMAGE_URL),
-        ({"image_url": {"url": "data:image/png,abc"}}, 400, "invalid_request_error", IMAGE_URL),
+        ({"image_url": {"url": "data:image/png;base64"}}, 400, "invalid_request_error", IMAGE_URL),
+        ({"image_url": {"url": "data:image/png,abc"}}, 415, "unsupported_media", IMAGE_URL),
         ({"image_url": {"url": "data:image/png;base64,@@@"}}, 400, "invalid_request_error", IMAGE_URL),
         ({"image_url": {"url": "data:image/png;base64,é"}}, 400, "invalid_request_error", IMAGE_URL),
         ({"image_url": {"url": "data:image/png;base64,"}}, 415, "unsupported_media", IMAGE_URL),

@@ -5,21 +5,26 @@ read from its header, so a small file that declares a huge image costs nothing.
 """
 
 import asyncio
-import base64
 import binascii
 import hashlib
 import io
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from autoglm.common.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
+from autoglm.common.recordings import NAMES, container
 from autoglm.gateway.conversation import MediaPart
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_BLANKS = string.whitespace.encode()
 
 # This process reads headers and never decodes, so our limit replaces Pillow's check for decompression bombs.
 Image.MAX_IMAGE_PIXELS = None
@@ -45,17 +50,27 @@ class VerifiedMedia:
 
 def at_url(url: str, modality: Modality.ValueType, param: str) -> MediaPart:
     """Return the media in a data: URL, or a part to be fetched from any other URL; raises InvalidRequest."""
-    if url[:5].lower() == "data:":
-        return MediaPart(modality, base64_of(url, param), param)
+    if is_data_url(url):
+        return MediaPart(modality, in_data_url(url, param), param)
     return MediaPart(modality, b"", param, url=url)
 
 
-def base64_of(url: str, param: str) -> str:
-    """Return the base64 text inside a data: URL; raises InvalidRequest."""
+def is_data_url(text: str) -> bool:
+    """Return whether `text` is a data: URL."""
+    return text[:5].lower() == "data:"
+
+
+def in_data_url(url: str, param: str) -> bytes | str:
+    """Return what is in a data: URL (RFC 2397): base64 text, or bytes that are written as they are.
+
+    Its media type is ignored. Raises InvalidRequest for a URL without a comma.
+    """
     head, comma, data = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
+    if not comma:
         raise InvalidRequest(f"{param}: a data: URL must have the form data:<type>;base64,<data>", param=param)
-    return data
+    if not head.lower().rstrip().endswith(";base64"):
+        return unquote_to_bytes(data)
+    return unquote_to_bytes(data).decode("latin-1") if "%" in data else data
 
 
 async def verified(parts: Sequence[MediaPart], limits: MediaLimits) -> list[VerifiedMedia]:
@@ -83,12 +98,23 @@ def verify(part: MediaPart, limits: MediaLimits) -> VerifiedMedia:
 def _decode(part: MediaPart, limits: MediaLimits) -> bytes:
     if isinstance(part.source, bytes):
         return part.source
-    if len(part.source) * 3 // 4 > limits.max_bytes + 2:
-        raise _too_large(part, limits)
     try:
-        return base64.b64decode(part.source, validate=True)
-    except (binascii.Error, ValueError):
+        return from_base64(part.source)
+    except ValueError:
         raise InvalidRequest(f"{part.param}: the data is not valid base64", param=part.param) from None
+
+
+def from_base64(text: str) -> bytes:
+    """Return the bytes of base64 `text` in any common form; raises ValueError.
+
+    The usual form is decoded in one go. Others are brought into it first: wrapped in lines, as `base64` and MIME write
+    it, without padding, in the URL-safe alphabet.
+    """
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        usual = text.encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+        return binascii.a2b_base64(usual + b"=" * (-len(usual) % 4), strict_mode=True)
 
 
 def _too_large(part: MediaPart, limits: MediaLimits) -> RequestTooLarge:
@@ -109,10 +135,8 @@ def _check_image(data: bytes, param: str, limits: MediaLimits) -> None:
 
 
 def _check_audio(data: bytes, param: str, _limits: MediaLimits) -> None:
-    wav = data[:4] == b"RIFF" and data[8:12] == b"WAVE"
-    mp3 = data[:3] == b"ID3" or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0)
-    if not (wav or mp3 or data[:4] in (b"fLaC", b"OggS")):
-        raise UnsupportedMedia(f"{param}: not a WAV, MP3, FLAC or Ogg recording", param=param)
+    if container(data) is None:
+        raise UnsupportedMedia(f"{param}: not a recording; accepted: {NAMES}", param=param)
 
 
 _CHECKS = {MODALITY_IMAGE: _check_image, MODALITY_AUDIO: _check_audio}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
-from autoglm.gateway.media.verify import base64_of
+from autoglm.gateway.media.verify import in_data_url, is_data_url
 from autoglm.gateway.tool_checks import MODES
 from autoglm.v1 import generation_pb2
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, Role
@@ -125,15 +125,20 @@ class RefusalContent(Strict):
     refusal: str
 
 
+AudioFormat = Literal[
+    "wav", "mp3", "mpeg", "mpga", "flac", "ogg", "oga", "opus", "aac", "m4a", "mp4", "mov", "webm", "amr", "3gp"
+]
+
+
 class InputAudio(Strict):
-    """A recording, in base64; its format is told from its bytes."""
+    """A recording, in base64 or as a data: URL; its format is told from its bytes."""
 
     data: str
-    format: Literal["wav", "mp3", "flac", "ogg"] | None = None
+    format: AudioFormat | None = None
 
 
 class AudioContent(Strict):
-    """A recording: WAV, MP3, FLAC or Ogg."""
+    """A recording: WAV, MP3, FLAC, Ogg, AAC, M4A/MP4, WebM or AMR; of a video the sound is read."""
 
     type: Literal["input_audio"]
     input_audio: InputAudio
@@ -143,7 +148,7 @@ def recording(part: AudioContent, param: str) -> MediaPart:
     """Return the recording in `part`, which is at `param`; raises InvalidRequest for a malformed data: URL."""
     param += ".input_audio.data"
     data = part.input_audio.data
-    return MediaPart(MODALITY_AUDIO, base64_of(data, param) if data.startswith("data:") else data, param)
+    return MediaPart(MODALITY_AUDIO, in_data_url(data, param) if is_data_url(data) else data, param)
 
 
 class FunctionDefinition(Strict):

@@ -1,126 +1,139 @@
-"""Audio files: decodes the bytes of a file to 16 kHz mono float32 samples."""
+"""Audio files: decodes the bytes of a file to 16 kHz mono float32 samples, as players do.
 
+FFmpeg's libraries (PyAV) read the containers of `autoglm.common.recordings`, and no others: no playlists, no pictures,
+nothing that refers to another file. What a player plays is read: a file without its end, without sizes in its header,
+with a damaged piece in the middle. Of a video the sound is read.
+"""
+
+import contextlib
 import io
-import struct
+from collections.abc import Iterator
 
+import av
 import numpy as np
-import soundfile
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
+
+from autoglm.common.recordings import NAMES, Container, container
+
+Samples = NDArray[np.float32]
 
 SAMPLE_RATE = 16_000
 MIN_SECONDS = 0.1
-MAX_SECONDS = 30.0
-ACCEPTED = "WAV, FLAC, Ogg (Vorbis or Opus) or MP3, 0.1 to 30 seconds"
 
-# The header of a WAV that was written to a pipe cannot have its size: ffmpeg and sox write one of these.
-_UNKNOWN_SIZES = (0, 0x7FFFFFFF, 0x7FFFF000, 0xFFFFFFFF)
+_DEMUXERS: dict[Container, str] = {"webm": "matroska", "mp4": "mov"}  # the others are called as their container
+# Nothing else is opened, whatever a file says that it has: a video's pictures and a song's cover stay undecoded.
+_OPTIONS = {
+    "format_whitelist": "aac,amr,flac,matroska,mov,mp3,ogg,wav",
+    "codec_whitelist": (
+        "aac,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,flac,gsm_ms,mp1float,mp2float,mp3,mp3float,opus,pcm_alaw,"
+        "pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,"
+        "pcm_s32le,pcm_u8,vorbis"
+    ),
+    "protocol_whitelist": "none",
+    "max_streams": "16",
+}
 _RATES = range(4_000, 192_001)
 _MAX_CHANNELS = 8
-_OGG_LAST_PAGE = 0x04
+_LOUDEST = 2.0**31  # some programs write floating-point samples in the range of integers
+_WINDOW = SAMPLE_RATE // 2  # channels are compared over so many samples
+_OPPOSITE = -0.5  # the correlation at which a channel counts as another with its sign changed
 
 
 class AudioError(ValueError):
     """The bytes are not audio that the encoder accepts; the message says why, and what is accepted."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; accepted: {ACCEPTED}")
+        super().__init__(f"{reason}; accepted: {NAMES}, at least {MIN_SECONDS} seconds")
 
 
 class AudioTooLong(AudioError):
-    """The recording is longer than `MAX_SECONDS`."""
+    """The recording is longer than the limit."""
 
 
-def decode(data: bytes) -> NDArray[np.float32]:
-    """Return the samples [n] of an audio file at 16 kHz: float32, channels averaged.
-
-    The format is detected from the content.
+def decode(data: bytes, max_seconds: float) -> Samples:
+    """Return the samples [n] of an audio file at 16 kHz: float32, its channels mixed.
 
     Raises:
-        AudioError: unknown format, corrupt or truncated data, shorter than 0.1 s or longer than 30 s.
+        AudioTooLong: longer than `max_seconds`.
+        AudioError: unknown format, nothing that can be decoded, or shorter than 0.1 s.
     """
-    if not data:
-        raise AudioError("the audio is empty")
-    samples, rate = _read(_whole(data))
-    seconds = len(samples) / rate
-    if seconds < MIN_SECONDS:
-        raise AudioError(f"the audio lasts {seconds:.3f} s, which is too short")
-    if seconds > MAX_SECONDS:
-        raise AudioTooLong(f"the audio is longer than {MAX_SECONDS:.0f} s")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise AudioError("the audio has samples that are not finite numbers")
-    return _resample(mono, rate)
+    kind = container(data)
+    if kind is None:
+        raise AudioError("the audio has an unknown format" if data else "the audio is empty")
+    pieces, count = [np.zeros(0, np.float32)], 0
+    for channels in _windows(_resampled(_frames(data, kind))):
+        if not (np.abs(channels) <= _LOUDEST).all():
+            raise AudioError("the audio has samples that are not finite numbers, or are as good as infinite")
+        pieces.append(mix(channels))
+        count += channels.shape[1]
+        if count > max_seconds * SAMPLE_RATE:
+            raise AudioTooLong(f"the audio is longer than {max_seconds:g} s")
+    if not count:
+        raise AudioError("the audio cannot be decoded: the file has no sound, or what it has is corrupt")
+    if count < MIN_SECONDS * SAMPLE_RATE:
+        raise AudioError(f"the audio lasts {count / SAMPLE_RATE:.3f} s, which is too short")
+    return np.concatenate(pieces)
 
 
-def _read(data: bytes) -> tuple[NDArray[np.float32], int]:
-    """Return frames [n, channels], at most one more than 30 s, and the sample rate."""
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if file.samplerate not in _RATES or file.channels > _MAX_CHANNELS:
-                raise AudioError(f"the audio has {file.samplerate} Hz and {file.channels} channels")
-            most = int(MAX_SECONDS * file.samplerate) + 1
-            return file.read(most, dtype="float32", always_2d=True), int(file.samplerate)
-    except soundfile.SoundFileError as error:
-        raise AudioError("the audio cannot be decoded: unknown format, or corrupt or truncated data") from error
+def mix(channels: Samples) -> Samples:
+    """Return the mean [n] of channels [c, n].
 
-
-def _whole(data: bytes) -> bytes:
-    """Refuse a truncated file, of which the decoders would return the first part. FLAC's decoder checks by itself."""
-    if data[:4] == b"RIFF":
-        return _whole_wav(data)
-    if data[:4] == b"OggS":
-        _check_ogg(data)
-    else:
-        _check_mp3(data)
-    return data
-
-
-def _whole_wav(data: bytes) -> bytes:
-    """Walk the chunks (RIFF) to the sound data and compare the size in its header with the bytes that follow.
-
-    A size of 0 is replaced by the true one: libsndfile would read nothing.
+    A channel that is another with its sign changed, as of a microphone that is wired the wrong way round, is turned
+    round first: the mean of the two would be silence.
     """
-    if data[8:12] != b"WAVE":
-        raise AudioError("the audio is a RIFF file but not a WAV")
-    position = 12
-    while position + 8 <= len(data):
-        kind, size = struct.unpack_from("<4sI", data, position)
-        position += 8
-        if kind == b"data":
-            present = len(data) - position
-            if size not in _UNKNOWN_SIZES and size > present:
-                raise AudioError(f"the WAV is truncated: it has {present} of {size} bytes of sound")
-            return data if size else data[: position - 4] + struct.pack("<I", present) + data[position:]
-        position += size + size % 2
-    raise AudioError("the WAV is truncated: it has no sound data")
+    sizes = np.linalg.norm(channels, axis=1)
+    loudest = int(sizes.argmax())
+    likeness = channels @ channels[loudest] / (sizes * sizes[loudest] + np.finfo(np.float32).tiny)
+    signs = np.where(likeness < _OPPOSITE, -1, 1).astype(np.float32)
+    return signs @ channels / np.float32(len(channels))
 
 
-def _check_ogg(data: bytes) -> None:
-    """Walk the pages (RFC 3533): each must be complete, and the last must be marked as the last."""
-    position, flags = 0, 0
-    while position + 27 <= len(data) and data[position : position + 4] == b"OggS":
-        flags, segments = data[position + 5], data[position + 26]
-        position += 27 + segments + sum(data[position + 27 : position + 27 + segments])
-    if position > len(data) or not flags & _OGG_LAST_PAGE:
-        raise AudioError("the Ogg file is truncated")
+def _frames(data: bytes, kind: Container) -> Iterator[AudioFrame]:
+    """Decode what can be decoded: a damaged packet is skipped, as players do, and a file may end anywhere."""
+    name = _DEMUXERS.get(kind, kind)
+    with (
+        contextlib.suppress(av.FFmpegError),
+        av.open(io.BytesIO(data), format=name, options=_OPTIONS, metadata_errors="ignore") as file,
+    ):
+        if not file.streams.audio:
+            return
+        for packet in file.demux(file.streams.audio[0]):
+            with contextlib.suppress(av.FFmpegError):
+                yield from packet.decode()
 
 
-def _check_mp3(data: bytes) -> None:
-    """Compare the size in a Xing or Info frame, if there is one, with the bytes that are present."""
-    start = 0
-    if data[:3] == b"ID3" and len(data) > 10:
-        start = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    for tag in (b"Xing", b"Info"):
-        place = data.find(tag, start, start + 64)
-        if place >= 0 and len(data) >= place + 16:
-            flags, _frames, size = struct.unpack_from(">III", data, place + 4)
-            if flags & 3 == 3 and size > len(data) - start:
-                raise AudioError(f"the MP3 is truncated: it has {len(data) - start} of {size} bytes")
+def _resampled(frames: Iterator[AudioFrame]) -> Iterator[Samples]:
+    """Yield frames as [c, n] at 16 kHz. A file may change its rate or channels on the way."""
+    resampler, shape = None, None
+    for frame in frames:
+        rate, channels = frame.sample_rate, len(frame.layout.channels)
+        if rate not in _RATES or channels > _MAX_CHANNELS:
+            raise AudioError(f"the audio has {rate} Hz and {channels} channels")
+        if resampler is None or shape != (rate, frame.layout.name, frame.format.name):
+            yield from _flushed(resampler)
+            shape = (rate, frame.layout.name, frame.format.name)
+            resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        frame.pts = None  # gaps in a file's own clock are not filled
+        yield from (out.to_ndarray() for out in resampler.resample(frame))
+    yield from _flushed(resampler)
 
 
-def _resample(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    if rate == SAMPLE_RATE:
-        return samples
-    common = int(np.gcd(rate, SAMPLE_RATE))
-    return np.asarray(resample_poly(samples, SAMPLE_RATE // common, rate // common), dtype=np.float32)
+def _flushed(resampler: AudioResampler | None) -> Iterator[Samples]:
+    yield from (out.to_ndarray() for out in (resampler.resample(None) if resampler else ()))
+
+
+def _windows(pieces: Iterator[Samples]) -> Iterator[Samples]:
+    """Join pieces [c, n] to such of about half a second, over which channels can be compared."""
+    held: list[Samples] = []
+    for piece in pieces:
+        if held and len(held[0]) != len(piece):
+            yield np.concatenate(held, 1)
+            held = []
+        held.append(piece)
+        if sum(each.shape[1] for each in held) >= _WINDOW:
+            yield np.concatenate(held, 1)
+            held = []
+    if held:
+        yield np.concatenate(held, 1)

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -27,7 +28,7 @@ def decode_image(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
             image.load()
-            return _on_white(ImageOps.exif_transpose(image))
+            return _on_white(_in_8_bits(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -36,6 +37,18 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError("image is truncated or broken") from error
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Return `image` with 8 bits a sample. Pillow keeps 16 bits of grey, and clips them when it converts: to white."""
+    if not image.mode.startswith("I"):
+        return image
+    deep = np.asarray(image)
+    grey = Image.fromarray((deep // 257).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(deep == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _on_white(image: Image.Image) -> Image.Image:

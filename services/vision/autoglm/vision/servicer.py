@@ -24,7 +24,7 @@ class VisionServicer(EncoderServicer[torch.Tensor, ImageTokens]):
     unsupported, oversized = ImageError, ImageTooLarge
 
     def __init__(self, model: VisionModel, info: embedding_pb2.EncoderInfo, settings: VisionSettings) -> None:
-        super().__init__(info, settings, model.preprocess, model.encode)
+        super().__init__(info, settings, lambda image: [model.preprocess(image)], model.encode)
         self._model = model
 
     @classmethod
@@ -63,6 +63,6 @@ class VisionServicer(EncoderServicer[torch.Tensor, ImageTokens]):
 
     async def _encode(self, image: bytes, metrics: StageMetrics) -> vision_pb2.VisionServiceEncodeResponse:
         encoding = await self._run(image, metrics)
-        value = encoding.batched.value
+        (value,) = encoding.values
         embedding = self._embedding(image, value.tokens, grid=value.grid)
         return vision_pb2.VisionServiceEncodeResponse(embedding=embedding, times=encoding.times())

@@ -11,7 +11,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from autoglm.speech.audio import decode
-from autoglm.speech.model import SAMPLE_RATE, normalize
+from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, normalize
 from autoglm.training.data.catalog import Language
 from autoglm.training.data.speech import Script
 
@@ -109,7 +109,7 @@ def _prompts(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _samples(path: Path) -> NDArray[np.float32]:
     if path.suffix != ".raw":
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), MAX_SECONDS)
     samples, _ = soundfile.read(
         path, dtype="float32", samplerate=SAMPLE_RATE, channels=1, format="RAW", subtype="PCM_16", endian="LITTLE"
     )

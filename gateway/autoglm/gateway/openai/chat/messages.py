@@ -48,7 +48,7 @@ class ImageContent(Strict):
 
 
 class AudioUrlContent(Strict):
-    """A recording by its URL, as in vLLM: WAV, MP3, FLAC or Ogg."""
+    """A recording by its URL, as in vLLM; `input_audio` names the formats."""
 
     type: Literal["audio_url"]
     audio_url: MediaUrl

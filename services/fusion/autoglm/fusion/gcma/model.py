@@ -162,10 +162,13 @@ class GcmaFusion(nn.Module):
         return projected
 
     def project_media(self, kind: MediaKind, tokens: Tensor, index: Tensor) -> Tensor:
-        """Bring encoder tokens [..., width] into the common space; `index` [...] counts within the item."""
+        """Bring encoder tokens [..., width] into the common space; `index` [...] counts within the item.
+
+        The times of a recording that is longer than `max_audio_tokens` start over.
+        """
         projected: Tensor = self.media_in[kind](tokens) + self.media_kind[kind]
         if kind == "audio":
-            return torch.add(projected, self.audio_time(index))
+            return torch.add(projected, self.audio_time(index % self.config.max_audio_tokens))
         columns = self.config.image_grid[1]
         return projected.add(self.image_row(index // columns)).add(self.image_column(index % columns))
 
