@@ -7,8 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2 as pb
@@ -27,33 +26,63 @@ MESSAGES, ENUMS, SERVICES = 4, 5, 6
 MEMBERS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
-    """A message, enum or service with the comments of its file, by their paths."""
+class Contract:
+    """The services, messages and enums of all protos by their full names, and the comments of what they consist of."""
 
-    proto: pb.DescriptorProto | pb.EnumDescriptorProto | pb.ServiceDescriptorProto
-    file: pb.FileDescriptorProto
-    path: tuple[int, ...]
+    def __init__(self, files: Iterable[pb.FileDescriptorProto]) -> None:
+        self.services = dict[str, pb.ServiceDescriptorProto]()
+        self.messages = dict[str, pb.DescriptorProto]()
+        self.enums = dict[str, pb.EnumDescriptorProto]()
+        self._comments = dict[tuple[str, tuple[int, ...]], str]()
+        for file in files:
+            self._add(file)
 
-    def comment(self, member: int | None = None) -> str:
-        """Return the element's comment, or that of its field, value or method number `member`."""
-        path = self.path if member is None else (*self.path, MEMBERS, member)
-        for location in self.file.source_code_info.location:
-            if tuple(location.path) == path:
-                paragraphs = re.split(r"\n\s*\n", location.leading_comments.strip())
-                return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        return ""
+    def comment(self, name: str, *member: int) -> str:
+        """Return the comment of an element, or of one of its fields, values or methods by its position."""
+        return self._comments.get((name, member), "")
+
+    def used(self) -> list[str]:
+        """Return the messages and enums that the public services use, each after what uses it first."""
+        methods = [method for name in PUBLIC_SERVICES for method in self.services[f".{name}"].method]
+        waiting = [name for method in methods for name in (method.input_type, method.output_type)]
+        found = dict[str, None]()
+        while waiting:
+            name = waiting.pop(0)
+            if name not in found and (name in self.messages or name in self.enums):
+                found[name] = None
+                waiting[:0] = self._types(name)
+        return list(found)
+
+    def _types(self, name: str) -> list[str]:
+        message = self.messages.get(name, pb.DescriptorProto())
+        entries = [field for entry in message.nested_type for field in entry.field]
+        return [field.type_name for field in (*message.field, *entries) if field.type_name]
+
+    def _add(self, file: pb.FileDescriptorProto) -> None:
+        names = dict[tuple[int, ...], str]()
+        for index, message in enumerate(file.message_type):
+            names[MESSAGES, index] = f".{file.package}.{message.name}"
+            self.messages[names[MESSAGES, index]] = message
+        for index, enum in enumerate(file.enum_type):
+            names[ENUMS, index] = f".{file.package}.{enum.name}"
+            self.enums[names[ENUMS, index]] = enum
+        for index, service in enumerate(file.service):
+            names[SERVICES, index] = f".{file.package}.{service.name}"
+            self.services[names[SERVICES, index]] = service
+        for location in file.source_code_info.location:
+            element, rest = tuple(location.path[:2]), tuple(location.path[2:])
+            if element in names and (not rest or (rest[0] == MEMBERS and len(rest) == 2)):
+                self._comments[names[element], rest[1:]] = _paragraphs(location.leading_comments)
 
 
 def document() -> str:
     """Return the page."""
-    elements = {f".{file.package}.{name}": element for file in _files() for name, element in _elements(file)}
-    services = [elements[f".{name}"] for name in PUBLIC_SERVICES]
-    used = _used(services, elements)
+    contract = Contract(_files())
+    used = contract.used()
     parts = [INTRODUCTION.read_text(encoding="utf-8"), _errors()]
-    parts += [_service(service) for service in services]
-    parts += ["## Messages\n", *(_message(each) for each in used if isinstance(each.proto, pb.DescriptorProto))]
-    parts += ["## Enums\n", *(_enum(each) for each in used if isinstance(each.proto, pb.EnumDescriptorProto))]
+    parts += [_service(contract, f".{name}") for name in PUBLIC_SERVICES]
+    parts += ["## Messages\n", *(_message(contract, name) for name in used if name in contract.messages)]
+    parts += ["## Enums\n", *(_enum(contract, name) for name in used if name in contract.enums)]
     return "\n".join(parts)
 
 
@@ -65,29 +94,8 @@ def _files() -> Iterable[pb.FileDescriptorProto]:
         return pb.FileDescriptorSet.FromString(file.read()).file
 
 
-def _elements(file: pb.FileDescriptorProto) -> Iterator[tuple[str, Element]]:
-    kinds = ((MESSAGES, file.message_type), (ENUMS, file.enum_type), (SERVICES, file.service))
-    for number, protos in kinds:
-        for index, proto in enumerate(protos):
-            yield proto.name, Element(proto, file, (number, index))
-
-
-def _used(services: Iterable[Element], elements: Mapping[str, Element]) -> list[Element]:
-    """Return the messages and enums that the services use, each after what uses it first."""
-    waiting = [
-        name for each in services for method in each.proto.method for name in (method.input_type, method.output_type)
-    ]
-    found = dict[str, Element]()
-    while waiting:
-        name = waiting.pop(0)
-        if name in found or name not in elements:
-            continue
-        found[name] = element = elements[name]
-        if isinstance(element.proto, pb.DescriptorProto):
-            maps = {f"{name}.{each.name}": each for each in element.proto.nested_type}
-            fields = [*element.proto.field, *(field for each in maps.values() for field in each.field)]
-            waiting[:0] = [field.type_name for field in fields if field.type_name and field.type_name not in found]
-    return list(found.values())
+def _paragraphs(comment: str) -> str:
+    return "\n\n".join(" ".join(each.split()) for each in re.split(r"\n\s*\n", comment.strip()))
 
 
 def _errors() -> str:
@@ -100,28 +108,31 @@ def _first_line(kind: type[MeshError]) -> str:
     return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
 
 
-def _service(service: Element) -> str:
-    lines = [f"## {service.proto.name}\n", service.comment(), ""]
-    for index, method in enumerate(service.proto.method):
+def _service(contract: Contract, name: str) -> str:
+    service = contract.services[name]
+    lines = [f"## {service.name}\n", contract.comment(name), ""]
+    for index, method in enumerate(service.method):
         stream = "stream " if method.server_streaming else ""
         types = f"{_link(method.input_type)} → {stream}{_link(method.output_type)}"
-        lines += [f"### {service.proto.name}.{method.name}\n", f"{types}\n", service.comment(index), ""]
+        lines += [f"### {service.name}.{method.name}\n", f"{types}\n", contract.comment(name, index), ""]
     return "\n".join(lines)
 
 
-def _message(message: Element) -> str:
-    lines = [f"### {message.proto.name}\n", message.comment(), ""]
-    if message.proto.field:
+def _message(contract: Contract, name: str) -> str:
+    message = contract.messages[name]
+    lines = [f"### {message.name}\n", contract.comment(name), ""]
+    if message.field:
         lines += ["| Field | Type | What it is |", "|---|---|---|"]
-    for index, field in enumerate(message.proto.field):
-        lines.append(f"| `{field.name}` | {_type(field, message.proto)} | {_cell(message.comment(index))} |")
-    return "\n".join([*lines, ""] if message.proto.field else lines)
+    for index, field in enumerate(message.field):
+        lines.append(f"| `{field.name}` | {_type(field, message)} | {_cell(contract.comment(name, index))} |")
+    return "\n".join([*lines, ""] if message.field else lines)
 
 
-def _enum(enum: Element) -> str:
-    lines = [f"### {enum.proto.name}\n", enum.comment(), "", "| Value | Number | What it is |", "|---|---|---|"]
-    for index, value in enumerate(enum.proto.value):
-        lines.append(f"| `{value.name}` | {value.number} | {_cell(enum.comment(index))} |")
+def _enum(contract: Contract, name: str) -> str:
+    enum = contract.enums[name]
+    lines = [f"### {enum.name}\n", contract.comment(name), "", "| Value | Number | What it is |", "|---|---|---|"]
+    for index, value in enumerate(enum.value):
+        lines.append(f"| `{value.name}` | {value.number} | {_cell(contract.comment(name, index))} |")
     return "\n".join([*lines, ""])
 
 

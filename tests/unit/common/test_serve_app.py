@@ -13,7 +13,7 @@ def load(settings: ServiceSettings) -> str:
 
 @pytest.fixture
 def settings() -> ServiceSettings:
-    return ServiceSettings(threads=torch.get_num_threads())
+    return ServiceSettings.model_validate({"threads": torch.get_num_threads()})
 
 
 def test_a_misspelled_token_is_in_the_log_of_the_replica(

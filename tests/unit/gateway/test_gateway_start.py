@@ -91,11 +91,11 @@ def test_a_value_that_cannot_be_meant_stops_the_start_with_one_line(
 
 def test_a_key_file_without_keys_is_told_to_let_nobody_in(mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
     mount.put(keys=b"tenants: [{name: team-a}]")
-    given: Any = {"api_keys_file": mount.path("keys")}
+    given: dict[str, Any] = {"api_keys_file": mount.path("keys")}
     Keys(Settings(**given), FileWatcher(GatewayMetrics()))
     assert "has no key: every request is refused" in caplog.text
     caplog.clear()
-    Keys(Settings(**given, api_keys="k1"), FileWatcher(GatewayMetrics()))
+    Keys(Settings(**given | {"api_keys": "k1"}), FileWatcher(GatewayMetrics()))
     assert caplog.text == ""
 
 
