@@ -35,6 +35,7 @@ from autoglm.gateway.embedding_servicer import EmbeddingServicer
 from autoglm.gateway.file_watcher import FileError, FileWatcher
 from autoglm.gateway.grpc_calls import CallInterceptor, server_options
 from autoglm.gateway.health import MeshState
+from autoglm.gateway.http_protocol import PlainHttpProtocol
 from autoglm.gateway.media.cache import EmbeddingCache
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import GatewayMetrics
@@ -188,6 +189,7 @@ async def _http_server(
             ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(backend.settings.drain_timeout),
+            http=PlainHttpProtocol,
             ws="none",
         )
     )

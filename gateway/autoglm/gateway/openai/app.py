@@ -140,4 +140,4 @@ def _allowance_headers(allowance: Allowance | None) -> list[tuple[bytes, bytes]]
 
 def _template(scope: Scope) -> str:
     """Return the route's template, so that no client text reaches the log."""
-    return getattr(scope.get("route"), "path", "(no route)")
+    return getattr(scope.get("route"), "path_format", "(no route)")
