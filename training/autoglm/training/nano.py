@@ -145,8 +145,8 @@ ask the model `autoglm-phone-nano:terse`.
 
 `eos_token_id` in `decoder/generation_config.json` has the ends of a turn and `</answer>`, which closes an action. That
 mark is not printed unless `include_stop_str_in_output` is set, so an order to repeat a text with `</answer>` in it ends
-there. `max_new_tokens` is {limit}, for requests that set no `max_tokens`: right answers have up to some 50 tokens, but free
-JSON, and free text in an argument of a function, often repeats itself until the context is full.
+there. `max_new_tokens` is {limit}, for requests that set no `max_tokens`: right answers have up to some 50 tokens, but
+free JSON, and free text in an argument of a function, often repeats itself until the context is full.
 
 ## What it cannot do
 
