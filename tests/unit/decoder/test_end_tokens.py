@@ -24,6 +24,8 @@ from autoglm.decoder.engine.models.glm import Glm
 from autoglm.decoder.engine.request import GrammarSpec, Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.vllm_engine import EndTokens
+from autoglm.decoder.model import TokenIds
 from autoglm.decoder.stream import ResponseBuilder, TokenQueue
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
@@ -180,6 +182,16 @@ def test_the_mark_is_text_inside_a_format(
     assert end == "stop"
     assert composer.tokenizer.decode(tokens) == whole
     assert not set(stops) & set(tokens)
+
+
+def test_vllm_may_not_end_a_format_with_a_token_that_is_text() -> None:
+    """It takes </answer> for text there, and ends the answer all the same."""
+    folder = default_bundle() / "decoder"
+    token_ids = TokenIds.of(folder, AutoConfig.from_pretrained(folder).vocab_size, GCMA_LAYOUT)
+    assert [token_ids.composer.tokenizer.id_to_token(stop) for stop in token_ids.text_stops] == ["</answer>"]
+    ends = EndTokens(token_ids.stops, token_ids.text_stops, token_ids.never)
+    assert ends.bias(has_format=True).keys() - ends.bias(has_format=False).keys() == set(token_ids.text_stops)
+    assert TokenIds(token_ids.composer, token_ids.text_stops, ()).text_stops == []
 
 
 def test_training_writes_what_ends_an_answer_and_its_limit(assistant: FusionDecoder, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from autoglm.training.stages import (
     compare,
     distil,
     features,
+    fusion_decoder,
     joint,
     persona,
     prune,
@@ -98,7 +99,8 @@ def card(workdir: Path) -> str:
     compared = ""
     if (path := workdir / compare.REPORT).exists():
         compared = COMPARED.replace("{table}", compare.table(json.loads(path.read_text(encoding="utf-8"))))
-    return CARD.replace("{table}", evaluate.table(report)).replace("{compared}", compared)
+    filled = CARD.replace("{table}", evaluate.table(report)).replace("{compared}", compared)
+    return filled.replace("{limit}", str(fusion_decoder.MAX_NEW_TOKENS))
 
 
 CARD = """---
@@ -138,6 +140,13 @@ answer is right when it is the expected text, a tap when its point lies inside t
 
 `adapters/terse` is a LoRA adapter (rank 16, PEFT's format) that keeps small talk short and leaves the rest as it is:
 ask the model `autoglm-phone-nano:terse`.
+
+## Where an answer ends
+
+`eos_token_id` in `decoder/generation_config.json` has the ends of a turn and `</answer>`, which closes an action. That
+mark is not printed unless `include_stop_str_in_output` is set, so an order to repeat a text with `</answer>` in it ends
+there. `max_new_tokens` is {limit}, for requests that set no `max_tokens`: right answers have up to some 50 tokens, but
+free JSON, and free text in an argument of a function, often repeats itself until the context is full.
 
 ## What it cannot do
 
