@@ -5,7 +5,8 @@ import asyncio
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.conversation import MAX_EMBEDDING_INPUTS, EmbeddingInputs, MediaPart, TextPart
-from autoglm.gateway.servicer import Context, admitted, content_part
+from autoglm.gateway.grpc_calls import Rpc, admitted
+from autoglm.gateway.servicer import content_part
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 from autoglm.v1.embeddings_pb2 import EmbedRequest, EmbedResponse
 from autoglm.v1.embeddings_pb2_grpc import EmbeddingServiceServicer
@@ -19,7 +20,7 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    async def Embed(self, request: EmbedRequest, context: Context) -> EmbedResponse:
+    async def Embed(self, request: EmbedRequest, context: Rpc) -> EmbedResponse:
         """Return one vector for each part."""
         async with admitted(self._backend, context, "EmbeddingService/Embed", request) as slot:
             inputs = to_inputs(request, self._backend.settings.max_media_parts)
