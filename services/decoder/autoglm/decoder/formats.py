@@ -59,7 +59,12 @@ def _json(params: generation_pb2.SamplingParams, grammars: Grammars) -> GrammarS
     def spec(schema: Schema) -> GrammarSpec:
         return GrammarSpec("json_schema", json.dumps(schema))
 
-    schema = json.loads(params.json_schema)
+    try:
+        schema = json.loads(params.json_schema)
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("this is not a JSON object", param="sampling.json_schema")
     strict = params.json_schema_strict
     return spec(enforceable(schema, strict, "sampling.json_schema", lambda each: grammars.make(spec(each))))
 

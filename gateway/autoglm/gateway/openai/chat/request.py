@@ -135,7 +135,7 @@ class JsonSchema(Strict):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
-    strict: bool | None = Field(None, description="Refuse a schema that cannot be enforced in full.")
+    strict: bool | None = Field(default=None, description="Refuse a schema that cannot be enforced in full.")
 
 
 class ResponseFormat(Strict):
@@ -268,7 +268,7 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         top_k=None if request.top_k is None else max(request.top_k, 0),
         max_tokens=most,
         stop=request.stop or (),
-        include_stop_str_in_output=request.include_stop_str_in_output,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
         seed=request.seed,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,

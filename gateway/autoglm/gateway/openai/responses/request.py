@@ -239,7 +239,7 @@ def to_conversation(request: ResponseRequest, max_media: int) -> Conversation:
             temperature=request.temperature,
             top_p=request.top_p,
             max_tokens=request.max_output_tokens,
-            include_stop_str_in_output=request.include_stop_str_in_output,
+            include_stop_str_in_output=bool(request.include_stop_str_in_output),
             **_structure(request.format),
         ),
         paths=PATHS,
