@@ -15,7 +15,7 @@ from autoglm.decoder.engine.grammar import UnusableGrammar
 
 Schema: TypeAlias = dict[str, Any]
 MAX_REPAIRS = 6
-_LENIENT = {"lenient": True}  # llguidance leaves out keywords and formats that it does not know
+_LENIENT = {"lenient": True}
 _IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _INSIDE = (
@@ -51,6 +51,11 @@ def enforceable(schema: Schema, strict: bool, param: str, compile_: Callable[[Sc
     return schema
 
 
+def lenient(schema: Schema) -> Schema:
+    """Return `schema` with llguidance's option to leave out keywords and formats that it does not know."""
+    return {**schema, "x-guidance": _LENIENT}
+
+
 def refusal(schema: Schema, error: str, param: str) -> InvalidRequest:
     """Return the error for a strict `schema` at `param` that llguidance refuses with `error`."""
     if found := next(_in_the_way(schema, error), None):
@@ -67,7 +72,7 @@ def unenforced(name: str, param: str) -> InvalidRequest:
 
 def _repaired(schema: Schema, error: str, compile_: Callable[[Schema], object]) -> Schema:
     """Return `schema`, refused with `error`, without the keywords that are in the way, or what can be kept of it."""
-    schema = json.loads(json.dumps({**schema, "x-guidance": _LENIENT}))
+    schema = json.loads(json.dumps(lenient(schema)))
     found, repairs = list(_in_the_way(schema, error)), 0
     while found and repairs < MAX_REPAIRS:
         try:
