@@ -146,12 +146,22 @@ def test_only_who_offers_tools_gets_calls(client: openai.OpenAI) -> None:
         assert calls == [{"name": "tap", "arguments": '{"point": [1, 2]}'}] * count
 
 
-def test_a_schema_that_cannot_be_followed_is_refused(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "array", "minItems": "x"}}}
-    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+def test_a_schema_is_followed_as_far_as_it_can_be_unless_it_is_strict(client: openai.OpenAI) -> None:
+    places = {"type": "array", "items": {"const": "here"}, "maxItems": 1, "uniqueItems": True}
+    schema = {"type": "object", "properties": {"places": places}, "required": ["places"]}
+    function = {"name": "visit", "parameters": schema}
+    asked: dict[str, Any] = {"model": MODEL, "messages": [QUESTION], "tool_choice": "required", "max_tokens": 90}
+    (choice,) = client.chat.completions.create(**asked, tools=[{"type": "function", "function": function}]).choices
+    for call in choice.message.tool_calls or ():
+        assert json.loads(call.model_dump()["function"]["arguments"])["places"] in ([], ["here"])
+    strict = {"type": "function", "function": {**function, "strict": True}}
+    with pytest.raises(openai.BadRequestError, match="uniqueItems cannot be enforced") as raised:
+        client.chat.completions.create(**asked, tools=[strict])
+    assert raised.value.param == "tools[0].function.parameters.properties.places.uniqueItems"
+    places["minItems"] = "x"
     with pytest.raises(openai.BadRequestError) as raised:
-        client.chat.completions.create(model=MODEL, messages=[QUESTION], tools=tools, tool_choice="required")
-    assert raised.value.param == "tools"
+        client.chat.completions.create(**asked | {"tool_choice": "auto"}, tools=[strict])
+    assert raised.value.param == "tools[0].function.parameters.properties.places.minItems"
 
 
 def test_the_same_over_grpc(channel: grpc.Channel) -> None:

@@ -88,7 +88,7 @@ def test_a_first_step_is_an_action(client: openai.OpenAI, stream: bool) -> None:
     assert ACTION.fullmatch(first), first
 
 
-ORDERS = [  # every action that the nano bundle has learned, and one that it was asked for in writing alone
+ORDERS = [  # every action that the nano bundle has learned, and a question, which none answers
     ("open", "home", "Tap"),
     ("turn_on", "home", "Launch"),
     ("back", "app", "Back"),

@@ -78,8 +78,8 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "half a token": (HI | {"max_tokens": 1.5}, 400, "max_tokens"),
     "a word as stream": (HI | {"stream": "yes"}, 400, "stream"),
     "an unknown model": (HI | {"model": "gpt-9"}, 404, "model"),
-    "a schema that is none": (HI | {"structured_outputs": {"json": {"type": "nonsense"}}}, 400, "json_schema"),
-    "an expression that is none": (HI | {"structured_outputs": {"regex": "[a"}}, 400, "regex"),
+    "a bad schema": (HI | {"structured_outputs": {"json": {"type": "odd"}}}, 400, "structured_outputs.json.type"),
+    "an expression that is none": (HI | {"structured_outputs": {"regex": "[a"}}, 400, "structured_outputs.regex"),
     "a bias on no token": (HI | {"logit_bias": {"999999": 1}}, 400, "logit_bias"),
     "more than the context": (user({"type": "text", "text": "word " * 20_000}), 400, "messages"),
 }

@@ -37,7 +37,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     limit."""
     bundle = text_bundle(tmp_path_factory.mktemp("bundle"))
     generation = bundle / "decoder" / "generation_config.json"
-    unbounded = {"eos_token_id": [], "max_new_tokens": None}
+    unbounded: dict[str, Any] = {"eos_token_id": [], "max_new_tokens": None}
     generation.write_text(json.dumps(json.loads(generation.read_text()) | unbounded))
     write_manifest(bundle, "endless", "gcma")
     with running_mesh(tmp_path_factory.mktemp("mesh") / "serve.log", AUTOGLM_BUNDLE=str(bundle)) as running:

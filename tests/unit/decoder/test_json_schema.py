@@ -179,6 +179,8 @@ def test_a_free_choice_needs_no_grammar(grammars: Grammars) -> None:
 @pytest.mark.parametrize(
     ("sampling", "param", "says"),
     [
+        (SamplingParams(json_schema="[1"), "sampling.json_schema", "not a JSON object"),
+        (SamplingParams(json_schema="true"), "sampling.json_schema", "not a JSON object"),
         (SamplingParams(regex="[a"), "sampling.regex", "unclosed character class"),
         (SamplingParams(regex="(?=a)b"), "sampling.regex", "look-around"),
         (SamplingParams(regex=r"\bword"), "sampling.regex", "look-around is not supported"),

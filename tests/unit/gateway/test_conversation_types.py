@@ -87,7 +87,8 @@ def talk(*messages: Any) -> Conversation:
 
 
 def respond(*items: Any) -> Conversation:
-    return responses.to_conversation(responses.parse(orjson.dumps({"model": "m", "input": items})), 9)
+    request = parse_json(responses.ResponseRequest, orjson.dumps({"model": "m", "input": items}))
+    return responses.to_conversation(request, 9)
 
 
 def said(message: ConversationMessage) -> list[Any]:

@@ -8,13 +8,15 @@ import torch
 
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.model import Enriched
+from autoglm.fusion.prompt import PromptMessage
 from autoglm.training.data.catalog import LANGUAGES, Language, Split
 from autoglm.training.data.screens import draw_screen
 from autoglm.training.data.talk import TOPICS
-from autoglm.training.data.tasks import Page
+from autoglm.training.data.tasks import Page, Reply
 from autoglm.training.data.wording import TEMPLATES, templates
+from autoglm.training.eval.answering import Prediction
 from autoglm.training.fuse_batch import Additions
-from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler
+from autoglm.training.samples import AGENT_MIXTURE, EVAL_MIXTURE, Case, Sampler, Turn
 from autoglm.training.stages.features import NOISE, ClipInfo, FeatureStore
 from autoglm.training.stages.joint import attention_loss, cell, gate_loss
 from autoglm.training.stages.persona import PERSONA_MIXTURE, TERSE, InCharacter
@@ -115,3 +117,18 @@ def test_a_character_changes_small_talk_and_nothing_else(store: FeatureStore) ->
             changed += before.reply.answer != after.reply.answer
             assert before.reply.thought == after.reply.thought
     assert changed > 40
+
+
+@pytest.mark.parametrize("mark", ["", "</answer>"])
+def test_an_action_is_judged_alike_with_the_mark_that_ends_it_and_without(mark: str) -> None:
+    """The decoder stops at the mark; texts of before have it."""
+    back = Turn(PromptMessage("user", ("Go back",)), Reply("Go back.", 'do(action="Back")', action=True))
+    tap = Reply("Tap it.", 'do(action="Tap", element=[120,340])', (100, 300, 200, 400), action=True)
+    for reply, text, right in (
+        (back.reply, '<think>Go back.</think><answer>do(action="Back")', True),
+        (back.reply, '<think>Go back.</think><answer>do(action="Home")', False),
+        (tap, '<think>Tap it.</think><answer>do(action="Tap", element=[110,390])', True),
+        (tap, '<think>Tap it.</think><answer>do(action="Tap", element=[210,390])', False),
+    ):
+        case = Case("back", "text", "en", (Turn(back.message, reply),))
+        assert Prediction(case, text + mark, {}).right is right

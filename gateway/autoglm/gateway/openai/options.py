@@ -132,7 +132,7 @@ class AnswerOptions(Strict):
             min_p=self.min_p,
             max_tokens=max_tokens,
             stop=self.stop or (),
-            include_stop_str_in_output=self.include_stop_str_in_output,
+            include_stop_str_in_output=bool(self.include_stop_str_in_output),
             seed=None if self.seed is None else self.seed % SEEDS,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,

@@ -8,11 +8,16 @@ from collections.abc import Callable, Sequence
 from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.engine.grammar import Grammars, UnusableGrammar
 from autoglm.decoder.engine.request import GrammarSpec
-from autoglm.decoder.json_schema import Schema, enforceable, unenforced
+from autoglm.decoder.json_schema import Schema, enforceable, lenient, unenforced
 from autoglm.decoder.tools import Marks, ToolFunction, grammar, is_single, keyword_beyond_calls
 from autoglm.v1 import decoder_pb2, generation_pb2
 
 _REGEX_ERROR = re.compile(r"error: (.+)|(lookarounds not supported)")
+
+
+def has_format(message: decoder_pb2.DecoderServiceGenerateRequest) -> bool:
+    """Return whether the answer has to match anything: its grammar can take a second to make."""
+    return _requires_call(message) or message.sampling.WhichOneof("structured_output") is not None
 
 
 def read_format(
@@ -59,13 +64,19 @@ def _json(params: generation_pb2.SamplingParams, grammars: Grammars) -> GrammarS
     def spec(schema: Schema) -> GrammarSpec:
         return GrammarSpec("json_schema", json.dumps(schema))
 
-    schema = json.loads(params.json_schema)
+    try:
+        schema = json.loads(params.json_schema)
+    except ValueError:
+        schema = None
+    if not isinstance(schema, dict):
+        raise InvalidRequest("this is not a JSON object", param="sampling.json_schema")
     strict = params.json_schema_strict
     return spec(enforceable(schema, strict, "sampling.json_schema", lambda each: grammars.make(spec(each))))
 
 
 def _calls(message: decoder_pb2.DecoderServiceGenerateRequest, grammars: Grammars, marks: Marks) -> GrammarSpec:
-    """Return the grammar of the calls that are required. Schemas are tried one by one only if all together fail."""
+    """Return the grammar of the calls that are required. Schemas are tried one by one only if all together fail, with
+    and without the keywords that llguidance does not know."""
     name, single = message.tool_choice.function, is_single(message)
     offered = {
         f"tools[{number}].function.parameters": tool
@@ -78,15 +89,23 @@ def _calls(message: decoder_pb2.DecoderServiceGenerateRequest, grammars: Grammar
     def spec(functions: Sequence[ToolFunction]) -> GrammarSpec:
         return GrammarSpec("grammar", grammar(functions, single, marks))
 
-    whole = spec([ToolFunction.of(tool) for tool in offered.values()])
-    if grammars.takes(whole):
-        return whole
+    for whole in (spec([form(tool) for tool in offered.values()]) for form in (ToolFunction.of, _lenient)):
+        if grammars.takes(whole):
+            return whole
     kept = spec(
         [_kept(tool.function, param, lambda one: grammars.make(spec([one]))) for param, tool in offered.items()]
     )
     if not grammars.takes(kept):
         raise InvalidRequest("the tools are too many, or too complex to enforce together", param="tools")
     return kept
+
+
+def _lenient(tool: generation_pb2.Tool) -> ToolFunction:
+    """Return a function without the keywords that llguidance does not know, unless it is strict."""
+    function = tool.function
+    if function.strict:
+        return ToolFunction.of(tool)
+    return ToolFunction.read(function.name, lenient(json.loads(function.parameters or "{}")))
 
 
 def _kept(function: generation_pb2.Function, param: str, compile_: Callable[[ToolFunction], object]) -> ToolFunction:

@@ -15,7 +15,7 @@ from autoglm.decoder.engine.grammar import UnusableGrammar
 
 Schema: TypeAlias = dict[str, Any]
 MAX_REPAIRS = 6
-_LENIENT = {"lenient": True}  # llguidance leaves out keywords and formats that it does not know
+_LENIENT = {"lenient": True}
 _IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 _INSIDE = (
@@ -51,6 +51,11 @@ def enforceable(schema: Schema, strict: bool, param: str, compile_: Callable[[Sc
     return schema
 
 
+def lenient(schema: Schema) -> Schema:
+    """Return `schema` with llguidance's option to leave out keywords and formats that it does not know."""
+    return {**schema, "x-guidance": _LENIENT}
+
+
 def refusal(schema: Schema, error: str, param: str) -> InvalidRequest:
     """Return the error for a strict `schema` at `param` that llguidance refuses with `error`."""
     if found := next(_in_the_way(schema, error), None):
@@ -66,17 +71,15 @@ def unenforced(name: str, param: str) -> InvalidRequest:
 
 
 def _repaired(schema: Schema, error: str, compile_: Callable[[Schema], object]) -> Schema:
-    """Return `schema` without the keywords that are in the way, or what can be kept of it."""
-    schema = json.loads(json.dumps({**schema, "x-guidance": _LENIENT}))
-    for _ in range(MAX_REPAIRS):
+    """Return `schema`, refused with `error`, without the keywords that are in the way, or what can be kept of it."""
+    schema = json.loads(json.dumps(lenient(schema)))
+    found, repairs = list(_in_the_way(schema, error)), 0
+    while found and repairs < MAX_REPAIRS:
         try:
             compile_(schema)
             return schema
         except UnusableGrammar as failure:
-            error = str(failure)
-        found = list(_in_the_way(schema, error))
-        if not found:
-            break
+            found, repairs = list(_in_the_way(schema, str(failure))), repairs + 1
         for _, name, each in found:
             del each[name]
     return _outlined(schema, compile_)
@@ -120,7 +123,7 @@ def _is_meant(name: str, value: Any, error: str) -> bool:
     if target := _NO_TARGET.search(error):
         return name in ("$ref", "$dynamicRef") and str(value).endswith(f"#{target[1]}")
     if "unknown field" in error:
-        return name == "x-guidance"
+        return name == "x-guidance" and value != _LENIENT
     if bad := _BAD_VALUE.search(error):
         return name == bad[1]
     patterns = {"pattern": [value], "patternProperties": value}.get(name, ())

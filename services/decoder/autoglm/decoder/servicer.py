@@ -15,6 +15,7 @@ from autoglm.common.modalities import BY_KIND
 from autoglm.common.server import Context, fail
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
+from autoglm.decoder.formats import has_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.request_reader import read
 from autoglm.decoder.settings import DecoderSettings
@@ -97,7 +98,8 @@ class DecoderServicer:
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        request = read(message, self.model)
+        in_thread = has_format(message)  # other answers go on meanwhile
+        request = await asyncio.to_thread(read, message, self.model) if in_thread else read(message, self.model)
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
         responses = ResponseBuilder.of(message, request, self.model.composer)

@@ -93,7 +93,7 @@ class JsonSchema(Strict):
     """The schema of `response_format`, as OpenAI wraps it."""
 
     schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
-    strict: bool | None = Field(None, description="Refuse a schema that cannot be enforced in full.")
+    strict: bool | None = Field(default=None, description="Refuse a schema that cannot be enforced in full.")
 
 
 class ResponseFormat(Strict):
