@@ -23,7 +23,6 @@ from autoglm.gateway.context import RequestContext, new_context
 from autoglm.gateway.settings import Settings
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
-Behaviour = Callable[[Any, Rpc], AsyncGenerator[Any, None]]
 FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 STANDARD = "/grpc."  # health and reflection, which need no key
@@ -105,21 +104,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Return the handler of a call, None for what gRPC's own services do not have."""
         handler, name = await continuation(handler_call_details), str(handler_call_details.method)
         if name.startswith(STANDARD):
-            return handler and _streaming(self._standard(handler, name), handler.response_serializer)
-        if handler is None:
-            return _streaming(self._unknown(name))
-        return _streaming(_unread(handler), handler.response_serializer)
+            return handler and self._standard(handler, name)
+        return self._unknown(name) if handler is None else _unread(handler)
 
-    def _unknown(self, name: str) -> Behaviour:
+    def _unknown(self, name: str) -> Any:
         async def refuse(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
             async with authenticated(self._backend, rpc, "(no method)"):
                 raise MethodNotFound(f"there is no method {name[:200]}")
             yield  # never reached: makes this a generator
 
-        return refuse
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _standard(self, handler: Any, name: str) -> Behaviour:
-        """Return gRPC's own method, whose messages have the same limit and the same errors."""
+    def _standard(self, handler: Any, name: str) -> Any:
+        """Return one of gRPC's own methods, so that its messages have the same limit and the same errors."""
         limit = self._backend.settings.max_body_bytes
 
         async def parsed(messages: AsyncIterator[bytes]) -> AsyncGenerator[ProtoMessage, None]:
@@ -131,31 +128,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncGenerator[Any, None]:
             try:
                 requests = parsed(messages)
-                request = requests if handler.request_streaming else await anext(requests)
+                request = requests if handler.request_streaming else await anext(requests, None)
+                if request is None:
+                    raise InvalidRequest("no message arrived")
                 async for answer in _answers(handler, request, rpc):
                     yield answer
             except MeshError:
                 async with answered(self._backend, rpc, name):
                     raise
 
-        return call
+        return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
 
 
-def _streaming(behaviour: Behaviour, serializer: Any = None) -> Any:
-    return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serializer)
+def _unread(handler: Any) -> Any:
+    """Return one of the mesh's methods; its request is empty until `receive` reads it."""
 
-
-def _unread(handler: Any) -> Behaviour:
-    async def call(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
-        async with aclosing(_answers(handler, _empty(handler), rpc)) as answers:
+    async def stream(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
+        async with aclosing(handler.unary_stream(_empty(handler), rpc)) as answers:
             async for answer in answers:
                 yield answer
 
-    return call
+    async def unary(_: object, rpc: Rpc) -> Any:
+        return await handler.unary_unary(_empty(handler), rpc)
+
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
+    return grpc.stream_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
 
 
 async def _answers(handler: Any, request: Any, rpc: Rpc) -> AsyncGenerator[Any, None]:
-    """Yield what a method answers, once or as a stream."""
+    """Yield what one of gRPC's own methods answers, once or as a stream."""
     found = (handler.stream_stream or handler.unary_stream or handler.unary_unary)(request, rpc)
     if isinstance(found, AsyncGenerator):
         async with aclosing(found):
@@ -171,15 +173,23 @@ def _empty(handler: Any) -> Any:
 
 def _parse(data: bytes, request: ProtoMessage, limit: int) -> int:
     """Read `data`, which may be gzip, into `request`; return its decompressed size."""
-    name = request.DESCRIPTOR.full_name
     try:
-        plain = zlib.decompressobj(_GZIP_WBITS).decompress(data, limit + 1) if data[:2] == GZIP_MAGIC else data
+        plain = _decompressed(data, limit) if data[:2] == GZIP_MAGIC else data
         if len(plain) > limit:
             raise RequestTooLarge(f"the message is larger than {limit} bytes")
         request.MergeFromString(plain)
     except (DecodeError, zlib.error):
-        raise InvalidRequest(f"the message is not a valid {name}") from None
+        raise InvalidRequest(f"the message is not a valid {request.DESCRIPTOR.full_name}") from None
     return len(plain)
+
+
+def _decompressed(data: bytes, limit: int) -> bytes:
+    """Return what `data` stands for, but not much more than `limit` bytes of it; raises zlib.error."""
+    inflate = zlib.decompressobj(_GZIP_WBITS)
+    plain = inflate.decompress(data, limit + 1)
+    if len(plain) <= limit and (not inflate.eof or inflate.unused_data):
+        raise zlib.error("incomplete, or followed by something")
+    return plain
 
 
 def _metadata(rpc: Rpc) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Bodies that clients compress: what is read, what is refused and how, and that a small one stays cheap."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 
 from autoglm.gateway.openai.content_encoding import STEP, ContentDecoder
 
+from ...waiting import soon
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import image_part, png, wav
 
@@ -153,12 +155,18 @@ async def test_layers_that_hide_a_bomb_stop_too(serve: Serve) -> None:
 
 
 async def test_what_is_decompressed_counts_against_the_memory(serve: Serve, mesh: FakeMesh) -> None:
+    """While a request holds more than half, neither a plain one of that size nor a compressed one is let in."""
     client = await serve(max_body_bytes=MIB, max_bytes_in_progress=MIB)
-    for pack, encodings in ((gzip.compress, ["gzip"]), (plain, [])):
-        body = pack(b" " * (MIB // 2) + asked())
-        assert (await sent(client, body, *encodings)).status_code == 200
-    answers = [line for line in (await client.http.get("/metrics")).text.splitlines() if 'reason="memory"' in line]
-    assert answers == []
+    large = b" " * (600 * 1024) + asked()
+    mesh.decoder.generate.hold.clear()
+    running = asyncio.create_task(sent(client, gzip.compress(large), "gzip"))
+    await soon(mesh.decoder.generate.entered.wait())
+    for body, encodings in ((large, ()), (gzip.compress(large), ("gzip",))):
+        refused = await sent(client, body, *encodings)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_exceeded")
+    mesh.decoder.generate.hold.set()
+    assert (await running).status_code == 200
+    assert (await sent(client, gzip.compress(large), "gzip")).status_code == 200
 
 
 def test_a_decoder_never_yields_more_than_a_step() -> None:

@@ -33,6 +33,9 @@ METHODS = {
 CHECK = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GARBAGE = b"\x0f\xff\xff"
+NO_MESSAGES = (
+    GARBAGE, b"\x0a\x7fshort", GZIP_MAGIC + b"broken", gzip.compress(GARBAGE), gzip.compress(b"")[:-3],
+)  # fmt: skip
 
 
 def question(size: int = 0, data: bytes = b"") -> bytes:
@@ -77,7 +80,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("data", [GARBAGE, b"\x0a\x7fshort", GZIP_MAGIC + b"broken", gzip.compress(GARBAGE)])
+@pytest.mark.parametrize(
+    "data", [GARBAGE, b"\x0a\x7fshort", GZIP_MAGIC + b"broken", gzip.compress(GARBAGE), gzip.compress(b"")[:-3]]
+)
 async def test_bytes_that_are_no_message(
     client: Client, caplog: pytest.LogCaptureFixture, method: str, data: bytes
 ) -> None:
@@ -210,6 +215,12 @@ async def test_a_call_without_a_message_ends(client: Client, serve: Serve, mesh:
     assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
     assert "num_requests_running 0.0" in (await client.http.get("/metrics")).text
     assert mesh.calls == 0
+
+
+async def test_a_health_check_without_a_message_ends(shared: Client) -> None:
+    stub: Any = shared.channel.stream_unary(CHECK)
+    code, reason, _ = await refused(stub(iter(()), timeout=NET_SECONDS))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR")
 
 
 async def test_a_full_gateway_refuses_before_it_reads(serve: Serve, mesh: FakeMesh) -> None:

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from autoglm.common.bundle import ALIASES
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
@@ -42,10 +43,10 @@ IMAGE, AUDIO = ContentPart(image=Media(data=png())), ContentPart(audio=Media(dat
 
 async def test_it_tells_what_is_there(deaf: FakeMesh, client: Client) -> None:
     cards = (await client.http.get("/v1/models")).json()["data"]
-    assert [card["modalities"] for card in cards] == [["text", "image"]] * 2
+    assert [card["modalities"] for card in cards] == [["text", "image"]] * (1 + len(ALIASES))
     stub = ModelServiceStub(client.channel)
     models = (await stub.ListModels(ListModelsRequest())).models
-    assert [list(card.modalities) for card in models] == [[MODALITY_TEXT, MODALITY_IMAGE]] * 2
+    assert [list(card.modalities) for card in models] == [[MODALITY_TEXT, MODALITY_IMAGE]] * (1 + len(ALIASES))
     ready = await client.http.get("/health/ready")
     assert ready.status_code == 200
     assert ready.json()["dependencies"] == {"decoder": "up", "vision": "up", "redis": "off"}

@@ -106,7 +106,7 @@ async def test_formats(client: Client, mesh: FakeMesh, wanted: dict[str, Any], s
 
 async def test_events_come_in_openais_order(client: Client) -> None:
     response = await respond(client, "hi", stream=True)
-    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     found = events(response.text)
     item = ["response.output_item.added", "response.content_part.added"]
     done = ["response.content_part.done", "response.output_item.done"]
