@@ -54,7 +54,9 @@ class Refusing(Unused):
 
 @pytest.fixture(scope="module")
 def servicer() -> SpeechServicer:
-    return SpeechServicer.load(SpeechSettings(bundle="", device="cpu", max_batch=2, max_audio_seconds=90))
+    return SpeechServicer.load(
+        SpeechSettings.model_validate({"device": "cpu", "max_batch": 2, "max_audio_seconds": 90})
+    )
 
 
 def speech() -> Samples:
