@@ -1,7 +1,6 @@
 """The playground as a person uses it: a real Chromium, a microphone that hears a file, the real mesh."""
 
 import base64
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect
 
 from autoglm.cli.api import audio_bytes_part, image_bytes_part
+from autoglm.common.recordings import container
 
 from ..asking import CHAT, MODEL, Asker, tap
 from ..browser import SCREENSHOT, SPEECH, Visit, chromium
@@ -173,11 +173,10 @@ def test_speech_is_recorded_as_it_was_said(visit: Visit, ask: Asker) -> None:
     visit.answer()
     recorded = speech(bodies[0])
     assert transcript(ask, recorded) == transcript(ask, SPEECH.read_bytes()) != ""
-    info = soundfile.info(io.BytesIO(recorded))
-    assert (info.format, info.subtype, info.samplerate, info.channels) == ("WAV", "PCM_16", 16000, 1)
+    assert container(recorded) == "webm"
 
 
-@pytest.mark.parametrize("kind", ["wav", "ogg"])
+@pytest.mark.parametrize("kind", ["wav", "ogg", "flac"])
 def test_a_recording_is_uploaded_as_it_is_and_understood(visit: Visit, ask: Asker, tmp_path: Path, kind: str) -> None:
     bodies, recording = sent(visit.page), tmp_path / f"instruction.{kind}"
     samples, rate = soundfile.read(SPEECH)

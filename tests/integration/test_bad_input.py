@@ -61,9 +61,9 @@ CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "an image cut short": (user(image_bytes_part(png(64, 64, bytes(9 * 64))[:45])), 415, IMAGE),
     "a bomb": (user(image_bytes_part(BOMB)), 413, IMAGE),
     "a recording as image": (user(image_bytes_part(sound(0.5))), 415, IMAGE),
-    "a recording cut short": (user(audio_bytes_part(sound(1.0)[:5000])), 415, AUDIO),
+    "a recording without sound": (user(audio_bytes_part(sound(1.0)[:44])), 415, AUDIO),
     "a recording too short": (user(audio_bytes_part(sound(0.02))), 415, AUDIO),
-    "a recording too long": (user(audio_bytes_part(sound(40.0))), 413, AUDIO),
+    "a recording too long": (user(audio_bytes_part(wav(np.zeros(601 * 4000, np.float32), 4000))), 413, AUDIO),
     "no recording": (user(audio_bytes_part(b"ID4 nothing to hear")), 415, AUDIO),
     "no base64": (user({"type": "input_audio", "input_audio": {"data": "?!", "format": "wav"}}), 400, AUDIO),
     "a file of the server": (user({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), 400, IMAGE),
@@ -160,7 +160,7 @@ def message(*parts: ContentPart) -> ChatMessage:
             "chat.messages[0].parts[0].image.data",
         ),
         (
-            ChatRequest(messages=[message(ContentPart(audio=Media(data=sound(1.0)[:4000])))]),
+            ChatRequest(messages=[message(ContentPart(audio=Media(data=sound(1.0)[:44])))]),
             "chat.messages[0].parts[0].audio.data",
         ),
         (

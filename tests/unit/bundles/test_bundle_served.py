@@ -144,7 +144,9 @@ class Answered:
 class Unmeasured:
     """Metrics that nobody reads."""
 
-    def encoded(self, preprocess: float, batched: object) -> None: ...
+    def batched(self, size: int) -> None: ...
+
+    def encoded(self, preprocess: float, queue: float, compute: float) -> None: ...
 
 
 async def test_a_template_without_a_place_for_tools_is_given_none(decoder: DecoderModel) -> None:

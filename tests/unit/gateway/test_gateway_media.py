@@ -2,6 +2,7 @@
 
 import base64
 import struct
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ def usual(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-FORMS = {
+FORMS: dict[str, Callable[[bytes], str]] = {
     "usual": usual,
     "wrapped as MIME": lambda data: base64.encodebytes(data).decode(),
     "wrapped as PEM, with CRLF": lambda data: "\r\n".join(usual(data)[i : i + 64] for i in range(0, len(data) * 2, 64)),
@@ -53,7 +54,7 @@ def recording(data: str) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": data}}
 
 
-URLS = {
+URLS: dict[str, Callable[[bytes], str]] = {
     "no type": lambda data: f"data:;base64,{usual(data)}",
     "upper case": lambda data: f"DATA:IMAGE/PNG;BASE64,{usual(data)}",
     "a parameter": lambda data: f"data:image/png;charset=utf-8;base64,{usual(data)}",

@@ -1,7 +1,7 @@
 """POST /v1/audio/transcriptions: every format for openai-python's strict types, and every field of a form."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, get_type_hints
 
 import openai
@@ -98,8 +98,8 @@ async def test_subtitles_have_the_times_of_what_is_said(shared: Client) -> None:
     assert (await post(shared, response_format="vtt")).text == "WEBVTT\n\n" + cue.format(".")
 
 
-async def post(client: Client, files: Mapping[str, bytes] | None = None, **fields: Any) -> Any:
-    return await client.http.post(PATH, data={"model": BUNDLE, **fields}, files=files or {"file": wav()})
+async def post(client: Client, **fields: Any) -> Any:
+    return await client.http.post(PATH, data={"model": BUNDLE, **fields}, files={"file": wav()})
 
 
 # Each field of openai-python's type: with a value that is taken, and with values that are refused.

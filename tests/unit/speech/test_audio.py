@@ -55,9 +55,9 @@ def video() -> bytes:
             frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
             container.mux(pictures.encode(frame))
         resampler = av.AudioResampler("fltp", "mono", RATE, frame_size=sound.codec_context.frame_size)
-        frame = av.AudioFrame.from_ndarray(tone()[None], format="fltp", layout="mono")
-        frame.sample_rate = RATE
-        for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+        heard = av.AudioFrame.from_ndarray(tone()[None], format="fltp", layout="mono")
+        heard.sample_rate = RATE
+        for piece in (*resampler.resample(heard), *resampler.resample(None), None):
             container.mux(sound.encode(piece))
         container.mux(pictures.encode(None))
     return file.getvalue()

@@ -254,7 +254,9 @@ async def test_an_image_is_answered_with_the_grid_of_its_tokens(model: MobileVit
 
         set_details = set_trailing_metadata = set_code
 
-        def encoded(self, preprocess: float, batched: object) -> None: ...
+        def batched(self, size: int) -> None: ...
+
+        def encoded(self, preprocess: float, queue: float, compute: float) -> None: ...
 
     servicer = VisionServicer(model, EncoderInfo(revision="r"), VisionSettings.model_validate({}))
     request = VisionServiceEncodeRequest(image=encoded(Image.new("RGB", (50, 90), "red"), "PNG"))

@@ -2,9 +2,9 @@
 
 const RATE = 16000; // samples a second: what speech models hear
 const HEADER = 44; // bytes
-const SERVED = /^audio\/(x-)?(wav|wave|mpeg|mp3|flac|ogg|opus)$/;
+const SERVED = /^(audio\/(x-)?(wav|wave|mpeg|mp3|flac|ogg|opus|aac|m4a|mp4|webm|amr|3gpp)|video\/(mp4|webm|3gpp))$/;
 
-/** Record from the microphone; return a function that ends it and returns the recording as WAV. */
+/** Record from the microphone; return a function that ends it and returns the recording as the browser made it. */
 export async function record() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const recorder = new MediaRecorder(stream);
@@ -16,7 +16,7 @@ export async function record() {
     recorder.stop();
     await ended;
     for (const track of stream.getTracks()) track.stop();
-    return wav(new Blob(pieces));
+    return new Blob(pieces, { type: recorder.mimeType });
   };
 }
 

@@ -95,7 +95,7 @@ def _frames(data: bytes, kind: Container) -> Iterator[AudioFrame]:
     name = _DEMUXERS.get(kind, kind)
     with (
         contextlib.suppress(av.FFmpegError),
-        av.open(io.BytesIO(data), format=name, options=_OPTIONS, metadata_errors="ignore") as file,
+        av.open(io.BytesIO(data), "r", format=name, options=_OPTIONS, metadata_errors="ignore") as file,
     ):
         if not file.streams.audio:
             return
@@ -116,12 +116,16 @@ def _resampled(frames: Iterator[AudioFrame]) -> Iterator[Samples]:
             shape = (rate, frame.layout.name, frame.format.name)
             resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE)
         frame.pts = None  # gaps in a file's own clock are not filled
-        yield from (out.to_ndarray() for out in resampler.resample(frame))
+        yield from map(_samples, resampler.resample(frame))
     yield from _flushed(resampler)
 
 
 def _flushed(resampler: AudioResampler | None) -> Iterator[Samples]:
-    yield from (out.to_ndarray() for out in (resampler.resample(None) if resampler else ()))
+    yield from map(_samples, resampler.resample(None) if resampler else ())
+
+
+def _samples(frame: AudioFrame) -> Samples:
+    return np.asarray(frame.to_ndarray(), np.float32)
 
 
 def _windows(pieces: Iterator[Samples]) -> Iterator[Samples]:

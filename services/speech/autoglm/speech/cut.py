@@ -48,7 +48,8 @@ def audible(samples: Samples) -> NDArray[np.bool_]:
     levels = 10 * np.log10(np.square(padded).reshape(-1, _SOUND).mean(1) + 1e-12)
     if len(samples) < _JUDGED_SECONDS * SAMPLE_RATE:
         return np.ones(len(levels), np.bool_)
-    return levels > np.percentile(levels, 10) + _AUDIBLE_DB
+    background = float(np.percentile(levels, 10))
+    return np.asarray(levels > background + _AUDIBLE_DB)
 
 
 def _loudness(samples: Samples) -> NDArray[np.float64]:
@@ -56,4 +57,4 @@ def _loudness(samples: Samples) -> NDArray[np.float64]:
     padded = np.pad(samples.astype(np.float64), (0, -len(samples) % _FRAME))
     energies = np.square(padded).reshape(-1, _FRAME).sum(1)
     sums = np.concatenate([[0.0], np.pad(energies, (_PAUSE // 2, _PAUSE - _PAUSE // 2)).cumsum()])
-    return (sums[_PAUSE:] - sums[:-_PAUSE])[: len(energies)]
+    return np.asarray((sums[_PAUSE:] - sums[:-_PAUSE])[: len(energies)])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-_MARGIN = 0.1  # seconds
+_MARGIN = 0.3  # seconds
 _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
