@@ -63,6 +63,24 @@ def test_a_stream_says_what_the_whole_response_says(client: openai.OpenAI) -> No
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
+@pytest.mark.parametrize("effort", ["none", "high"])
+def test_log_probabilities_spell_the_text(client: openai.OpenAI, effort: Any) -> None:
+    """They are of the message's tokens: not of the reasoning, of its marks, or of the end."""
+    asked: dict[str, Any] = {"model": MODEL, "input": "你是谁?", "temperature": 0, "top_logprobs": 1}
+    asked |= {"include": ["message.output_text.logprobs"], "reasoning": {"effort": effort}}
+    whole = client.responses.create(**asked)
+    with client.responses.stream(**asked) as stream:
+        events = list(stream)
+    message = whole.output[-1]
+    assert message.type == "message"
+    (part,) = message.content
+    assert part.type == "output_text"
+    found = part.logprobs or []
+    assert b"".join(bytes(each.bytes) for each in found).decode() == part.text != ""
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert [each.token for event in deltas for each in event.logprobs] == [each.token for each in found]
+
+
 def test_a_structured_response(client: openai.OpenAI) -> None:
     response = client.responses.parse(model=MODEL, input="你好", text_format=Verdict, temperature=0)
     assert isinstance(response.output_parsed, Verdict)

@@ -42,13 +42,15 @@ NO_EFFECT: Mapping[str, str] = {
     "verbosity": "the model has no such control; ask for it in words",
 }
 
-# vLLM's fields that would change an answer.
-_VLLM = {
+# Fields of vLLM and Zhipu that would change an answer.
+_OF_OTHERS = {
     "add_generation_prompt": Refused("the chat template always opens the answer", (True,)),
     "allowed_token_ids": Refused("use structured_outputs"),
     "bad_words": Refused("use logit_bias", ([],)),
+    "best_of": Refused("use n", (1,)),
     "chat_template": Refused("the bundle has its own chat template"),
     "continue_final_message": Refused("the model always begins a message of its own", (False,)),
+    "do_sample": Refused("use temperature: 0", (True,)),
     "documents": Refused("put the documents into a message", ([],)),
     "echo": Refused("an answer does not repeat the prompt", (False,)),
     "guided_choice": Refused("vLLM's newer name is structured_outputs.choice"),
@@ -64,7 +66,7 @@ _VLLM = {
     "truncate_prompt_tokens": Refused("an input that is too long is refused"),
     "use_beam_search": Refused("this server has no beam search", (False,)),
 }
-_BOTH = _VLLM | {
+_BOTH = _OF_OTHERS | {
     "moderation": Refused("this server does not moderate"),
     "reasoning.exclude": Refused("with return_reasoning the reasoning is apart from the content", (False,)),
     "stream_options.include_obfuscation": Refused("events are not padded", (False,)),

@@ -14,6 +14,8 @@ from autoglm.v1.generation_pb2 import SamplingParams
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS = "`none` switches the reasoning off, every other effort on."
 Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+Stops = Annotated[list[str], Field(max_length=MAX_STOPS)]
+LogitBias = dict[Annotated[int, Field(strict=False, ge=0, lt=2**32)], Annotated[float, within(LOGIT_BIAS)]]
 Budget = Annotated[int | None, bounded("max_thinking_tokens"), WHOLE]
 V = TypeVar("V")
 
@@ -60,17 +62,11 @@ class AnswerOptions(Strict):
     min_p: Annotated[float | None, bounded("min_p")] = None
     include_stop_str_in_output: bool | None = Field(None, description="Print what ends the answer, as in vLLM.")
     seed: Annotated[int | None, within(SEED), WHOLE] = Field(None, description="A signed 64-bit integer.")
-    stop: Annotated[
-        list[str] | None,
-        Field(max_length=MAX_STOPS),
-        BeforeValidator(_stops, json_schema_input_type=str | list[str] | None),
-    ] = None
+    stop: Annotated[Stops | None, BeforeValidator(_stops, json_schema_input_type=str | Stops | None)] = None
     presence_penalty: Annotated[float | None, bounded("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, bounded("frequency_penalty")] = None
     repetition_penalty: Annotated[float | None, bounded("repetition_penalty")] = None
-    logit_bias: (
-        dict[Annotated[int, Field(strict=False, ge=0, lt=2**32)], Annotated[float, within(LOGIT_BIAS)]] | None
-    ) = Field(None, description="Added to the logits of token ids.")
+    logit_bias: LogitBias | None = Field(None, description="Added to the logits of token ids.")
     top_logprobs: Annotated[int | None, bounded("top_logprobs"), WHOLE] = None
     parallel_tool_calls: bool | None = None
     enable_thinking: bool | None = None
