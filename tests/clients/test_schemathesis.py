@@ -1,15 +1,17 @@
 """Requests that schemathesis makes up from /openapi.json, on the real mesh: no answer is a fault, all are described."""
 
 from ..asking import MODEL
-from ..exploring import explore, stream
+from ..exploring import explore, share, stream
 from ..mesh import Mesh
+
+ROUTES = ("chat/completions", "responses", "embeddings", "audio/transcriptions")
 
 
 def test_made_up_requests_find_no_fault(mesh: Mesh) -> None:
-    statuses = explore(mesh.http_url, 40)
-    for route in ("responses", "embeddings"):
-        assert {200, 400} <= statuses[f"POST /v1/{route}"]
-    assert 400 in statuses["POST /v1/chat/completions"] & statuses["POST /v1/audio/transcriptions"]
+    """Half of the requests have to get an answer: what is refused before it reaches the model shows little of it."""
+    statuses = explore(mesh.http_url, 30)
+    assert [route for route in ROUTES if share(statuses[f"POST /v1/{route}"]) < 0.5] == []
+    assert all(400 in statuses[f"POST /v1/{route}"] for route in ROUTES)
 
 
 def test_real_streams_are_as_described(mesh: Mesh) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from autoglm.common.errors import UpstreamUnavailable
 
-from ...exploring import explore, stream
+from ...exploring import explore, share, stream
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 from .test_gateway_response_tools import FLAT
@@ -174,8 +174,8 @@ async def test_a_stream_that_fails_is_as_described(client: Client, mesh: FakeMes
 
 async def test_generated_requests_find_no_fault(shared: Client) -> None:
     """Whatever a request holds, valid or not, the answer is a described one, and never a fault of the server."""
-    statuses = await asyncio.to_thread(explore, shared.url, 12)
-    assert 400 in statuses["POST /v1/chat/completions"]
-    assert {200, 400} <= statuses["POST /v1/responses"]
-    assert {200, 400} <= statuses["POST /v1/embeddings"]
-    assert {200, 404} <= statuses["GET /v1/models"] | statuses["GET /v1/models/{model}"]
+    statuses = await asyncio.to_thread(explore, shared.url, 15)
+    for route in ("chat/completions", "responses", "embeddings"):
+        assert {200, 400} <= statuses[f"POST /v1/{route}"].keys()
+        assert share(statuses[f"POST /v1/{route}"]) >= 0.5
+    assert statuses["GET /v1/models"].keys() == {200}

@@ -8,7 +8,7 @@ import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
@@ -41,17 +41,24 @@ Text = Annotated[str, BeforeValidator(_no_token_ids, json_schema_input_type=str)
 Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_EMBEDDING_INPUTS)]
 
 
+def _one_of(given: str, other: str) -> dict[str, Any]:
+    """Return the JSON Schema of an object that has the field `given`, and not the `other`."""
+    return {"required": [given], "properties": {given: {"not": {"type": "null"}}, other: {"type": "null"}}}
+
+
 class EmbeddingRequest(Strict):
     """The body of POST /v1/embeddings; either `input` or `messages`."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_one_of("input", "messages"), _one_of("messages", "input")]})
 
     model: str
     input: Annotated[Annotated[Text, Tag("~text")] | Annotated[Texts, Tag("~parts")], by_content("strings")] | None = (
         Field(None, description="A text, or up to 2048 texts; each becomes a vector.")
     )
     messages: list[ChatMessage] | None = Field(
-        None, description="As in a chat, with exactly one text, image or recording, which becomes a vector."
+        None,
+        description="As in a chat, with exactly one text, image or recording, which becomes a vector.",
+        json_schema_extra={"minItems": 1},
     )
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`base64` encodes little-endian float32."
