@@ -217,5 +217,6 @@ async def test_a_response_says_what_became_of_it(shared: Client) -> None:
     given = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "max_tool_calls": 3, "top_logprobs": 2}
     taken = {"store": False, "service_tier": "default", "truncation": "disabled"}
     sent = {**LEAST[RESPONSES], **given, "store": True, "service_tier": "flex", "truncation": "auto"}
-    body = (await shared.http.post(PATHS[RESPONSES], json=sent)).json()
-    assert body == body | given | taken
+    for effort in ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}):
+        body = (await shared.http.post(PATHS[RESPONSES], json=sent | effort)).json()
+        assert body == body | given | taken | {"reasoning": {"effort": "low", "summary": None}}

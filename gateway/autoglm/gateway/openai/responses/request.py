@@ -124,7 +124,7 @@ class ResponseRequest(AnswerOptions):
 
     def echo(self) -> dict[str, Any]:
         """Return the fields that a response repeats, without the input and its media."""
-        choice = self.tool_choice or "auto"
+        choice, effort = self.tool_choice or "auto", self.reasoning.effort if self.reasoning else None
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -132,7 +132,7 @@ class ResponseRequest(AnswerOptions):
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "prompt_cache_key": self.prompt_cache_key,
-            "reasoning": {"effort": self.reasoning.effort if self.reasoning else None, "summary": None},
+            "reasoning": {"effort": effort or self.reasoning_effort, "summary": None},
             "safety_identifier": self.safety_identifier,
             "service_tier": "default",
             "temperature": 1.0 if self.temperature is None else self.temperature,
