@@ -30,6 +30,7 @@ HONOURED: dict[str, Any] = {
     "frequency_penalty": 1,
     "include": ["message.output_text.logprobs"],
     "include_reasoning": True,
+    "include_stop_str_in_output": True,
     "input": "ho",
     "instructions": "be brief",
     "logit_bias": {"5": 1},

@@ -19,7 +19,7 @@ from autoglm.gateway.conversation import MAX_EMBEDDING_INPUTS, EmbeddingInputs, 
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.openapi import Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
-from autoglm.gateway.openai.types import Strict, by_content, parse_json
+from autoglm.gateway.openai.types import WHOLE, Strict, by_content, parse_json
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 
 PIECE = 32  # vectors rendered at a time, in about a millisecond
@@ -63,7 +63,7 @@ class EmbeddingRequest(Strict):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`base64` encodes little-endian float32."
     )
-    dimensions: int | None = Field(
+    dimensions: Annotated[int | None, WHOLE] = Field(
         None, ge=1, description="Elements of a vector; only the model's own number is accepted."
     )
     user: str | None = None
