@@ -147,14 +147,14 @@ def test_only_who_offers_tools_gets_calls(client: openai.OpenAI) -> None:
 
 
 def test_a_schema_is_followed_as_far_as_it_can_be_unless_it_is_strict(client: openai.OpenAI) -> None:
-    places = {"type": "array", "items": {"const": "here"}, "maxItems": 1, "uniqueItems": True}
+    places: Any = {"type": "array", "items": {"const": "here"}, "maxItems": 1, "uniqueItems": True}
     schema = {"type": "object", "properties": {"places": places}, "required": ["places"]}
-    function = {"name": "visit", "parameters": schema}
+    function: Any = {"name": "visit", "parameters": schema}
     asked: dict[str, Any] = {"model": MODEL, "messages": [QUESTION], "tool_choice": "required", "max_tokens": 90}
     (choice,) = client.chat.completions.create(**asked, tools=[{"type": "function", "function": function}]).choices
     for call in choice.message.tool_calls or ():
         assert json.loads(call.model_dump()["function"]["arguments"])["places"] in ([], ["here"])
-    strict = {"type": "function", "function": {**function, "strict": True}}
+    strict: Any = {"type": "function", "function": {**function, "strict": True}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems cannot be enforced") as raised:
         client.chat.completions.create(**asked, tools=[strict])
     assert raised.value.param == "tools[0].function.parameters.properties.places.uniqueItems"
