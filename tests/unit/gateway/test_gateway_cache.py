@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+from pydantic import SecretStr
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, UnsupportedMedia
 from autoglm.common.tensors import seal
-from autoglm.gateway.media.cache import EmbeddingCache, Key, LocalTier, tenant_hash
+from autoglm.gateway.media.cache import MAX_REDIS_BYTES, EmbeddingCache, Key, LocalTier, RedisTier, tenant_hash
 from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
 from autoglm.v1.generation_pb2 import CACHE_OUTCOME_LOCAL, CACHE_OUTCOME_MISS, CACHE_OUTCOME_SHARED
@@ -240,6 +242,18 @@ async def test_two_gateways_share_redis(serve: Serve, mesh: FakeMesh, valkey: st
     assert await ask(two, picture) == ["local"]
     assert len(mesh.vision.encode.requests) == 1
     assert (await one.http.get("/health/ready")).json()["dependencies"]["redis"] == "up"
+
+
+async def test_an_embedding_that_would_block_redis_stays_in_memory(valkey: str) -> None:
+    settings, metrics = Settings(redis_url=SecretStr(valkey), redis_timeout=10), GatewayMetrics()
+    store = RedisStore(settings, metrics)
+    tier, small, large = RedisTier(store, 60), key_of("small"), key_of("large")
+    await tier.put(small, embedding_of(small))
+    await tier.put(large, embedding_of(large, MAX_REDIS_BYTES // 2))
+    assert await tier.get(small) == embedding_of(small)
+    assert await tier.get(large) is None
+    assert store.up
+    await store.close()
 
 
 async def test_tenants_do_not_share(serve: Serve, mesh: FakeMesh, valkey: str) -> None:

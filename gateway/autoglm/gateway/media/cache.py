@@ -40,6 +40,9 @@ from autoglm.v1.modality_pb2 import Modality
 
 logger = logging.getLogger("autoglm.gateway.media.cache")
 
+# A larger embedding, of minutes of sound, may not reach Redis within `redis_timeout`, which counts as a failure.
+MAX_REDIS_BYTES = 4 * 1024 * 1024
+
 DTYPES: dict[int, str] = {ELEMENT_TYPE_BFLOAT16: "bf16", ELEMENT_TYPE_FLOAT16: "fp16", ELEMENT_TYPE_FLOAT32: "fp32"}
 
 Encode = Callable[[], Awaitable[Embedding]]
@@ -122,7 +125,9 @@ class RedisTier:
         return None
 
     async def put(self, key: Key, embedding: Embedding) -> None:
-        """Store the embedding for the configured time."""
+        """Store the embedding for the configured time, unless it is too large to be sent in time."""
+        if embedding.ByteSize() > MAX_REDIS_BYTES:
+            return
         await self._store.ask(lambda: self._store.client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
 
 
