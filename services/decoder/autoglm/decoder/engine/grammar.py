@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from autoglm.common.errors import InternalError, InvalidRequest
+from autoglm.decoder.engine.closed_objects import closed
 from autoglm.decoder.engine.request import GrammarSpec
 
 if TYPE_CHECKING:
@@ -80,5 +81,5 @@ def _lark(spec: GrammarSpec) -> str:
     if not isinstance(given, str):
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text) for text in given))
     if kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(given, overrides=JSON_STYLE)
+        return LLMatcher.grammar_from_json_schema(closed(given), overrides=JSON_STYLE)
     return LLMatcher.grammar_from_regex(given) if kind == "regex" else LLMatcher.grammar_from_lark(given)
