@@ -55,11 +55,10 @@ def _check_tools(conversation: Conversation) -> None:
         names.add(tool.function.name)
         _check_parameters(tool.function.parameters, f"{param}.parameters")
     if choice is not None:
-        has_format = conversation.sampling.WhichOneof("structured_output") is not None
-        _check_choice(choice, names, has_format, f"{paths.root}tool_choice")
+        _check_choice(choice, names, f"{paths.root}tool_choice")
 
 
-def _check_choice(choice: ToolChoice, names: set[str], has_format: bool, param: str) -> None:
+def _check_choice(choice: ToolChoice, names: set[str], param: str) -> None:
     named = choice.WhichOneof("choice") == "function"
     if not names and (named or choice.mode == TOOL_CHOICE_MODE_REQUIRED):
         raise InvalidRequest(f"{param} requires a call, but there are no tools", param=param)
@@ -67,8 +66,6 @@ def _check_choice(choice: ToolChoice, names: set[str], has_format: bool, param: 
         raise InvalidRequest(f"{param} names a function that is not in tools", param=param)
     if not named and choice.mode not in (*MODES.values(), TOOL_CHOICE_MODE_UNSPECIFIED):
         raise InvalidRequest(f"{param} must be a known mode", param=param)
-    if has_format and (named or choice.mode == TOOL_CHOICE_MODE_REQUIRED):
-        raise InvalidRequest(f"{param} requires a call, which excludes a format for the answer", param=param)
 
 
 def _check_name(name: str, param: str) -> None:

@@ -22,7 +22,7 @@ def options(base_url: str) -> Any:
 
 @pytest.fixture
 def chat(options: Any) -> ChatOpenAI:
-    return ChatOpenAI(temperature=0, max_completion_tokens=80, **options)
+    return ChatOpenAI(temperature=0, max_completion_tokens=400, **options)
 
 
 class Screen(BaseModel):

@@ -18,7 +18,6 @@ from autoglm.v1.generation_pb2 import (
     TOOL_CHOICE_MODE_REQUIRED,
     Function,
     FunctionCall,
-    SamplingParams,
     Tool,
     ToolCall,
     ToolChoice,
@@ -98,6 +97,14 @@ async def test_calls_in_a_whole_answer(client: Client, mesh: FakeMesh) -> None:
     assert choice["message"] == {**TURN, "content": "你好, AutoGLM 7", "refusal": None}
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "now"}}])
+async def test_a_format_is_of_words_and_excludes_no_call(client: Client, mesh: FakeMesh, choice: Any) -> None:
+    """Instructor sends both: the format is the text's, and an answer that has to be a call has no text."""
+    mesh.decoder.calls = CALLS[1:]
+    response = await client.chat("hi", tools=[NOW], tool_choice=choice, response_format={"type": "json_object"})
+    assert response.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
 async def test_calls_in_a_stream(client: Client, mesh: FakeMesh) -> None:
     mesh.decoder.calls = CALLS
     response = await client.chat("hi", tools=[NOW], stream=True)
@@ -141,10 +148,6 @@ async def test_openai_python_adds_up_a_stream_of_two_choices(client: Client, mes
         ({"tools": [NOW], "tool_choice": {"type": "function"}}, "tool_choice.function"),
         (
             {"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "later"}}},
-            "tool_choice",
-        ),
-        (
-            {"tools": [NOW], "tool_choice": "required", "response_format": {"type": "json_object"}},
             "tool_choice",
         ),
         ({"tools": [NOW], "parallel_tool_calls": 1}, "parallel_tool_calls"),
@@ -248,10 +251,6 @@ async def test_grpc_takes_tools_and_gives_calls(client: Client, mesh: FakeMesh) 
         (chat(tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED)), "chat.tool_choice"),
         (chat(tools=[offer("a")], tool_choice=ToolChoice(function="b")), "chat.tool_choice"),
         (chat(tools=[offer("a")], tool_choice=ToolChoice(mode=9)), "chat.tool_choice"),  # type: ignore[arg-type]
-        (
-            chat(tools=[offer("a")], tool_choice=ToolChoice(function="a"), sampling=SamplingParams(regex="a")),
-            "chat.tool_choice",
-        ),
         (chat(ChatMessage(role=ROLE_TOOL)), "chat.messages[1].tool_call_id"),
         (chat(ChatMessage(role=ROLE_USER, tool_calls=CALLS)), "chat.messages[1].tool_calls"),
     ],

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.decoder.closed_objects import closed
 from autoglm.decoder.engine.grammar import Grammars, UnusableGrammar
 from autoglm.decoder.engine.request import GrammarSpec
 from autoglm.decoder.json_schema import Schema, enforceable, lenient, unenforced
@@ -62,7 +63,7 @@ def _reason(kind: str, error: str) -> str:
 
 def _json(params: generation_pb2.SamplingParams, grammars: Grammars) -> GrammarSpec:
     def spec(schema: Schema) -> GrammarSpec:
-        return GrammarSpec("json_schema", json.dumps(schema))
+        return GrammarSpec("json_schema", json.dumps(closed(schema)))
 
     try:
         schema = json.loads(params.json_schema)

@@ -104,7 +104,7 @@ def _outlined(schema: Schema, compile_: Callable[[Schema], object]) -> Schema:
 def _in_the_way(schema: Schema, error: str) -> Iterator[tuple[str, str, Schema]]:
     """Yield each keyword that llguidance's message is about: the path of its schema, its name, and its schema."""
     said = _QUOTED.split(error)[0]
-    for path, each in _schemas(schema):
+    for path, each in schemas(schema):
         for name, value in each.items():
             if _is_meant(name, value, said):
                 yield path, name, each
@@ -135,7 +135,7 @@ def _bare(pattern: Any) -> str:
     return str(pattern).removeprefix("^").removesuffix("$").replace("\\", "")
 
 
-def _schemas(schema: Schema) -> Iterator[tuple[str, Schema]]:
+def schemas(schema: Schema) -> Iterator[tuple[str, Schema]]:
     """Yield a schema and all schemas in it, each with its path."""
     waiting: list[tuple[str, Any]] = [("", schema)]
     while waiting:
