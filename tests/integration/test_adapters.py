@@ -9,13 +9,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
-from autoglm.common.bundle import ADAPTERS, write_manifest
+from autoglm.common.bundle import ADAPTERS, ALIASES, write_manifest
 from autoglm.common.errors import NotFound, from_rpc_error
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
-from ..asking import MODEL, Asker
+from ..asking import Asker
 from ..mesh import Mesh, running_mesh, text_bundle
 from ..waiting import NET_SECONDS
 
@@ -43,14 +43,14 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 def test_each_name_answers_for_itself_and_all_at_once(ask: Asker) -> None:
     listed = [card["id"] for card in ask.http.get("/v1/models").json()["data"]]
-    assert listed == [f"{base}{end}" for base in ("adapted", MODEL) for end in ("", ":one", ":two")]
+    assert listed == [f"{base}{end}" for base in ("adapted", *ALIASES) for end in ("", ":one", ":two")]
     with ThreadPoolExecutor(len(listed)) as users:
         answers = dict(
             zip(listed, users.map(lambda name: ask("你是谁?", model=name, max_tokens=24), listed), strict=True)
         )
     assert "AutoGLM-Phone" in answers["adapted"]
     assert len({answers[name] for name in listed[:3]}) == 3
-    assert all(answers[f"adapted{end}"] == answers[f"{MODEL}{end}"] for end in ("", ":one", ":two"))
+    assert all(answers[f"adapted{end}"] == answers[f"{base}{end}"] for base in ALIASES for end in ("", ":one", ":two"))
     body = ask.post("你是谁?", model="adapted:two").json()
     assert body["model"] == "adapted:two"
     card = ask.http.get("/v1/models/adapted:one").json()
