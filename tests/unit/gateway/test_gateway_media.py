@@ -60,6 +60,7 @@ URLS: dict[str, Callable[[bytes], str]] = {
     "a parameter": lambda data: f"data:image/png;charset=utf-8;base64,{usual(data)}",
     "a name": lambda data: f"data:application/octet-stream;name=a%2Cb.png;base64,{usual(data)}",
     "percent-encoded": lambda data: f"data:image/png;base64,{quote(usual(data), safe='')}",
+    "percent-encoded in lower case": lambda data: f"data:;base64,{quote(usual(data), safe='').replace('%2B', '%2b')}",
     "wrapped, percent-encoded": lambda data: f"data:;base64,{quote(base64.encodebytes(data))}",
     "no base64": lambda data: f"data:image/png,{quote(data)}",
     "nothing but the data": lambda data: f"data:,{quote(data)}",
@@ -72,6 +73,13 @@ async def test_a_data_url_in_any_form(client: Client, mesh: FakeMesh, form: str)
     assert (await client.chat(parts)).status_code == 200
     assert mesh.vision.encode.requests[0].image == png()
     assert mesh.speech.encode.requests[0].audio == wav()
+
+
+async def test_a_large_data_url_has_to_be_in_base64(shared: Client) -> None:
+    response = await shared.chat([picture("data:image/png," + "%41" * 100_000)])
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "messages[0].content[0].image_url.url")
+    assert error["message"].endswith("must be in base64")
 
 
 async def test_wrapped_base64_of_a_recording(client: Client, mesh: FakeMesh) -> None:

@@ -121,6 +121,9 @@ async def test_speech_gains_no_letter_and_keeps_its_time(
     ((start, end),) = times(answer)
     first = len(before) / RATE
     assert first <= start < end <= first + len(speech()) / RATE + 0.2
+    assert end <= answer.duration.ToNanoseconds() / 1e9
+    trimmed = await heard(servicer, speech()[: int(1.31 * RATE)])
+    assert times(trimmed)[-1][1] <= trimmed.duration.ToNanoseconds() / 1e9
 
 
 async def test_a_long_recording_is_heard_from_end_to_end(servicer: SpeechServicer) -> None:
@@ -217,6 +220,6 @@ def test_a_transcript_has_spaces_where_its_language_has_them() -> None:
     ]  # fmt: skip
     assert text_of([said, segment("吧"), segment("o", "k"), segment("n", "o", "w")]) == "open 设置吧 ok now"
     assert text_of([]) == ""
-    assert (said.later(2).start, said.later(2).end) == (2, 8.5)
+    assert (said.of_piece(2, 9).start, said.of_piece(2, 9).end, said.of_piece(2, 6.25).end) == (2, 8.5, 8.25)
     assert said.where([True] * 2 + [False] * 8, 1) == SpokenSegment(said.tokens[:3], 0.1)  # 0.3 s later is near enough
     assert said.where([False] * 10, 1) is None

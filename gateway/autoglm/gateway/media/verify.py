@@ -23,6 +23,8 @@ from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
 
+MAX_ESCAPED_CHARACTERS = 256 * 1024
+_ESCAPED = "+/=-_\r\n\t "
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BLANKS = string.whitespace.encode()
 
@@ -63,14 +65,26 @@ def is_data_url(text: str) -> bool:
 def in_data_url(url: str, param: str) -> bytes | str:
     """Return what is in a data: URL (RFC 2397): base64 text, or bytes that are written as they are.
 
-    Its media type is ignored. Raises InvalidRequest for a URL without a comma.
+    Its media type is ignored. Raises InvalidRequest for a URL without a comma, and for a large one that is not in
+    base64, as its escapes would take seconds.
     """
     head, comma, data = url.partition(",")
     if not comma:
         raise InvalidRequest(f"{param}: a data: URL must have the form data:<type>;base64,<data>", param=param)
-    if not head.lower().rstrip().endswith(";base64"):
-        return unquote_to_bytes(data)
-    return unquote_to_bytes(data).decode("latin-1") if "%" in data else data
+    if head.lower().rstrip().endswith(";base64"):
+        return _unescaped(data) if "%" in data else data
+    if len(data) > MAX_ESCAPED_CHARACTERS:
+        message = f"{param}: a data: URL of more than {MAX_ESCAPED_CHARACTERS} characters must be in base64"
+        raise InvalidRequest(message, param=param)
+    return unquote_to_bytes(data)
+
+
+def _unescaped(text: str) -> str:
+    """Return base64 `text` without the escapes of its characters; others make it invalid."""
+    for character in _ESCAPED:
+        code = f"%{ord(character):02X}"
+        text = text.replace(code, character).replace(code.lower(), character)
+    return text
 
 
 async def verified(parts: Sequence[MediaPart], limits: MediaLimits) -> list[VerifiedMedia]:

@@ -115,7 +115,7 @@ def _tokens(heard: Heard) -> torch.Tensor:
 def _segments(heard: Heard) -> list[SpokenSegment]:
     """Return what is said in a recording, with times from its start."""
     return [
-        said.later(piece.start / SAMPLE_RATE)
+        said.of_piece(piece.start / SAMPLE_RATE, len(piece.samples) / SAMPLE_RATE)
         for piece, encoded in zip(heard.items, heard.values, strict=True)
         for segment in encoded.segments
         if (said := segment.where(audible(piece.samples).tolist(), SOUND_SECONDS))

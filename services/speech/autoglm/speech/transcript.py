@@ -81,9 +81,15 @@ class SpokenSegment:
         ]
         return SpokenSegment(kept, self.no_speech_prob) if any(token.text.strip() for token in kept) else None
 
-    def later(self, seconds: float) -> "SpokenSegment":
-        """Return the same segment `seconds` later."""
-        moved = [replace(t, start=t.start + seconds, end=t.end + seconds) for t in self.tokens]
+    def of_piece(self, start: float, seconds: float) -> "SpokenSegment":
+        """Return the segment of a piece that starts at `start` and lasts `seconds`, with times in the recording.
+
+        A model may pad what it hears, and so hear a token until after the end.
+        """
+        moved = [
+            replace(token, start=start + min(token.start, seconds), end=start + min(token.end, seconds))
+            for token in self.tokens
+        ]
         return SpokenSegment(moved, self.no_speech_prob)
 
 
