@@ -9,6 +9,8 @@ import pytest
 
 from autoglm.cli.reference import document
 
+from ..published import CLIENTS, PAGE, page
+
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos"
 
@@ -67,3 +69,8 @@ def test_files_stay_readable() -> None:
 
 def test_the_configuration_page_is_current() -> None:
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == document()
+
+
+def test_the_clients_page_is_current() -> None:
+    """Its table has the pinned versions, and a mark for each kind of request that a client is tested with."""
+    assert PAGE.read_text(encoding="utf-8") == page({client.name: client.tests for client in CLIENTS})
