@@ -14,6 +14,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from autoglm.cli.reference import document
 
+from ..published import CLIENTS, PAGE, page
+
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos"
 
@@ -95,3 +97,8 @@ def test_the_requests_of_the_grpc_page_are_requests() -> None:
     for text, service, method in examples:
         found = Default().FindServiceByName(f"autoglm.v1.{service}").FindMethodByName(method)
         json_format.Parse(text, GetMessageClass(found.input_type)())
+
+
+def test_the_clients_page_is_current() -> None:
+    """Its table has the pinned versions, and a mark for each kind of request that a client is tested with."""
+    assert PAGE.read_text(encoding="utf-8") == page({client.name: client.tests for client in CLIENTS})

@@ -79,8 +79,8 @@ def test_tools(client: openai.OpenAI, tool: Any, is_forecast: Any) -> None:
     message = client.chat.completions.create(messages=HELLO, **asked).choices[0].message
     with client.chat.completions.stream(messages=HELLO, **asked) as stream:
         streamed = stream.get_final_completion().choices[0].message
-    (call,) = message.tool_calls or ()
-    (same,) = streamed.tool_calls or ()
+    (call,) = message.tool_calls or []
+    (same,) = streamed.tool_calls or []
     assert call.type == "function"
     assert is_forecast(call.function.arguments)
     assert call.function.arguments == same.function.arguments

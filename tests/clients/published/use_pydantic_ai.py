@@ -55,7 +55,7 @@ def test_stream(provider: OpenAIProvider, kind: Any) -> None:
 @BOTH
 def test_images(provider: OpenAIProvider, kind: Any, home: Path) -> None:
     agent = Agent(kind(MODEL, provider=provider), model_settings=SETTINGS)
-    asked = ["Open the game", BinaryContent(home.read_bytes(), media_type="image/png")]
+    asked: Any = ["Open the game", BinaryContent(home.read_bytes(), media_type="image/png")]
     assert "do(action=" in agent.run_sync(asked).output
 
 
