@@ -43,7 +43,7 @@ def test_what_was_said_in_every_format(client: openai.OpenAI, recording: bytes) 
     (segment,) = whole.segments
     assert segment.text == text
     assert 0 <= segment.start < segment.end <= whole.duration
-    start, end = (f"00:00:{at:06.3f}" for at in (segment.start, segment.end))
+    start, end = (f"00:00:{round(1000 * at) / 1000:06.3f}" for at in (segment.start, segment.end))
     assert transcribe(response_format="vtt") == f"WEBVTT\n\n{start} --> {end}\n{text}\n\n"
     times = f"{start} --> {end}".replace(".", ",")
     assert transcribe(response_format="srt") == f"1\n{times}\n{text}\n\n"
