@@ -12,7 +12,7 @@ from autoglm.vision.settings import VisionSettings
 
 INTRODUCTION = """# Configuration
 
-This page is written by `make docs` (`python -m autoglm.cli.reference`) from the settings themselves; a test compares them.
+This page is written by `make docs` from the settings themselves; a test compares them.
 
 Every setting is read once at start. A value out of range is an error that names its variable or key.
 
