@@ -17,6 +17,7 @@ from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.request_reader import read
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.prompt import Media, PromptMessage
@@ -151,13 +152,23 @@ class Unmeasured:
 
 async def test_a_template_without_a_place_for_tools_is_given_none(decoder: DecoderModel) -> None:
     tool = generation_pb2.Tool(function=generation_pb2.Function(name="now"))
-    call = generation_pb2.ToolCall(function=generation_pb2.FunctionCall(name="now", arguments="{}"))
-    turn = decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_ASSISTANT, tool_calls=[call])
-    for fields in ({"messages": [decoder_pb2.DecoderMessage()], "tools": [tool]}, {"messages": [turn]}):
-        refused = Answered()
-        request = decoder_pb2.DecoderServiceGenerateRequest(**fields)
-        assert [message async for message in DecoderServicer(decoder).generate(request, refused)] == []
-        assert f"the chat template of {NAME} does not support tools" in refused.details
+    refused = Answered()
+    request = decoder_pb2.DecoderServiceGenerateRequest(messages=[decoder_pb2.DecoderMessage()], tools=[tool])
+    assert [message async for message in DecoderServicer(decoder).generate(request, refused)] == []
+    assert f"the chat template of {NAME} does not support tools" in refused.details
+
+
+def test_earlier_calls_are_words_to_a_template_without_tools(decoder: DecoderModel) -> None:
+    call = generation_pb2.ToolCall(function=generation_pb2.FunctionCall(name="now", arguments='{"zone": "东京"}'))
+    turns = [
+        decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_USER, parts=[decoder_pb2.DecoderPart(text="what time?")]),
+        decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_ASSISTANT, tool_calls=[call, call]),
+        decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_TOOL, parts=[decoder_pb2.DecoderPart(text="noon")]),
+    ]
+    request = read(decoder_pb2.DecoderServiceGenerateRequest(messages=turns), decoder)
+    prompt = decoder.composer.tokenizer.decode(request.prompt.token_ids, skip_special_tokens=False)
+    assert prompt.count('now({"zone": "东京"})') == 2
+    assert prompt.index("what time?") < prompt.index("now(") < prompt.index("noon")
 
 
 async def test_without_a_head_recordings_are_encoded_and_transcripts_refused(bundle: Bundle) -> None:

@@ -5,7 +5,7 @@ from autoglm.decoder.engine.request import AdapterRef, Request, SamplingConfig
 from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
-from autoglm.decoder.tools import description, written
+from autoglm.decoder.tools import description, in_words, written
 from autoglm.fusion.prompt import Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
@@ -36,8 +36,7 @@ def read(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel
 def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel) -> Prompt:
     if not message.messages:
         raise InvalidRequest("a conversation needs at least one message", param="messages")
-    uses_tools = message.tools or any(turn.tool_calls for turn in message.messages)
-    if uses_tools and not model.composer.takes_tools:
+    if message.tools and not model.composer.takes_tools:
         raise InvalidRequest(f"the chat template of {model.bundle.name} does not support tools", param="tools")
     turns = [_turn(turn, model) for turn in message.messages]
     thinking = message.enable_thinking if message.HasField("enable_thinking") else None
@@ -58,7 +57,8 @@ def _turn(turn: decoder_pb2.DecoderMessage, model: DecoderModel) -> PromptMessag
     parts = (
         part.text if part.WhichOneof("part") == "text" else model.media(part.media, "messages") for part in turn.parts
     )
-    return PromptMessage(ROLES[turn.role], tuple(parts), tuple(written(call) for call in turn.tool_calls))
+    said = PromptMessage(ROLES[turn.role], tuple(parts), tuple(written(call) for call in turn.tool_calls))
+    return said if model.composer.takes_tools else in_words(said)
 
 
 def _sampling(params: generation_pb2.SamplingParams, model: DecoderModel) -> SamplingConfig:

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from autoglm.decoder.detokenizer import overlap
 from autoglm.decoder.engine.grammar import JSON_STYLE
-from autoglm.fusion.prompt import ToolCall
+from autoglm.fusion.prompt import PromptMessage, ToolCall
 from autoglm.v1 import generation_pb2
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import FunctionCall, Tool
@@ -98,6 +98,13 @@ def written(call: generation_pb2.ToolCall) -> ToolCall:
         return ToolCall(call.function.name, {})
     arguments = value if isinstance(value, dict) else {"arguments": text}
     return ToolCall(call.function.name, {key: _written(value) for key, value in arguments.items()})
+
+
+def in_words(turn: PromptMessage) -> PromptMessage:
+    """Return an earlier turn for a chat template without tools: its calls as text, a result as what the user says."""
+    calls = "\n".join(f"{call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})" for call in turn.calls)
+    parts = (*turn.parts, calls) if calls else turn.parts
+    return PromptMessage("user" if turn.role == "tool" else turn.role, parts)
 
 
 def _read(text: str) -> object:
