@@ -5,9 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
-
-import orjson
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import Conversation, ConversationMessage
@@ -103,14 +100,3 @@ def _in_order_of_calls(messages: Sequence[ConversationMessage]) -> list[Conversa
         order |= {call.id: number for number, call in enumerate(call for turn in turns for call in turn.calls)}
         ordered += sorted(turns, key=lambda turn: order[turn.call_id]) if are_results else turns
     return ordered
-
-
-def _object(text: str, param: str) -> dict[str, Any]:
-    try:
-        value = orjson.loads(text)
-        orjson.dumps(value)  # its depth limit is lower than that of loads, and holds for the services too
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{param} must be a JSON object", param=param)
-    return value
