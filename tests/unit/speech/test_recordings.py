@@ -199,14 +199,27 @@ def test_a_cut_is_in_a_pause() -> None:
     assert 7.2 <= (second.start + len(second.samples)) / RATE <= 7.6
 
 
+def syllables(seconds: float) -> Samples:
+    """Return noise that is as loud and as soft as speech, four times a second."""
+    swing = 0.02 + np.abs(np.sin(4 * np.pi * np.arange(int(seconds * RATE)) / RATE))
+    return np.asarray(hiss(seconds, 0.2) * swing, np.float32)
+
+
 def test_what_stands_out_from_the_background_is_audible() -> None:
     samples = hiss(4, 0.01)
-    samples[RATE : 2 * RATE] += hiss(1, 0.2)
+    samples[RATE : 2 * RATE] += syllables(1)
     found = np.flatnonzero(audible(samples)) * 0.03
     assert 0.9 < found.min() < 1.1
     assert 1.9 < found.max() < 2.1
     assert not audible(hum(3)).any()
     assert audible(hum(0.5)).all()  # a vowel may be as steady
+
+
+def test_noise_that_begins_after_speech_is_not_audible() -> None:
+    for noise in (hiss(3, 0.2), hum(3)):
+        found = np.flatnonzero(audible(np.concatenate([silence(0.5), syllables(2), silence(0.5), noise]))) * 0.03
+        assert 0.4 < found.min() < 0.6
+        assert 2.3 < found.max() < 2.6
 
 
 def test_a_transcript_has_spaces_where_its_language_has_them() -> None:

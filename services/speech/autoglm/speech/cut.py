@@ -16,6 +16,8 @@ SOUND_SECONDS = 0.03
 _SOUND = 480  # samples
 _AUDIBLE_DB = 6.0  # over the background; speech and its pauses are 13 dB and more apart
 _JUDGED_SECONDS = 1.0  # at least: a single vowel may be as steady as a hum
+_STEADY = 20  # sounds of 0.03 s in which speech changes its level
+_STEADY_DB = 2.0  # standard deviation; that of speech over so long is 5 and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,24 @@ def cut(samples: Samples, most: int) -> list[AudioPiece]:
 def audible(samples: Samples) -> NDArray[np.bool_]:
     """Return for each 0.03 s of `samples` [n] whether it stands out from the background [ceil(n / 480)].
 
-    Nothing does in silence, and in what is as loud from start to end: a hum, a fan, hiss.
+    Nothing does in silence, and in what stays as loud for 0.6 s: a hum, a fan, hiss, also if it begins after speech.
     """
     padded = np.pad(samples.astype(np.float64), (0, -len(samples) % _SOUND))
     levels = 10 * np.log10(np.square(padded).reshape(-1, _SOUND).mean(1) + 1e-12)
     if len(samples) < _JUDGED_SECONDS * SAMPLE_RATE:
         return np.ones(len(levels), np.bool_)
     background = float(np.percentile(levels, 10))
-    return np.asarray(levels > background + _AUDIBLE_DB)
+    return np.asarray((levels > background + _AUDIBLE_DB) & ~_steady(levels))
+
+
+def _steady(levels: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return for each level [n] in dB whether it belongs to a stretch of 0.6 s that is equally loud."""
+    found = np.zeros(len(levels), np.bool_)
+    if len(levels) >= _STEADY:
+        windows = np.lib.stride_tricks.sliding_window_view(levels, _STEADY)
+        for start in np.flatnonzero(windows.std(axis=1) < _STEADY_DB):
+            found[start : start + _STEADY] = True
+    return found
 
 
 def _loudness(samples: Samples) -> NDArray[np.float64]:
