@@ -85,7 +85,9 @@ def test_an_address_that_is_none() -> None:
 def test_files_become_parts(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"png")
     (tmp_path / "a.opus").write_bytes(b"sound")
+    (tmp_path / "a.sound").write_bytes(b"sound")
     assert image_part(tmp_path / "a.png")["image_url"]["url"] == "data:image/png;base64,cG5n"
-    assert audio_part(tmp_path / "a.opus")["input_audio"] == {"data": "c291bmQ="}
+    assert audio_part(tmp_path / "a.opus")["input_audio"] == {"data": "c291bmQ=", "format": "opus"}
+    assert audio_part(tmp_path / "a.sound")["input_audio"] == {"data": "c291bmQ="}
     with pytest.raises(ApiError, match="cannot be read"):
         image_part(tmp_path / "b.png")
