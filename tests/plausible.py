@@ -30,6 +30,8 @@ def plausible(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     made = body | {"model": MODEL} | _limits(body)
+    if isinstance(body.get("dimensions"), int):
+        made["dimensions"] = None
     if "file" in body:
         made["file"] = WAV
     if _are_objects(body.get("messages")):

@@ -44,6 +44,13 @@ def test_penalties_and_bias_move_the_choice() -> None:
     assert chosen(logits, SamplingConfig(temperature=0, logit_bias={3: 1.0, 1: -0.1})).token_id == 3
 
 
+@pytest.mark.parametrize("penalty", [0.0, 1e-300, 1e-38, 1e-20])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_the_least_repetition_penalties_leave_numbers(penalty: float, temperature: float) -> None:
+    config = SamplingConfig(temperature=temperature, repetition_penalty=penalty, top_logprobs=2, seed=1)
+    assert chosen([0.0, 3.0, -2.0, 5.0], config, 1, 2).token_id == 1
+
+
 def test_top_k_top_p_and_min_p_keep_the_likeliest() -> None:
     logits = [0.0, 3.0, 2.9, -1.0]
     assert {chosen(logits, SamplingConfig(top_k=2, seed=seed)).token_id for seed in range(40)} == {1, 2}

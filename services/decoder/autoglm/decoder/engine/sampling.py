@@ -10,6 +10,7 @@ from autoglm.common.errors import InternalError
 from autoglm.decoder.engine.request import ChosenToken, SamplingConfig
 from autoglm.decoder.engine.sequence import Sequence
 
+LARGEST = 1e30  # logits stay below it, so that their differences are numbers
 NOT_A_NUMBER = "the model's output is not a number; check the weights with `autoglm bundle check`"
 
 
@@ -70,7 +71,7 @@ def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
     if thinking is not None and thinking.must_close:
         only = torch.full_like(adjusted, float("-inf"))
         closes = thinking.thinking.closes
-        only[closes] = adjusted[closes].clamp(min=-1e30)  # a NaN stays one
+        only[closes] = adjusted[closes].clamp(min=-LARGEST)  # a NaN stays one
         return only
     if sequence.grammar is None or (thinking is not None and thinking.inside):
         return adjusted
@@ -94,8 +95,9 @@ def _adjusted(logits: Tensor, sequence: Sequence) -> Tensor:
     if sampling.repetition_penalty != 1.0:
         seen = counts > 0
         seen[sequence.request.prompt.token_ids] = True
-        factor = sampling.repetition_penalty
-        logits = torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+        factor = max(sampling.repetition_penalty, 1 / LARGEST)  # as float32, the least numbers above 0 are 0
+        penalized = torch.where(logits > 0, logits / factor, logits * factor).clamp(-LARGEST, LARGEST)
+        logits = torch.where(seen, penalized, logits)
     return logits - counts * sampling.frequency_penalty - (counts > 0) * sampling.presence_penalty
 
 
