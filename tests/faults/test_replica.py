@@ -114,7 +114,7 @@ def test_damaged_entries_of_the_cache_are_not_believed(mesh: Mesh, ask: Asker) -
 
 def damage(store: redis.Redis) -> int:
     """Turn over the middle byte of every stored embedding of an image; return how many there are."""
-    names = list(store.scan_iter("ag3:*:image:*"))
+    names = list(store.scan_iter("ag4:*:image:*"))
     for name in names:
         stored = store.get(name)
         assert isinstance(stored, bytes)

@@ -44,6 +44,9 @@ class GatewayMetrics:
         self.media_fetch = self._histogram("media_fetch_seconds", "Fetching one file from its URL.", _LATENCY)
         self.running = Gauge("autoglm_num_requests_running", "Requests in progress.", registry=self.registry)
         self.redis_up = Gauge("autoglm_redis_up", "Whether Redis responds.", registry=self.registry)
+        self.damaged_redis_entries = Counter(
+            "autoglm_redis_damaged_entries", "Damaged or foreign entries found in Redis.", registry=self.registry
+        )
         self._success = self._counter("request_success", "Answers, by finish reason.", "finished_reason")
         self._errors = self._counter("request_errors", "Errors sent to clients, by type.", "code")
         self._rejected = self._counter(

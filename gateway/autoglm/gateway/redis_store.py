@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -9,21 +10,29 @@ from typing import TypeVar
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
 
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 
 logger = logging.getLogger("autoglm.gateway.redis_store")
 
+# A refusal with one code, or a damaged entry, is logged again only after this many seconds without another.
+QUIET_SECONDS = 60.0
+
 T = TypeVar("T")
+
+
+class DamagedEntry(Exception):
+    """A key of Redis contains what no gateway stored there."""
 
 
 class RedisStore:
     """A connection that never raises.
 
-    Circuit breaker: after a failure it stays open for `redis_backoff` seconds, in which every request goes on without
-    Redis at once instead of waiting for a timeout. The first request after that tries again.
+    Circuit breaker: after silence or a broken connection it stays open for `redis_backoff` seconds, in which every
+    request goes on without Redis at once instead of waiting for a timeout. The first request after that tries again.
+    An error reply does not open it: a server that is full or read-only still answers what it can.
     """
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
@@ -31,6 +40,7 @@ class RedisStore:
         self._metrics = metrics
         self._up: bool | None = None
         self._resume = 0.0
+        self._last_seen: dict[str, float] = {}
         self.client = redis.asyncio.Redis.from_url(
             settings.redis_url.get_secret_value(),
             socket_timeout=self._timeout,
@@ -40,30 +50,64 @@ class RedisStore:
 
     @property
     def up(self) -> bool:
-        """Whether the last command succeeded."""
+        """Whether the server answered the last command, be it by refusing it."""
         return bool(self._up)
 
-    async def ask(self, command: Callable[[], Awaitable[T]]) -> T | None:
-        """Return the result of `command`, or None while Redis is down, slow or in error."""
+    async def ask(
+        self, purpose: str, command: Callable[[], Awaitable[T]], drop: Callable[[], Awaitable[object]] | None = None
+    ) -> T | None:
+        """Return the result of `command`, or None while Redis is down, slow or refuses it.
+
+        If what `command` finds is damaged, `drop` is run, which deletes it. `purpose` is for the log, such as "store an
+        embedding".
+        """
         if time.monotonic() < self._resume:
             return None
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await command()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (DamagedEntry, ResponseError) as error:
+            self._record(True, "")
+            if drop is not None and _tells_of_damage(error):
+                self._damaged(purpose)
+                await self.ask("delete a damaged entry", drop)
+            else:
+                self._refused(purpose, error)
+        except (AuthenticationError, AuthorizationError, BusyLoadingError) as error:
+            self._record(False, _code(error))  # refuses everything, but at once: nobody waits for it
+        except (RedisError, OSError, TimeoutError, ValueError) as error:  # ValueError: it is no reply of a Redis
             self._resume = time.monotonic() + self._backoff
             self._record(False, type(error).__name__)
-            return None
-        self._record(True, "")
-        return answer
+        else:
+            self._record(True, "")
+            return answer
+        return None
 
     async def ping(self) -> None:
         """Update `up`."""
-        await self.ask(lambda: self.client.ping())
+        await self.ask("ping", lambda: self.client.ping())
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.aclose()
+
+    def _damaged(self, purpose: str) -> None:
+        self._metrics.damaged_redis_entries.inc()
+        if self._is_new(f"a damaged entry: {purpose}"):
+            logger.warning(
+                "an attempt to %s found a damaged or foreign entry in redis, which is dropped;"
+                " autoglm_redis_damaged_entries_total counts further ones",
+                purpose,
+            )
+
+    def _refused(self, purpose: str, error: Exception) -> None:
+        if self._is_new(code := _code(error)):
+            logger.warning("redis refuses commands (%s), such as to %s; requests go on without", code, purpose)
+
+    def _is_new(self, event: str) -> bool:
+        now, last = time.monotonic(), self._last_seen.get(event, -math.inf)
+        self._last_seen[event] = now
+        return now - last > QUIET_SECONDS
 
     def _record(self, up: bool, reason: str) -> None:
         if up != self._up:
@@ -76,3 +120,17 @@ class RedisStore:
                     "redis is down (%s): embeddings are computed instead, and each gateway counts rate limits alone",
                     reason,
                 )
+
+
+def _tells_of_damage(error: Exception) -> bool:
+    """Return whether a key has the wrong type, or a script found something else than a number in it.
+
+    Scripts report both inside messages that differ between versions of the server.
+    """
+    return isinstance(error, DamagedEntry) or "WRONGTYPE" in str(error) or "attempt to compare" in str(error)
+
+
+def _code(error: Exception) -> str:
+    """Return the code of an error reply, such as OOM. The rest of the message can contain keys and names of users."""
+    code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return code if code.isalpha() and code.isupper() and len(code) <= 20 else type(error).__name__

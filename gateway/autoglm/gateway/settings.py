@@ -208,7 +208,8 @@ class Settings(BaseSettings):
     )
     cache_secret: SecretStr = Field(
         default=SecretStr(""),
-        description="Secret of the hash that separates tenants' cache entries; must be the same in every replica.",
+        description="Secret of the hash that separates tenants' cache entries, and of the checksum without which no"
+        " entry is believed; must be the same in every replica.",
     )
 
     poll_interval: PositiveFloat = Field(default=2.0, description="Seconds between health polls of the services.")
@@ -221,14 +222,21 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the start warns of: without keys, the API is open to everyone who can reach it."""
+        """What the start warns of: an API that is open to everyone who can reach it, and a cache that anyone who can
+        write to a Redis on the network can forge."""
+        warnings = []
         guarded = self.keys or self.api_keys_file or self.ssl_ca_certs
-        if guarded or _is_loopback(self.host):
-            return ()
-        return (
-            f"no API key is set: the API is open to everyone who can reach {self.host}; set AUTOGLM_API_KEYS or"
-            " AUTOGLM_API_KEYS_FILE, or listen on this machine alone with AUTOGLM_HOST=127.0.0.1",
-        )
+        if not guarded and not _is_loopback(self.host):
+            warnings.append(
+                f"no API key is set: the API is open to everyone who can reach {self.host}; set AUTOGLM_API_KEYS or"
+                " AUTOGLM_API_KEYS_FILE, or listen on this machine alone with AUTOGLM_HOST=127.0.0.1"
+            )
+        if self.redis_url.get_secret_value().startswith("redis") and not self.cache_secret.get_secret_value():
+            warnings.append(
+                "no cache secret is set: whoever can write to Redis can forge embeddings and transcripts; set"
+                " AUTOGLM_CACHE_SECRET to the same secret in every replica"
+            )
+        return tuple(warnings)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ async def test_gateways_that_share_redis_share_the_count(serve: Serve, limited: 
     assert (await ask(two, "t1")).headers["x-ratelimit-remaining-requests"] == "0"
     assert [(await ask(client, "t2")).status_code for client in (one, two)] == [429, 429]
     async with redis.asyncio.Redis.from_url(valkey) as store:
-        names = [name async for name in store.scan_iter() if not bytes(name).startswith(b"ag3:")]
+        names = [name async for name in store.scan_iter() if not bytes(name).startswith(b"ag4:")]
     assert len(names) == 1
     assert b"two" not in bytes(names[0])
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trustme
+from pydantic import SecretStr
 
 from autoglm.gateway import app
 from autoglm.gateway.admission.keys import Keys
@@ -61,6 +62,21 @@ def test_an_api_of_this_machine_alone_is_not_open(host: str) -> None:
 )
 def test_an_api_that_asks_who_comes_is_not_open(guard: Any) -> None:
     assert Settings(**guard).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "secret", "warned"),
+    [
+        ("redis://cache:6379/0", "", True),
+        ("rediss://:password@cache:6379/0", "", True),
+        ("rediss://:password@cache:6379/0", "secret", False),
+        ("unix:///run/cache.sock", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_redis_on_the_network_needs_a_cache_secret(url: str, secret: str, warned: bool) -> None:
+    settings = Settings(api_keys=SecretStr("k1"), redis_url=SecretStr(url), cache_secret=SecretStr(secret))
+    assert [line.partition(":")[0] for line in settings.warnings] == ["no cache secret is set"] * warned
 
 
 def test_tls_alone_leaves_it_open() -> None:

@@ -1,13 +1,14 @@
 """The embedding cache: this process's memory, then Redis, then the encoder, with single flight per key.
 
 Single flight: however many requests ask for a key at the same time, it is looked up and computed once. The cache never
-makes a request fail: when Redis is down, slow or returns damaged data, the encoder computes the embedding.
+makes a request fail: when Redis is down, slow, refuses a command or returns damaged data, the encoder computes the
+embedding. Whoever can write to Redis but does not know the secret can neither change an embedding nor put it under
+another key: everything that an entry says is under a checksum keyed with the secret.
 """
 
 import asyncio
 import hashlib
 import hmac
-import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from autoglm.common.errors import DeadlineExceeded, MediaUnknown
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.metrics import GatewayMetrics
-from autoglm.gateway.redis_store import RedisStore
+from autoglm.gateway.redis_store import DamagedEntry, RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import (
     ELEMENT_TYPE_BFLOAT16,
@@ -38,10 +39,10 @@ from autoglm.v1.generation_pb2 import (
 )
 from autoglm.v1.modality_pb2 import Modality
 
-logger = logging.getLogger("autoglm.gateway.media.cache")
-
 # A larger embedding, of minutes of sound, may not reach Redis within `redis_timeout`, which counts as a failure.
 MAX_REDIS_BYTES = 4 * 1024 * 1024
+
+MAC_BYTES = 32  # HMAC-SHA-256
 
 DTYPES: dict[int, str] = {ELEMENT_TYPE_BFLOAT16: "bf16", ELEMENT_TYPE_FLOAT16: "fp16", ELEMENT_TYPE_FLOAT32: "fp32"}
 
@@ -66,10 +67,10 @@ class Key:
 
     def __str__(self) -> str:
         kind, dtype = MODALITY_NAMES[self.modality], DTYPES.get(self.element_type, "other")
-        return f"ag3:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
+        return f"ag4:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
 
     def fits(self, embedding: Embedding) -> bool:
-        """Return whether `embedding` is undamaged and belongs to this key.
+        """Return whether `embedding` has undamaged tokens [tokens, width] and belongs to this key.
 
         A grid must have as many cells as there are tokens: 2 × 6 and 3 × 4 have equal bytes and other positions.
         """
@@ -78,7 +79,8 @@ class Key:
         except TensorError:
             return False
         return (
-            embedding.modality == self.modality
+            len(embedding.tokens.shape) == 2
+            and embedding.modality == self.modality
             and embedding.encoder_revision == self.revision
             and embedding.tokens.element_type == self.element_type
             and embedding.media_sha256 == self.sha256
@@ -104,31 +106,48 @@ class LocalTier(LRUCache[Key, Embedding]):
 
 
 class RedisTier:
-    """Embeddings that all gateways share. While Redis fails, it is as good as empty."""
+    """Embeddings that gateways with the same Redis and secret share. While Redis fails, it is as good as empty.
 
-    def __init__(self, store: RedisStore, ttl: int) -> None:
-        self._store, self._ttl = store, ttl
+    An entry is the serialized embedding after the HMAC of the entry's key and the embedding. With an empty secret, that
+    finds damage and misplaced entries, but anyone can make it.
+    """
+
+    def __init__(self, store: RedisStore, ttl: int, secret: str) -> None:
+        self._store, self._ttl, self._secret = store, ttl, secret.encode()
 
     async def get(self, key: Key) -> Embedding | None:
-        """Return the embedding; a damaged one is deleted and counts as absent."""
-        raw = await self._store.ask(lambda: self._store.client.get(str(key)))
-        if not isinstance(raw, bytes):
-            return None
-        try:
-            embedding = Embedding.FromString(raw)
-        except DecodeError:
-            embedding = Embedding()
-        if key.fits(embedding):
-            return embedding
-        logger.warning("deleted a damaged embedding from redis")
-        await self._store.ask(lambda: self._store.client.delete(str(key)))
-        return None
+        """Return the embedding; a damaged or foreign one is deleted and counts as absent."""
+        client = self._store.client
+        return await self._store.ask("read an embedding", lambda: self._read(key), lambda: client.delete(str(key)))
 
     async def put(self, key: Key, embedding: Embedding) -> None:
         """Store the embedding for the configured time, unless it is too large to be sent in time."""
         if embedding.ByteSize() > MAX_REDIS_BYTES:
             return
-        await self._store.ask(lambda: self._store.client.set(str(key), embedding.SerializeToString(), ex=self._ttl))
+        serialized = embedding.SerializeToString()
+        entry = self._mac(key, serialized) + serialized
+        await self._store.ask("store an embedding", lambda: self._store.client.set(str(key), entry, ex=self._ttl))
+
+    async def _read(self, key: Key) -> Embedding | None:
+        """Return the embedding, or None if there is none; raises DamagedEntry. What is too large is not read whole."""
+        entry = await self._store.client.getrange(str(key), 0, MAC_BYTES + MAX_REDIS_BYTES)
+        if not isinstance(entry, bytes) or not entry:  # without the key it is empty
+            return None
+        mac, serialized = entry[:MAC_BYTES], entry[MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(key, serialized)):
+            raise DamagedEntry
+        try:
+            embedding = Embedding.FromString(serialized)
+        except DecodeError:
+            raise DamagedEntry from None
+        if not key.fits(embedding):
+            raise DamagedEntry
+        return embedding
+
+    def _mac(self, key: Key, serialized: bytes) -> bytes:
+        mac = hmac.new(self._secret, str(key).encode() + b"\0", hashlib.sha256)
+        mac.update(serialized)
+        return mac.digest()
 
 
 @dataclass(slots=True)
@@ -144,7 +163,8 @@ class EmbeddingCache:
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics, store: RedisStore | None = None) -> None:
         self.local = LocalTier(settings.cache_bytes)
-        self.redis = None if store is None else RedisTier(store, settings.cache_ttl)
+        secret = settings.cache_secret.get_secret_value()
+        self.redis = None if store is None else RedisTier(store, settings.cache_ttl, secret)
         self._metrics = metrics
         self._flights: dict[Key, _Flight] = {}
         self._stores: set[asyncio.Task[None]] = set()
