@@ -222,13 +222,22 @@ class Settings(BaseSettings):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the start warns of: without keys, the API is open to everyone who can reach it."""
-        guarded = self.keys or self.api_keys_file or self.ssl_ca_certs
-        if guarded or _is_loopback(self.host):
+        if not self.is_open or self.ssl_ca_certs or self.is_local:
             return ()
         return (
             f"no API key is set: the API is open to everyone who can reach {self.host}; set AUTOGLM_API_KEYS or"
             " AUTOGLM_API_KEYS_FILE, or listen on this machine alone with AUTOGLM_HOST=127.0.0.1",
         )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the servers."""
+        return _is_loopback(self.host)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests need no API key."""
+        return not (self.keys or self.api_keys_file)
 
     @property
     def keys(self) -> tuple[str, ...]:
