@@ -15,7 +15,7 @@ from autoglm.common.errors import (
     from_status,
     to_status,
 )
-from autoglm.common.server import fail
+from autoglm.common.server import TRACEBACK_CHARACTERS, as_mesh_error, fail
 
 PEERS_TAKE = 8192  # bytes of headers, gRPC's default
 OVERHEAD = 32  # HTTP/2 counts so many more for each
@@ -93,3 +93,20 @@ def test_a_cut_error_crosses_the_services_unchanged(kind: type[MeshError]) -> No
     sent = kind("请" * 9000, param="tools[0].function.parameters." + "a" * 9000, code="unsupported_value")
     for received in (from_status(to_status(sent)), sent.at(sent.param or "")):
         assert (received.message, received.param, received.code) == (sent.message, sent.param, sent.code)
+
+
+@pytest.mark.parametrize("text", ["a" * 100_000, "请" * 100_000, "line\n" * 50_000])
+def test_an_unexpected_error_fills_no_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    assert as_mesh_error(KeyError(text)).type == "internal"
+    (record,) = caplog.records
+    assert "KeyError" in record.getMessage()
+    assert len(caplog.handler.format(record)) < TRACEBACK_CHARACTERS + 200
+
+
+def test_an_unexpected_error_is_logged_with_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise KeyError("x" * 100_000)
+    except KeyError as error:
+        as_mesh_error(error)
+    assert "Traceback" in caplog.text
+    assert "test_an_unexpected_error_is_logged_with_its_place" in caplog.text
