@@ -20,8 +20,13 @@ code of any other error is its type.
 
 Over gRPC an error is a google.rpc.Status with ErrorInfo (reason = the type in upper case, metadata `code` = the code),
 with BadRequest if a field caused it, and with RetryInfo if trying again can help.
+
+Messages and fields quote what clients sent. Both become headers and lines of logs, so each is one line of bounded size:
+a status with both stays under 8 kB of trailers in any encoding. gRPC's peers refuse more, and proxies close the
+connection for it, with everyone's calls on it.
 """
 
+import re
 from typing import ClassVar, Literal, cast, get_args
 
 import grpc
@@ -31,6 +36,10 @@ from grpc_status import rpc_status
 
 DOMAIN = "autoglm.v1"
 RETRY_SECONDS = 2.0  # until a part that is down may be back
+MESSAGE_BYTES, PARAM_BYTES = 1000, 200  # of UTF-8
+ELLIPSIS = "…"
+# Control characters, line breaks, changes of the writing direction, and surrogates, which UTF-8 has no bytes for.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Code = Literal[
     "context_length_exceeded",
@@ -45,12 +54,26 @@ Code = Literal[
 CODES: tuple[Code, ...] = get_args(Code)
 
 
+def bounded(text: str, limit: int) -> str:
+    """Return `text` as one printable line of at most `limit` bytes; what is too much is left out of its middle, since
+    messages end with what to do."""
+    if len(text) > 2 * limit:  # so that a text of megabytes costs no more than a short one
+        text = text[:limit] + text[-limit:]
+    data = _UNPRINTABLE.sub(" ", text).encode()
+    if len(data) <= limit:
+        return data.decode()
+    tail = limit // 4
+    head = limit - tail - len(ELLIPSIS.encode())
+    return data[:head].decode(errors="ignore") + ELLIPSIS + data[-tail:].decode(errors="ignore")
+
+
 class MeshError(Exception):
     """An error with a stable type.
 
-    `code` is finer than the type where programs act on it. `param` is the path of the request field that caused the
-    error, if there is one; `retry_after` the seconds after which trying again can help; `request_id` the id of the
-    request, in the log and at the client.
+    `message` and `param` are made printable and cut to MESSAGE_BYTES and PARAM_BYTES. `code` is finer than the type
+    where programs act on it. `param` is the path of the request field that caused the error, if there is one;
+    `retry_after` the seconds after which trying again can help; `request_id` the id of the request, in the log and at
+    the client.
     """
 
     type: ClassVar[str]
@@ -62,9 +85,9 @@ class MeshError(Exception):
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None, code: Code | None = None
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = bounded(message, MESSAGE_BYTES)
+        super().__init__(self.message)
+        self.param = None if param is None else bounded(param, PARAM_BYTES)
         self._code = code or self.default_code
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.request_id: str | None = None

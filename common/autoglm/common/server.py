@@ -8,14 +8,17 @@ import asyncio
 import hmac
 import logging
 import os
+import traceback
 from typing import Any, Protocol
 
 import grpc
 from grpc_status import rpc_status
 
-from autoglm.common.errors import AuthenticationFailed, DeadlineExceeded, InternalError, MeshError, to_status
+from autoglm.common.errors import ELLIPSIS, AuthenticationFailed, DeadlineExceeded, InternalError, MeshError, to_status
 
 logger = logging.getLogger("autoglm")
+
+TRACEBACK_CHARACTERS = 10_000
 
 
 class Context(Protocol):
@@ -57,5 +60,14 @@ def as_mesh_error(error: BaseException) -> MeshError:
         return error
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
-    logger.error("unexpected %s", type(error).__name__, exc_info=error)
+    logger.error("unexpected %s\n%s", type(error).__name__, _traceback(error))
     return InternalError("an internal error occurred; the service's log has it under this request's id")
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback of `error`, of bounded size: the text of an exception may quote what a client sent."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) <= TRACEBACK_CHARACTERS:
+        return text
+    half = TRACEBACK_CHARACTERS // 2
+    return f"{text[:half]}{ELLIPSIS}{text[-half:]}"

@@ -46,8 +46,7 @@ def server_options(settings: Settings) -> tuple[tuple[str, int], ...]:
 @asynccontextmanager
 async def answered(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[RequestContext]:
     """Run a call inside the block; an error becomes the call's status, and the end is counted and logged."""
-    metadata = _metadata(rpc)
-    context = new_context(metadata.get("x-request-id"), metadata.get("traceparent"))
+    context = new_context(*(next(iter(_metadata(rpc, name)), None) for name in ("x-request-id", "traceparent")))
     status = "CANCELLED"
     try:
         yield context
@@ -69,7 +68,7 @@ async def authenticated(backend: Backend, rpc: Rpc, method: str) -> AsyncIterato
     """The same once the call's key is checked, and with its deadline."""
     async with answered(backend, rpc, method) as context:
         await rpc.send_initial_metadata((("x-request-id", context.request_id),))
-        backend.admission.authenticate(context, _metadata(rpc).get("authorization"), rpc.time_remaining())
+        backend.admission.authenticate(context, _metadata(rpc, "authorization"), rpc.time_remaining())
         yield context
 
 
@@ -192,5 +191,6 @@ def _decompressed(data: bytes, limit: int) -> bytes:
     return plain
 
 
-def _metadata(rpc: Rpc) -> dict[str, str]:
-    return {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
+def _metadata(rpc: Rpc, name: str) -> list[str]:
+    """Return the values that the call has for `name`, in their order."""
+    return [value for key, value in rpc.invocation_metadata() or () if key == name and isinstance(value, str)]

@@ -1,8 +1,11 @@
-"""HTTP/1.1 as uvicorn speaks it, without offers to change to another protocol."""
+"""HTTP/1.1 as uvicorn speaks it, without offers to change to another protocol, and with our errors."""
 
 import re
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.openai.errors import error_response
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
@@ -22,6 +25,14 @@ class PlainHttpProtocol(HttpToolsProtocol):
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"", head) + end + rest
         super().data_received(data)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that the parser cannot read; no request reaches the application."""
+        answer = error_response(InvalidRequest("the bytes are not a valid HTTP/1.1 request"))
+        fields = [*answer.raw_headers, (b"connection", b"close")]
+        lines = [name + b": " + value + b"\r\n" for name, value in fields]
+        self.transport.write(b"".join((STATUS_LINE[400], *lines, b"\r\n", answer.body)))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """A request begins."""

@@ -225,8 +225,7 @@ class Settings(BaseSettings):
         """What the start warns of: an API that is open to everyone who can reach it, and a cache that anyone who can
         write to a Redis on the network can forge."""
         warnings = []
-        guarded = self.keys or self.api_keys_file or self.ssl_ca_certs
-        if not guarded and not _is_loopback(self.host):
+        if self.is_open and not (self.ssl_ca_certs or self.is_local):
             warnings.append(
                 f"no API key is set: the API is open to everyone who can reach {self.host}; set AUTOGLM_API_KEYS or"
                 " AUTOGLM_API_KEYS_FILE, or listen on this machine alone with AUTOGLM_HOST=127.0.0.1"
@@ -237,6 +236,16 @@ class Settings(BaseSettings):
                 " AUTOGLM_CACHE_SECRET to the same secret in every replica"
             )
         return tuple(warnings)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the servers."""
+        return _is_loopback(self.host)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests need no API key."""
+        return not (self.keys or self.api_keys_file)
 
     @property
     def keys(self) -> tuple[str, ...]:

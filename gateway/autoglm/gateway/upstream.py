@@ -190,7 +190,8 @@ def translate(error: grpc.aio.AioRpcError, application: str) -> MeshError:
         return _unknown_here(application) if isinstance(known, AuthenticationFailed) else known
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the deadline passed in the {application} service; allow more time")
-    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+    oversized = "metadata size exceeds" in (error.details() or "")  # gRPC refused the answer: no sign of load
+    if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and not oversized:
         return RateLimited(f"the {application} service is at capacity; try again shortly")
     return unavailable(application)
 

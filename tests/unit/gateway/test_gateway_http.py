@@ -87,5 +87,7 @@ async def test_what_is_no_http_is_answered_and_closed(
     with caplog.at_level(logging.WARNING):
         answer = await exchange(shared, request_)
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"charset=utf-8\r\n" in answer
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json\r\n" in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
     assert len(caplog.records) == 1

@@ -177,9 +177,9 @@ def test_every_key_is_compared_whichever_matches(tmp_path: Path, monkeypatch: py
     compare = Mock(wraps=hmac.compare_digest)
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for key in ("ag-1", "ag-3", "k1"):
-        keys.tenant(f"Bearer {key}")
+        keys.tenant([f"Bearer {key}"])
     with pytest.raises(AuthenticationFailed):
-        keys.tenant("Bearer ag-4")
+        keys.tenant(["Bearer ag-4"])
     assert compare.call_count == 4 * 4
 
 
@@ -193,3 +193,39 @@ async def test_no_key_reaches_the_log(serve: Serve, mount: Mount, caplog: pytest
     told = [record.getMessage() for record in caplog.records]
     assert any("/v1/chat/completions 200" in line and "tenant=acme" in line for line in told)
     assert not any("ag-" in line or digest_of("ag-known") in line for line in told)
+
+
+KEY, OTHER, BASIC = "Bearer k1", "Bearer k2", "Basic azE6"
+
+
+@pytest.mark.parametrize(
+    ("shown", "enters"),
+    [
+        ([KEY], True),
+        ([KEY, KEY], True),
+        ([KEY, OTHER], False),
+        ([OTHER, KEY], False),
+        ([KEY, BASIC], False),
+        ([BASIC, KEY], False),
+        ([KEY, "Bearer k3"], False),  # both are keys of this server: whose request is it?
+        ([KEY, KEY, OTHER], False),
+    ],
+)
+async def test_both_servers_judge_several_keys_alike(serve: Serve, shown: list[str], enters: bool) -> None:
+    client = await serve(api_keys="k1,k3")
+    headers = [("authorization", value) for value in shown]
+    answer = await client.http.get("/v1/models", headers=headers)
+    assert answer.status_code == (200 if enters else 401)
+    call = ModelServiceStub(client.channel).ListModels(ListModelsRequest(), metadata=tuple(headers))
+    if enters:
+        assert (await call).models
+    else:
+        assert await call.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_both_servers_take_the_first_of_several_request_ids(shared: Client) -> None:
+    headers = (("x-request-id", "first"), ("x-request-id", "second"))
+    answer = await shared.http.get("/v1/models", headers=list(headers))
+    call = ModelServiceStub(shared.channel).ListModels(ListModelsRequest(), metadata=headers)
+    metadata = dict(await call.initial_metadata())
+    assert answer.headers["x-request-id"] == metadata["x-request-id"] == "first"

@@ -1,13 +1,15 @@
 """What the gateway shows to the services, and what it makes of services that do not take it."""
 
+import asyncio
+
 import grpc
 import pytest
 
-from autoglm.common.errors import AuthenticationFailed
-from autoglm.common.testing import serving
+from autoglm.common.errors import MESSAGE_BYTES, AuthenticationFailed
+from autoglm.common.testing import Context, serving
 from autoglm.gateway import app
 
-from ...waiting import NET_SECONDS
+from ...waiting import NET_SECONDS, soon
 from .conftest import Client, FakeMesh, Serve, running_client
 from .mounts import Mount
 from .samples import audio_part, image_part, png, wav
@@ -68,3 +70,32 @@ def test_a_file_for_the_services_that_is_not_there_stops_the_start(
     monkeypatch.setenv("AUTOGLM_SERVE_SSL_CA_CERTS", "no/such.pem")
     assert app.main() == 1
     assert capsys.readouterr().err == "autoglm gateway: no/such.pem cannot be read (No such file or directory)\n"
+
+
+@pytest.mark.parametrize("where", ["grpc-status-details-bin", "details"])
+async def test_one_answer_that_is_too_large_ends_no_other_call(
+    client: Client, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    mesh.decoder.generate.hold.clear()
+    running = asyncio.create_task(client.chat("hi"))
+    await soon(mesh.decoder.generate.entered.wait())
+
+    async def oversized(context: Context) -> None:
+        metadata = ((where, bytes(100_000)),) if where.endswith("-bin") else ()
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "" if metadata else "d" * 100_000, metadata)
+
+    monkeypatch.setattr(mesh.vision.encode, "failed", oversized)
+    refused = await client.chat([image_part(png())])
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "modality_unavailable")
+    mesh.decoder.generate.hold.set()
+    assert (await soon(running)).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "请" * 20_000, "%\r\n" * 20_000])
+async def test_an_error_that_quotes_a_client_arrives_typed(shared: Client, text: str) -> None:
+    for fields in ({"model": text}, {"tool_choice": text}, {"response_format": {"type": text}}, {"seed": text}):
+        answer = await shared.chat("hi", **fields)
+        error = answer.json()["error"]
+        assert answer.status_code in (400, 404)
+        assert len(error["message"].encode()) <= MESSAGE_BYTES
+        assert sum(len(name) + len(value) for name, value in answer.headers.raw) < 1000

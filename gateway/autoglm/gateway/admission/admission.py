@@ -4,7 +4,7 @@ A request gets a slot or a 429 at once; nothing queues here. Whatever makes the 
 so that neither server and no route can leave admission out.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 from autoglm.common.deadlines import Deadline
@@ -51,9 +51,9 @@ class Admission:
         self._keys, self._quota, self._budget = keys, quota, budget
         self._running = 0
 
-    def authenticate(self, context: RequestContext, authorization: str | None, timeout: float | None) -> None:
-        """Check the key and set tenant and deadline; raises AuthenticationFailed."""
-        context.tenant = self._keys.tenant(authorization)
+    def authenticate(self, context: RequestContext, authorizations: Collection[str], timeout: float | None) -> None:
+        """Check the key in the headers `authorization` and set tenant and deadline; raises AuthenticationFailed."""
+        context.tenant = self._keys.tenant(authorizations)
         settings = self._settings
         context.deadline = Deadline.after(
             settings.default_timeout if timeout is None else min(timeout, settings.max_timeout)

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from autoglm.common.errors import AuthenticationFailed
@@ -28,17 +29,23 @@ class Keys:
             (hashlib.sha256(key.encode()).digest(), self._tenant("env", key)) for key in settings.keys
         )
         self._filed: Known = ()
-        self._open = not (settings.keys or settings.api_keys_file)
+        self._open = settings.is_open
         self._anonymous = self._tenant("anonymous", None)
         if settings.api_keys_file:
             self._path = Path(settings.api_keys_file)
             files.follow("api_keys_file", [self._path], self._load)
 
-    def tenant(self, authorization: str | None) -> Tenant:
-        """Return the tenant of the key in the header `authorization`; raises AuthenticationFailed."""
+    def tenant(self, authorizations: Collection[str]) -> Tenant:
+        """Return the tenant of the key in a request's headers `authorization`; raises AuthenticationFailed.
+
+        Headers that differ are refused: a proxy in front may have checked another one than this server would.
+        """
         if self._open:
             return self._anonymous
-        scheme, _, given = (authorization or "").partition(" ")
+        different = set(authorizations)
+        if len(different) > 1:
+            raise AuthenticationFailed("the request has authorization headers that differ: send one")
+        scheme, _, given = "".join(different).partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise AuthenticationFailed("an API key is required: send it as authorization: Bearer <key>")
         digest = hashlib.sha256(given.strip().encode()).digest()

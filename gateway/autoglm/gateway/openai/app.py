@@ -20,6 +20,7 @@ from autoglm.gateway.openai import chat, embeddings, models, openapi, operations
 from autoglm.gateway.openai.canonical_path import MODELS, CanonicalPath
 from autoglm.gateway.openai.errors import JsonResponse, error_body, error_response
 from autoglm.gateway.openai.exchange import Exchange
+from autoglm.gateway.openai.page_origins import PageOrigins
 from autoglm.gateway.openai.route import Route
 from autoglm.gateway.openai.security_headers import add_security_headers
 
@@ -33,6 +34,8 @@ def create_app(backend: Backend) -> FastAPI:
     app = FastAPIOffline(
         title="AutoGLM", description="An OpenAI-compatible API.", redoc_url=None, redirect_slashes=False
     )
+    if backend.settings.is_open:
+        app.add_middleware(PageOrigins, settings=backend.settings)
     app.add_middleware(RequestScope, backend=backend)
     add_security_headers(app, backend.settings)
     app.add_middleware(CanonicalPath, paths=(MODELS, *(route.path for route in ROUTES)))

@@ -47,7 +47,7 @@ def authenticate(request: Request, backend: Backend) -> RequestContext:
     """Check the request's key and timeout; raises AuthenticationFailed or InvalidRequest."""
     context: RequestContext = request.scope["state"]["context"]
     timeout = _timeout(request.headers.get("x-request-timeout"))
-    backend.admission.authenticate(context, request.headers.get("authorization"), timeout)
+    backend.admission.authenticate(context, request.headers.getlist("authorization"), timeout)
     return context
 
 

@@ -16,6 +16,7 @@ from autoglm.common.errors import (
     InvalidRequest,
     MeshError,
     NotFound,
+    PermissionDenied,
     UpstreamUnavailable,
 )
 from autoglm.gateway.openai.errors import Error
@@ -48,7 +49,8 @@ _PARAMETERS = [
     },
 ]  # fmt: skip
 _LOOKUP_ERRORS = (
-    InvalidRequest, AuthenticationFailed, NotFound, UpstreamUnavailable, DeadlineExceeded, InternalError,
+    InvalidRequest, AuthenticationFailed, PermissionDenied, NotFound, UpstreamUnavailable, DeadlineExceeded,
+    InternalError,
 )  # fmt: skip
 _ALL_ERRORS = tuple(MeshError.__subclasses__())
 
