@@ -6,7 +6,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from autoglm.common.errors import InternalError, InvalidRequest
+from autoglm.common.errors import InternalError, InvalidRequest, MeshError
 from autoglm.decoder.engine.request import ChosenToken, SamplingConfig
 from autoglm.decoder.engine.sequence import Sequence
 
@@ -27,7 +27,7 @@ def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[ChosenToken | Exce
     grammar allows nothing more its InvalidRequest.
     """
     rows = [_allowed(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
-    broken = {number: row for number, row in enumerate(rows) if isinstance(row, Exception)}
+    broken: dict[int, MeshError] = {number: row for number, row in enumerate(rows) if isinstance(row, MeshError)}
     adjusted = torch.stack([logits[number] if isinstance(row, Exception) else row for number, row in enumerate(rows)])
     best, tokens = adjusted.max(-1)  # a NaN wins
     broken |= {number: BrokenLogits() for number, sound in enumerate(best.isfinite().tolist()) if not sound}
