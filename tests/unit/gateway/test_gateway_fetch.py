@@ -139,6 +139,11 @@ async def test_nothing_is_fetched_by_default(world: World, shared: Client) -> No
         ("https://:word@media.test:{port}/a.png", "user name"),
         ("https://media.test:{port}@elsewhere.test:8443/a.png", "user name"),
         ("https://media.test:{port}\\@elsewhere.test/a.png", "is malformed"),
+        ("https://media.test:{port}:443/a.png", "is malformed"),
+        ("https://media.test:https/a.png", "is malformed"),
+        ("https://media.test:65536/a.png", "is malformed"),
+        ("https://media.test:-1/a.png", "is malformed"),
+        ("https://media.test:0/a.png", "names a host or port"),
     ],
 )
 async def test_urls_that_the_policy_does_not_let_through(world: World, gateway: Client, url: str, told: str) -> None:
@@ -221,6 +226,8 @@ async def test_redirects_within_what_is_allowed(world: World, serve: Serve, mesh
         ("https://127.0.0.2:{port}/a.png", "what the URL redirects to names a host or port"),
         ("https://b.cdn.test:{port}/a.png", UNREACHABLE),
         ("https://[", "is malformed"),
+        ("https://media.test:1:2/b.png", "is malformed"),
+        ("https://media.test:70000/b.png", "is malformed"),
     ],
 )
 async def test_redirects_out_of_what_is_allowed(world: World, gateway: Client, location: str, told: str) -> None:

@@ -183,6 +183,20 @@ def test_exif_orientation_is_honoured(model: MobileVit) -> None:
     assert pixels[:, 134:].mean() < 0.05
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [(0x8769, 9, 1, 2**32 - 1), (0x011A, 7, 1, 0), (0x011A, 2, 1, 0), (0x0132, 10, 1, 0), (0xA005, 5, 1, 0)],
+)
+def test_broken_exif_data_changes_nothing_else(model: MobileVit, entry: tuple[int, int, int, int]) -> None:
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("white", (0, 0, 20, 20))
+    tags = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", *entry)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + tags + bytes(4) + bytes(range(40))
+    pixels = model.preprocess(encoded(image, "JPEG", exif=exif, quality=100))
+    assert pixels[:, :90].mean() > 0.95
+    assert pixels[:, 134:].mean() < 0.05
+
+
 def test_palette_and_grey_images_are_read(model: MobileVit) -> None:
     for mode in ("P", "L", "1", "LA"):
         assert model.preprocess(encoded(Image.new(mode, (5, 5)), "PNG")).shape == (3, 224, 224)

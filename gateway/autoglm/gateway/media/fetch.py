@@ -217,6 +217,8 @@ class Fetcher:
 def _parsed(text: str) -> URL:
     """Return `text` as a URL, unchanged if it is ASCII: a signed URL is valid only as written."""
     try:
-        return URL(text, encoded=text.isascii())
+        url = URL(text, encoded=text.isascii())
+        _ = url.port  # which is parsed only when it is asked for
+        return url
     except ValueError:
         raise InvalidRequest("the URL is malformed") from None

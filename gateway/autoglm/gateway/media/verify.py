@@ -139,7 +139,7 @@ def _check_image(data: bytes, param: str, limits: MediaLimits) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = image.size
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # Pillow's parsers raise whatever they run into, struct.error and AssertionError too
         raise UnsupportedMedia(
             f"{param}: not a PNG, JPEG, WebP or GIF image", param=param, code="invalid_image_format"
         ) from None

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.closed_objects import closed
-from autoglm.decoder.engine.grammar import Grammars, UnusableGrammar
+from autoglm.decoder.engine.grammar import EmptyGrammar, Grammars, UnusableGrammar
 from autoglm.decoder.engine.request import GrammarSpec
-from autoglm.decoder.json_schema import Schema, enforceable, lenient, unenforced
+from autoglm.decoder.json_schema import Schema, check_references, enforceable, lenient, unenforced
 from autoglm.decoder.tools import Marks, ToolFunction, grammar, is_single, keyword_beyond_calls
 from autoglm.v1 import decoder_pb2, generation_pb2
 
+_OVER_LIMITS = ("lexer error", "parser error")  # begin llguidance's messages about what it cannot hold
 _REGEX_ERROR = re.compile(r"error: (.+)|(lookarounds not supported)")
 
 
@@ -37,11 +38,14 @@ def read_format(
         return None
     if kind == "json_schema":
         return _json(params, grammars)
-    spec = GrammarSpec(kind, tuple(params.choice.texts) if kind == "choice" else str(getattr(params, kind)))
+    given, param = tuple(params.choice.texts) if kind == "choice" else str(getattr(params, kind)), f"sampling.{kind}"
+    spec = GrammarSpec(kind, given, param)
     try:
         grammars.make(spec)
+    except EmptyGrammar:
+        raise InvalidRequest("no text matches this", param=param) from None
     except UnusableGrammar as error:
-        raise InvalidRequest(_reason(kind, str(error)), param=f"sampling.{kind}") from None
+        raise InvalidRequest(_reason(kind, str(error)), param=param) from None
     return spec
 
 
@@ -52,6 +56,8 @@ def _requires_call(message: decoder_pb2.DecoderServiceGenerateRequest) -> bool:
 
 def _reason(kind: str, error: str) -> str:
     """Return what is wrong with a grammar of the client's own, in words about its text alone."""
+    if error.startswith(_OVER_LIMITS):
+        return "this is too complex to be enforced"
     if kind == "regex":
         found = _REGEX_ERROR.search(error)
         more = f": {found[1] or 'look-around is not supported'}" if found else ""
@@ -63,7 +69,7 @@ def _reason(kind: str, error: str) -> str:
 
 def _json(params: generation_pb2.SamplingParams, grammars: Grammars) -> GrammarSpec:
     def spec(schema: Schema) -> GrammarSpec:
-        return GrammarSpec("json_schema", json.dumps(closed(schema)))
+        return GrammarSpec("json_schema", json.dumps(closed(schema)), "sampling.json_schema")
 
     try:
         schema = json.loads(params.json_schema)
@@ -85,10 +91,10 @@ def _calls(message: decoder_pb2.DecoderServiceGenerateRequest, grammars: Grammar
         if name in ("", tool.function.name)
     }
     for param, tool in offered.items():
-        _check_strict(tool.function, param)
+        _check_function(tool.function, param)
 
     def spec(functions: Sequence[ToolFunction]) -> GrammarSpec:
-        return GrammarSpec("grammar", grammar(functions, single, marks))
+        return GrammarSpec("grammar", grammar(functions, single, marks), "tools")
 
     for whole in (spec([form(tool) for tool in offered.values()]) for form in (ToolFunction.of, _lenient)):
         if grammars.takes(whole):
@@ -116,8 +122,11 @@ def _kept(function: generation_pb2.Function, param: str, compile_: Callable[[Too
     return ToolFunction.read(function.name, kept)
 
 
-def _check_strict(function: generation_pb2.Function, param: str) -> None:
-    """Raise InvalidRequest for a strict function with a keyword that no grammar of calls enforces."""
-    if function.strict and (found := keyword_beyond_calls(json.loads(function.parameters or "{}"))):
+def _check_function(function: generation_pb2.Function, param: str) -> None:
+    """Raise InvalidRequest for parameters that are described by themselves, and for a strict function with a keyword
+    that no grammar of calls enforces."""
+    parameters = json.loads(function.parameters or "{}")
+    check_references(parameters, param)
+    if function.strict and (found := keyword_beyond_calls(parameters)):
         path, keyword = found
         raise unenforced(keyword, f"{param}{path}")

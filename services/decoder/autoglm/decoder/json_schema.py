@@ -8,10 +8,12 @@ is in the way in a message alone, so this module reads its messages; a test has 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.grammar import UnusableGrammar
+from autoglm.decoder.engine.grammar import EmptyGrammar, UnusableGrammar
 
 Schema: TypeAlias = dict[str, Any]
 MAX_REPAIRS = 6
@@ -40,15 +42,61 @@ _REASONS = {  # what the message about a keyword adds
 def enforceable(schema: Schema, strict: bool, param: str, compile_: Callable[[Schema], object]) -> Schema:
     """Return what `compile_` takes of `schema`, which is at `param`; it raises UnusableGrammar for what it does not.
 
-    Raises InvalidRequest, which names a keyword in the way, if the schema is `strict` and cannot be enforced in full.
+    Raises InvalidRequest if no value at all matches the schema or it loops, and, naming a keyword in the way, if it is
+    `strict` and cannot be enforced in full.
     """
+    check_references(schema, param)
     try:
         compile_(schema)
+    except EmptyGrammar:
+        raise InvalidRequest("no value can satisfy this schema", param=param) from None
     except UnusableGrammar as error:
         if strict:
             raise refusal(schema, str(error), param) from None
         return _repaired(schema, str(error), compile_)
     return schema
+
+
+def check_references(schema: Schema, param: str) -> None:
+    """Raise InvalidRequest, which names the `$ref`, if a schema inside `schema`, which is at `param`, is described by
+    itself: by references that lead back to it with no property or item between. What that means is undefined."""
+    waiting, graph = list(schemas(schema)), dict[int, list[int]]()
+    paths = {id(each): path for path, each in waiting}
+    while waiting:
+        path, each = waiting.pop()
+        paths.setdefault(id(each), path)
+        if id(each) not in graph:
+            also = list(_also(schema, path, each))
+            graph[id(each)] = [id(other) for _, other in also]
+            waiting += also
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        at = f"{param}{min(paths[each] for each in error.args[1])}"
+        raise InvalidRequest("this schema refers to itself, directly or by way of others", param=at) from None
+
+
+def _also(root: Schema, path: str, schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """Yield what a value has to match too if it is to match `schema`: the target of its reference within `root`, and
+    what is in allOf."""
+    together = schema.get("allOf")
+    found = [(f"{path}.allOf[{n}]", each) for n, each in enumerate(together)] if isinstance(together, list) else []
+    found.append((f"{path}.$ref", _target(root, schema.get("$ref"))))
+    yield from ((where, each) for where, each in found if isinstance(each, dict))
+
+
+def _target(root: Schema, reference: Any) -> Any:
+    """Return what a JSON Pointer such as #/$defs/x leads to in `root`, None if it is none or leads nowhere."""
+    if not isinstance(reference, str) or not re.match("#(/|$)", reference):
+        return None
+    found: Any = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else None
+        else:
+            found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def lenient(schema: Schema) -> Schema:

@@ -1,12 +1,24 @@
 """Image files: what is read, and how a file becomes an upright RGB picture."""
 
+import contextlib
 import io
+from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 40_000_000
+_UPRIGHT: Mapping[object, Transpose] = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # by the EXIF orientation of an image
 
 
 class ImageError(ValueError):
@@ -28,15 +40,26 @@ def decode_image(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
             image.load()
-            return _on_white(_in_8_bits(ImageOps.exif_transpose(image)))
-    except ImageError:
+            return _on_white(_in_8_bits(_upright(image)))
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError("not a JPEG, PNG, WebP or GIF image") from error
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # Pillow's parsers raise whatever they run into, struct.error and AssertionError too
         raise ImageError("image is truncated or broken") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return `image` as its EXIF data says that it is to be seen; broken EXIF data says nothing, as in browsers.
+
+    Pillow's own exif_transpose writes all the EXIF data anew and fails if any of it is broken.
+    """
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

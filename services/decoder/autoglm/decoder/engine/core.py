@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from autoglm.common.errors import InternalError
+from autoglm.common.errors import InternalError, InvalidRequest
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
@@ -229,7 +229,8 @@ class EngineCore:
         self.abort(sequence.request.id)
 
     def _fail(self, sequence: Sequence, error: Exception) -> RequestOutput:
-        """End a sequence alone with an error."""
-        logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
+        """End a sequence alone with an error; one of the client's, as of a format with a dead end, is not logged."""
+        if not isinstance(error, InvalidRequest):
+            logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
         self.abort(sequence.request.id)
         return sequence.output_of(None, error)

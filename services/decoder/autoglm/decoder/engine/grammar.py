@@ -12,7 +12,7 @@ from cachetools import LRUCache
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
-from autoglm.common.errors import InternalError
+from autoglm.common.errors import InternalError, InvalidRequest, MeshError
 from autoglm.decoder.engine.request import GrammarSpec
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 COMPILED = 32  # grammars kept ready
 UNSPOKEN = "\ufdd0"  # no character: no format contains it
 # As json.dumps writes it: a model that may add white space where it likes can go on with that for ever.
+_NOTHING_FOLLOWS = "NoExtension"  # begins llguidance's message where no token can come next
+_NOT_ALLOWED = "doesn't satisfy the grammar"
 JSON_STYLE: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -28,27 +30,33 @@ class UnusableGrammar(ValueError):
     """A grammar cannot be made; the message is llguidance's and may quote the grammar."""
 
 
-class Grammar:
-    """How far one answer is in what it has to match."""
+class EmptyGrammar(UnusableGrammar):
+    """No text at all matches a grammar."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+
+class Grammar:
+    """How far one answer is in what it has to match; `param` is the field of the request that asks for it."""
+
+    def __init__(self, matcher: LLMatcher, param: str | None = None) -> None:
+        self._matcher, self._param = matcher, param
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """Return `logits` [vocabulary] with −∞ for what cannot follow; raises InternalError when nothing can."""
-        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
+        """Return `logits` [vocabulary] with −∞ for what cannot follow; raises InvalidRequest when nothing can, or when
+        llguidance's limits do not suffice to find out."""
+        allowed = _allowed(self._matcher)
         self._check()
         kept = logits[: len(allowed)].masked_fill(~allowed.to(logits.device), float("-inf"))
         return torch.cat([kept, torch.full_like(logits[len(allowed) :], float("-inf"))])
 
     def accept(self, token: int) -> None:
-        """Go on to after `token`; raises InternalError if it is not allowed here."""
+        """Go on to after `token`. Raises InternalError if it is not allowed here, InvalidRequest when llguidance's
+        limits do not suffice for what follows."""
         self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InternalError(f"the answer's format cannot go on: {self._matcher.get_error()}")
+            raise _stuck(self._matcher.get_error(), self._param)
 
 
 class Grammars:
@@ -63,11 +71,12 @@ class Grammars:
         self._lock = threading.Lock()
 
     def make(self, spec: GrammarSpec) -> Grammar:
-        """Return the grammar of an answer that has not begun; raises UnusableGrammar for a `spec` that is not one."""
+        """Return the grammar of an answer that has not begun; raises UnusableGrammar for a `spec` that is not one or
+        that no answer can begin with."""
         with self._lock:
             if (matcher := self._compiled.get(spec)) is None:
                 matcher = self._compiled[spec] = self._compile(spec)
-            return Grammar(matcher.deep_copy())
+            return Grammar(matcher.deep_copy(), spec.param)
 
     def takes(self, spec: GrammarSpec) -> bool:
         """Return whether `spec` is one that a grammar can be made of."""
@@ -82,9 +91,38 @@ class Grammars:
             matcher = LLMatcher(self._tokenizer, _lark(spec), log_level=0)
         except ValueError as error:
             raise UnusableGrammar(str(error)) from None
-        if matcher.is_error():
-            raise UnusableGrammar(matcher.get_error())
+        begun = matcher if matcher.is_error() else _begun(matcher)
+        if begun.is_error():
+            why = begun.get_error()
+            raise (EmptyGrammar if why.startswith(_NOTHING_FOLLOWS) else UnusableGrammar)(why)
         return matcher
+
+
+def _begun(matcher: LLMatcher) -> LLMatcher:
+    """Return a copy of `matcher` after its first token, if only one is possible: llguidance puts most of the work off
+    until then, and with it most errors."""
+    begun = matcher.deep_copy()
+    possible = _allowed(begun).nonzero().flatten().tolist()
+    if len(possible) == 1:
+        begun.consume_token(possible[0])
+    return begun
+
+
+def _allowed(matcher: LLMatcher) -> Tensor:
+    """Return whether each token [vocabulary] can come next."""
+    return torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8).bool()
+
+
+def _stuck(error: str, param: str | None) -> MeshError:
+    """Return the error for an answer that llguidance cannot go on with: its grammar was checked for the first token
+    alone, so a dead end later in it is only found on the way there."""
+    if _NOT_ALLOWED in error:
+        return InternalError("the answer's format does not allow the token that was chosen")
+    if error.startswith(_NOTHING_FOLLOWS):
+        why = "nothing can follow what has been generated so far"
+    else:
+        why = "it is too complex to be enforced further"
+    return InvalidRequest(f"the answer cannot be completed in this format: {why}", param=param)
 
 
 def _spelling(tokenizer: Path, stops: Sequence[int]) -> LLTokenizer:

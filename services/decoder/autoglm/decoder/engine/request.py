@@ -47,10 +47,12 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer has to match: a JSON Schema, a regular expression, one of several texts, or a Lark grammar."""
+    """What an answer has to match: a JSON Schema, a regular expression, one of several texts, or a Lark grammar.
+    `param` is the field of the request that asks for it, which errors name."""
 
     kind: GrammarKind
     given: str | tuple[str, ...]
+    param: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from autoglm.common.errors import InternalError
+from autoglm.common.errors import InternalError, InvalidRequest, MeshError
 from autoglm.decoder.engine.request import ChosenToken, SamplingConfig
 from autoglm.decoder.engine.sequence import Sequence
 
@@ -25,10 +25,10 @@ def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[ChosenToken | Exce
     """Return the next token of each sequence from `logits` [n, vocabulary], float32.
 
     A row fails alone: one that has a NaN or no finite logit gets a BrokenLogits instead of a token, and one whose
-    grammar allows nothing more its InternalError.
+    grammar allows nothing more its InvalidRequest.
     """
     rows = [_allowed(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
-    broken = {number: row for number, row in enumerate(rows) if isinstance(row, Exception)}
+    broken: dict[int, MeshError] = {number: row for number, row in enumerate(rows) if isinstance(row, MeshError)}
     adjusted = torch.stack([logits[number] if isinstance(row, Exception) else row for number, row in enumerate(rows)])
     best, tokens = adjusted.max(-1)  # a NaN wins
     broken |= {number: BrokenLogits() for number, sound in enumerate(best.isfinite().tolist()) if not sound}
@@ -45,7 +45,7 @@ def choose(logits: Tensor, sequences: Rows[Sequence]) -> list[ChosenToken | Exce
 def advance(sequence: Sequence, token: int) -> None:
     """Bring penalties, reasoning and grammar to after a generated token.
 
-    Raises InternalError if the grammar does not allow it.
+    Raises InternalError if the grammar does not allow it, InvalidRequest if the grammar cannot go on after it.
     """
     if sequence.counts is not None:
         sequence.counts[token] += 1
@@ -65,7 +65,7 @@ def _chosen(logits: Tensor, token: int, rivals: int | None) -> ChosenToken:
     return ChosenToken(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
-def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
+def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InvalidRequest:
     """Return one row [vocabulary] with its bias and penalties, and −∞ where reasoning or grammar allow nothing."""
     adjusted, thinking = _adjusted(logits, sequence), sequence.thinking
     if thinking is not None and thinking.must_close:
@@ -77,7 +77,7 @@ def _allowed(logits: Tensor, sequence: Sequence) -> Tensor | InternalError:
         return adjusted
     try:
         return sequence.grammar.restrict(adjusted)
-    except InternalError as error:
+    except InvalidRequest as error:
         return error
 
 
