@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from autoglm.cli.isolation import free_ports
+from autoglm.cli.isolation import BLOCK, Ports, free_ports
 from autoglm.common.bundle import chosen_bundle, write_manifest
 
 from ..mesh import Mesh, command, text_bundle
@@ -86,22 +86,31 @@ RAYS_METHODS = (
 )
 
 
-def test_other_machines_meet_the_doors_or_a_lock(mesh: Mesh) -> None:
-    listening = {
-        connection.laddr
+def listening(mesh: Mesh) -> set[tuple[str, int]]:
+    """Return the addresses at which the mesh's processes listen; that of the gateway is loopback in tests."""
+    return {
+        (connection.laddr.ip, connection.laddr.port)
         for process in mesh.descendants()
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
+
+
+def test_other_machines_meet_only_the_gateway(mesh: Mesh) -> None:
+    addresses = listening(mesh)
+    assert len(addresses) > 20
+    assert {ip.removeprefix("::ffff:") for ip, _ in addresses} == {"127.0.0.1"}
+
+
+def test_rays_own_ports_want_its_token(mesh: Mesh) -> None:
     (metrics,) = [int(port) for port in re.findall(r"http://127.0.0.1:(\d+)/metrics", mesh.log.read_text())]
-    figures = {metrics, metrics + 1, metrics + 2}  # the services', and HAProxy's statistics and metrics
-    refusing = {metrics + 4}  # the proxy that HAProxy falls back to
-    open_to_all = [address for address in listening if address.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
-    assert len(open_to_all) > 10
-    for address in open_to_all:
-        if address.port not in figures | refusing:
-            host = "127.0.0.1" if address.ip in ("::", "0.0.0.0") else address.ip
-            assert wants_rays_token(f"{host}:{address.port}"), address
+    ports = Ports(int(mesh.serve_address.rpartition(":")[2]), metrics - 3)
+    doors = {mesh.http_port, mesh.grpc_port, ports.ingress}
+    served = set(range(ports.block, ports.block + BLOCK)) - set(ports.agents.values())
+    rays = {port for _, port in listening(mesh)} - doors - served
+    assert len(rays) > 10
+    for port in rays:
+        assert wants_rays_token(f"127.0.0.1:{port}"), port
 
 
 def wants_rays_token(address: str) -> bool:

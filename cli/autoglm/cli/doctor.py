@@ -13,6 +13,7 @@ import typer
 
 from autoglm.cli import checks
 from autoglm.cli.options import AsJson, BundleFolder, GrpcPort, Host, HttpPort, Modalities, print_json
+from autoglm.cli.private_folder import check_path, temporary_base
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.environment import ReviewedEnvironment
@@ -45,12 +46,13 @@ def doctor(
     grpc_port: GrpcPort = 50051,
     as_json: AsJson = False,
 ) -> None:
-    """Check Python, packages, GPUs, memory, ports, settings, files, cache and bundle; exit status 1 if one fails."""
+    """Check packages, GPUs, memory, folder, ports, settings, files, cache and bundle; exit status 1 if one fails."""
     checked = [
         _check("Python", _python),
         _check("PyTorch", _torch),
         _check("Ray", _ray),
         _check("Memory", _memory),
+        _check("Folder", _folder),
         _check("HTTP port", partial(_port, host, http_port, "--http-port or AUTOGLM_HTTP_PORT")),
         _check("gRPC port", partial(_port, host, grpc_port, "--grpc-port or AUTOGLM_GRPC_PORT")),
         _check("Settings", partial(_settings, context.obj)),
@@ -137,6 +139,12 @@ def _ray() -> str:
 def _memory() -> str:
     checks.check_memory()
     return f"{available_memory() / checks.GIB:.1f} GiB free"
+
+
+def _folder() -> str:
+    base = temporary_base()
+    check_path(base)
+    return f"only this user and root can replace what is in {base}"
 
 
 def _port(host: str, port: int, option: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm.cli.processes import StartError
+from autoglm.common.ray_internals import SETUP_HOOK
 
 LOOPBACK = "127.0.0.1"
 INGRESS = 9000
@@ -97,13 +98,15 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     return inherited | {
         "AUTOGLM_BUNDLE": str(bundle),
-        "AUTOGLM_LOOPBACK_ONLY": "1",
         "HF_HUB_OFFLINE": "1",
         "MALLOC_ARENA_MAX": "2",
         "TRANSFORMERS_VERBOSITY": "error",
         # By default workers run at niceness 15 and starve under any other load.
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Without clusters the address of Ray's node is that of loopback, as on macOS, and Ray listens there only.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        SETUP_HOOK: "autoglm.common.ray_internals.listen_on_loopback",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # A replica that reserves no GPU still sees all of them: its device is a setting.

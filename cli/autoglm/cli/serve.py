@@ -8,7 +8,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +22,7 @@ import typer
 from autoglm.cli import checks, isolation, processes
 from autoglm.cli.cache import CacheServer
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
+from autoglm.cli.private_folder import private_folder
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.modalities import ApplicationName
@@ -103,7 +103,7 @@ class Supervisor:
         """Start the mesh and watch it; raises Stopped after a signal, StartError when a part fails for good."""
         started = time.monotonic()
         bundle, services = self._check()
-        self._folder = self._stack.enter_context(_temporary_folder())
+        self._folder = self._stack.enter_context(_folder())
         self._start_cache()
         say(f"Loading model {bundle.name} from {bundle.root}")
         self._start_mesh(bundle, services, started)
@@ -248,13 +248,12 @@ def _speaks_tls(host: str, port: int) -> bool:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """Give a temporary folder with a path short enough for Unix sockets; at the end no process or folder is left."""
+def _folder() -> Iterator[Path]:
+    """Give the mesh's folder; at the end no process or folder is left."""
     processes.adopt_orphans()
-    base = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(prefix="autoglm-", dir=base if len(base) < 16 else "/tmp") as folder:
+    with private_folder() as folder:
         try:
-            yield Path(folder)
+            yield folder
         finally:
             say("Stopping")
             processes.end_descendants(STOP_SECONDS)

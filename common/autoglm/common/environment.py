@@ -54,7 +54,7 @@ GATEWAY = frozenset(
         "TENANT_REQUESTS_PER_MINUTE",
     }
 )
-SERVICES = frozenset({"BUNDLE", "LOOPBACK_ONLY", "SERVE_TOKEN"})
+SERVICES = frozenset({"BUNDLE", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
 KNOWN = MESH | COMMANDS

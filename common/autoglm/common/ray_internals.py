@@ -4,22 +4,40 @@ Ray is imported inside the functions: the module can be imported where Ray is no
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
 def listen_on_loopback() -> None:
-    """Have this replica's gRPC server listen on loopback if AUTOGLM_LOOPBACK_ONLY is 1; Serve uses all interfaces."""
-    if os.environ.get("AUTOGLM_LOOPBACK_ONLY") != "1":
-        return
-    from ray.serve._private import default_impl
+    """Have what Serve opens in this process listen on loopback; it uses all interfaces, whatever its node's address.
 
-    add = default_impl.add_grpc_address
-    default_impl.add_grpc_address = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
+    A worker of Ray calls this when it starts if `SETUP_HOOK` in its environment names this function.
+    """
+    from ray.serve._private import default_impl, haproxy, replica
+
+    default_impl.add_grpc_address = _on_loopback(default_impl.add_grpc_address)
+    replica.add_port_to_grpc_server = _on_loopback(replica.add_port_to_grpc_server)
+    haproxy.HAPROXY_CONFIG_TEMPLATE = closed_template(haproxy.HAPROXY_CONFIG_TEMPLATE)
+
+
+def _on_loopback(add_port: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    return lambda server, address: add_port(server, address.replace("[::]", "127.0.0.1"))
+
+
+def closed_template(template: str) -> str:
+    """Return HAProxy's template with statistics and metrics on loopback, and an admin socket for this user alone."""
+    for opened, closed in (
+        ("bind :{{ config.metrics_port }}", "bind 127.0.0.1:{{ config.metrics_port }}"),
+        ("bind *:{{ config.stats_port }}", "bind 127.0.0.1:{{ config.stats_port }}"),
+        ("{{ config.socket_path }} mode 666", "{{ config.socket_path }} mode 600"),
+    ):
+        template = template.replace(opened, closed)
+    return template
 
 
 def is_fallback_proxy(server: Any) -> bool:

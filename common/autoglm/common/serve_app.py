@@ -9,7 +9,6 @@ from ray import serve
 
 from autoglm.common import environment
 from autoglm.common.memory import release_free_memory
-from autoglm.common.ray_internals import listen_on_loopback
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
 
@@ -34,7 +33,7 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
 
 
 def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> Servicer:
-    """Prepare the process of a replica and return its loaded servicer: loopback if asked for, threads, memory.
+    """Prepare the process of a replica and return its loaded servicer: variables, threads, memory.
 
     Raises ValueError for a variable of the environment that cannot be used.
     """
@@ -45,7 +44,6 @@ def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> S
         logger.warning(warning)
     if reviewed.faults:
         raise ValueError(reviewed.faults[0])
-    listen_on_loopback()
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // 2))
     servicer = load(settings)
     release_free_memory()

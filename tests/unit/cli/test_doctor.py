@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ import pytest
 import trustme
 from typer.testing import CliRunner, Result
 
-from autoglm.cli import mesh
+from autoglm.cli import mesh, private_folder
 from autoglm.cli.cache import CacheServer
 from autoglm.cli.isolation import free_ports
 from autoglm.cli.main import app
@@ -53,7 +54,7 @@ def test_a_taken_port_is_named_with_the_option_that_changes_it() -> None:
         assert faults("--http-port", port) == {"HTTP port": fault}
         assert list(faults("--grpc-port", port)) == ["gRPC port"]
         verdict = doctor("--http-port", port).stdout.splitlines()[-1]
-    assert verdict == "1 of 11 need attention: HTTP port"
+    assert verdict == "1 of 12 need attention: HTTP port"
 
 
 def test_an_address_of_another_machine_is_told_from_a_taken_port() -> None:
@@ -262,3 +263,11 @@ def test_a_package_that_is_missing_comes_with_its_command(
     assert done.exit_code == 1
     line = next(line for line in done.stdout.splitlines() if f" {name} " in line)
     assert f"{package} is missing: pip install 'autoglm-mesh[serve]'" in line
+
+
+def test_a_temporary_folder_that_others_can_write_to_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="", dir="/tmp") as folder:
+        monkeypatch.setattr(private_folder, "LONGEST_BASE", len(folder))
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        Path(folder).chmod(0o777)
+        assert f"other users can replace what is in {folder}" in faults()["Folder"]

@@ -1,13 +1,19 @@
 """The private parts of Ray that the mesh patches exist in the pinned version, with the signatures that it expects."""
 
 import inspect
+import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
-from ray._private import parameter
+from ray._common.utils import load_class
+from ray._private import parameter, ray_constants
 from ray._private.node import Node
-from ray.serve._private import default_impl, grpc_util, proxy
+from ray.serve._private import default_impl, grpc_util, haproxy, proxy, replica
 
+from autoglm.cli import isolation
 from autoglm.cli.isolation import Ports
 from autoglm.common import ray_internals
 
@@ -23,16 +29,32 @@ def test_serve_adds_its_grpc_address_through_a_function_that_can_be_replaced() -
     assert 'add_grpc_address(server, f"[::]:' in started
 
 
-@pytest.mark.parametrize(("loopback", "address"), [("1", "127.0.0.1:9000"), ("0", "[::]:9000")])
-def test_a_replica_listens_on_loopback_where_it_is_told_to(
-    monkeypatch: pytest.MonkeyPatch, loopback: str, address: str
-) -> None:
+def test_serve_and_haproxy_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     added = list[str]()
-    monkeypatch.setattr(default_impl, "add_grpc_address", lambda _server, address: added.append(address))
-    monkeypatch.setenv("AUTOGLM_LOOPBACK_ONLY", loopback)
-    ray_internals.listen_on_loopback()
+    for module, name in ((default_impl, "add_grpc_address"), (replica, "add_port_to_grpc_server")):
+        assert callable(getattr(module, name))
+        monkeypatch.setattr(module, name, lambda _server, address: added.append(address))
+    monkeypatch.setattr(haproxy, "HAPROXY_CONFIG_TEMPLATE", haproxy.HAPROXY_CONFIG_TEMPLATE)
+    load_class(isolation.environment(Path(), Path(), Ports(9000, 20_000))[ray_internals.SETUP_HOOK])()
     default_impl.add_grpc_address(None, "[::]:9000")
-    assert added == [address]
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    assert added == ["127.0.0.1:9000", "127.0.0.1:0"]
+    template = haproxy.HAPROXY_CONFIG_TEMPLATE
+    hosts = re.findall(r"^ +bind (.*):\{\{", template, re.MULTILINE)
+    doors = {"{{ config.frontend_host }}", "{{ config.grpc_frontend_host }}"}  # they are of the options of Serve
+    assert len(hosts) == 4
+    assert set(hosts) == doors | {"127.0.0.1"}
+    assert re.findall(r"stats socket .* mode (\d+)", template) == ["600"]
+    assert "template = env.from_string(HAPROXY_CONFIG_TEMPLATE)" in inspect.getsource(haproxy)
+    assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica)
+
+
+def test_rays_node_is_on_loopback_without_clusters() -> None:
+    assert ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR == ray_internals.SETUP_HOOK
+    environment = isolation.environment(Path(), Path(), Ports(9000, 20_000))
+    asked = "from ray.util import get_node_ip_address as ask; print(ask())"
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "127.0.0.1"
 
 
 def test_the_fallback_proxy_is_known_by_its_class_and_handler_factory() -> None:
