@@ -10,7 +10,7 @@ from hypothesis.strategies import integers
 from schemathesis import GenerationMode, checks
 
 from .asking import MODEL
-from .plausible import plausible
+from .plausible import embeddable, plausible
 from .waiting import NET_SECONDS
 
 PATIENCE = {
@@ -67,7 +67,7 @@ def _explore(operation: Any, examples: int, seen: Counter[int]) -> None:
 
 
 def _completed(case: Any) -> Any:
-    case.body = plausible(case.body)
+    case.body = (embeddable if case.operation.path == "/v1/embeddings" else plausible)(case.body)
     case.path_parameters = dict.fromkeys(case.path_parameters or (), MODEL)  # a model is all that a path names
     return case
 

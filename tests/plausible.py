@@ -30,8 +30,6 @@ def plausible(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     made = body | {"model": MODEL} | _limits(body)
-    if isinstance(body.get("dimensions"), int):
-        made["dimensions"] = None
     if "file" in body:
         made["file"] = WAV
     if _are_objects(body.get("messages")):
@@ -42,6 +40,18 @@ def plausible(body: Any) -> Any:
         made["tools"] = [_tool(tool, f"f{i}") for i, tool in enumerate(body["tools"])]
     if isinstance(body.get("tool_choice"), dict) or not body.get("tools"):
         made.pop("tool_choice", None)
+    return made
+
+
+def embeddable(body: Any) -> Any:
+    """Return the body of a request for embeddings so that it has exactly one part, and vectors of the model's width."""
+    if not isinstance(body, dict):
+        return body
+    made = {name: value for name, value in body.items() if name != "dimensions"} | {"model": MODEL}
+    if body.get("messages") and _are_objects(body["messages"]):
+        contents = [_content(message.get("content"), "user") for message in body["messages"]]
+        media = (part for content in contents if _are_objects(content) for part in content if part.get("type") in MEDIA)
+        made["messages"] = [{"role": "user", "content": [next(media, {"type": "text", "text": "hi"})]}]
     return made
 
 
