@@ -22,6 +22,8 @@ MEDIA: dict[str, dict[str, Any]] = {
     "input_audio": {"input_audio": {"data": RECORDING}},
 }
 FUNCTION = {"name": "f", "arguments": "{}"}
+# Fields of a transcription's form, and the response formats that they go with.
+GO_WITH = {"include[]": ("json",), "timestamp_granularities[]": ("verbose_json",), "stream": ("json", "text")}
 MAX_TOKENS, MAX_CHOICES = 4, 2
 
 
@@ -31,7 +33,8 @@ def plausible(body: Any) -> Any:
         return body
     made = body | {"model": MODEL} | _limits(body)
     if "file" in body:
-        made["file"] = WAV
+        wanted = body.get("response_format", "json")
+        made = {name: value for name, value in made.items() if wanted in GO_WITH.get(name, (wanted,))} | {"file": WAV}
     if _are_objects(body.get("messages")):
         made["messages"] = list(_messages(body["messages"]))
     if _are_objects(body.get("input")):
