@@ -5,15 +5,14 @@ tools/openai_fields.py --check` changes nothing and fails when the page says som
 """
 
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
+from pages import ROOT, write_or_check
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typing_extensions import is_typeddict
@@ -23,7 +22,7 @@ from autoglm.gateway.openai.fields import NO_EFFECT
 from autoglm.gateway.openai.options import AnswerOptions
 from autoglm.gateway.openai.responses.request import ResponseRequest
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "openai-api.md"
+PAGE = ROOT / "docs" / "openai-api.md"
 MANY = 2**31 - 1  # a limit from here on is none worth telling
 MARK = "<!-- `tools/openai_fields.py` writes the table {}. -->"
 
@@ -31,7 +30,7 @@ Verdict = Literal["honoured", "refused", "no effect", ""]  # empty: not a field 
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class ComparedApi:
     """One API: its request here, and OpenAI's."""
 
     request: type[AnswerOptions]
@@ -70,8 +69,8 @@ class Api:
         return {path for path in self.openai_fields if not self.verdict(path)[0]}
 
 
-CHAT = Api(ChatCompletionRequest, CompletionCreateParamsStreaming)
-RESPONSES = Api(ResponseRequest, ResponseCreateParamsStreaming)
+CHAT = ComparedApi(ChatCompletionRequest, CompletionCreateParamsStreaming)
+RESPONSES = ComparedApi(ResponseRequest, ResponseCreateParamsStreaming)
 
 
 def _model(field: FieldInfo) -> type[BaseModel] | None:
@@ -110,7 +109,7 @@ def _note(field: FieldInfo) -> str:
     return " ".join(f"{each.removesuffix('.')}." for each in (limits, field.description) if each)
 
 
-def _cell(api: Api, path: str) -> str:
+def _cell(api: ComparedApi, path: str) -> str:
     verdict, note = api.verdict(path)
     return f"{verdict}{'.' if verdict == 'honoured' else ':'} {note}" if note else verdict or "–"
 
@@ -141,12 +140,7 @@ def written(page: str) -> str:
 
 def main() -> None:
     """Rewrite the tables, or with --check compare them."""
-    text = PAGE.read_text(encoding="utf-8")
-    fresh = written(text)
-    if "--check" not in sys.argv:
-        PAGE.write_text(fresh, encoding="utf-8")
-    elif fresh != text:
-        raise SystemExit(f"docs/{PAGE.name} does not say what the code does: run tools/openai_fields.py")
+    write_or_check(PAGE, written(PAGE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

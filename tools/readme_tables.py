@@ -5,10 +5,9 @@
 
 import json
 import re
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from pages import ROOT, write_or_check
+
 REPORT = ROOT / "bundles" / "autoglm-phone-nano" / "evaluation.json"
 TALK = ("abilities", "cannot", "goodbye", "greeting", "identity", "thanks")
 DISTRACTED = tuple(f"{task}+distraction" for task in TALK)
@@ -73,13 +72,9 @@ def main() -> None:
     """Rewrite the tables, or with --check compare them."""
     for readme in HEADS:
         path = ROOT / readme
-        text = path.read_text(encoding="utf-8")
         head = re.escape(f"| {' | '.join(HEADS[readme])} |")
-        fresh = re.sub(rf"{head}\n(?:\|.*\n)+", table(readme) + "\n", text)
-        if "--check" not in sys.argv:
-            path.write_text(fresh, encoding="utf-8")
-        elif fresh != text:
-            raise SystemExit(f"{readme} does not say what {REPORT.relative_to(ROOT)} says: run tools/readme_tables.py")
+        fresh = re.sub(rf"{head}\n(?:\|.*\n)+", table(readme) + "\n", path.read_text(encoding="utf-8"))
+        write_or_check(path, fresh)
 
 
 if __name__ == "__main__":

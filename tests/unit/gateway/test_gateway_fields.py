@@ -6,7 +6,7 @@ from typing import Any
 import openai_fields
 import pytest
 from google.protobuf.json_format import MessageToDict
-from openai_fields import CHAT, RESPONSES, Api
+from openai_fields import CHAT, RESPONSES, ComparedApi
 
 from autoglm.gateway.openai.fields import CHAT_REFUSED, NO_EFFECT, RESPONSES_REFUSED
 
@@ -16,7 +16,7 @@ from .test_gateway_response_tools import FLAT
 from .test_gateway_tools import NOW, WEATHER
 
 PATHS = {CHAT: "/v1/chat/completions", RESPONSES: "/v1/responses"}
-LEAST: dict[Api, dict[str, Any]] = {
+LEAST: dict[ComparedApi, dict[str, Any]] = {
     CHAT: {"model": BUNDLE, "messages": [{"role": "user", "content": "hi"}]},
     RESPONSES: {"model": BUNDLE, "input": "hi"},
 }
@@ -72,7 +72,7 @@ HONOURED: dict[str, Any] = {
     "top_p": 0.5,
 }
 # What has to be there for the field to say anything, the same with it and without.
-BESIDE: dict[tuple[Api, str], dict[str, Any]] = {
+BESIDE: dict[tuple[ComparedApi, str], dict[str, Any]] = {
     (CHAT, "top_logprobs"): {"logprobs": True},
     (CHAT, "stream_options.include_usage"): {"stream": True},
     **{(CHAT, name): {"tools": [WEATHER, NOW]} for name in ("tools", "tool_choice", "parallel_tool_calls")},
@@ -105,12 +105,12 @@ WITHOUT_EFFECT: dict[str, Any] = {
 }
 
 
-def fields(verdict: str) -> list[tuple[Api, str]]:
+def fields(verdict: str) -> list[tuple[ComparedApi, str]]:
     known = [(api, path) for api in PATHS for path in sorted(api.openai_fields | api.own_fields)]
     return [(api, path) for api, path in known if api.verdict(path)[0] == verdict]
 
 
-def named(pairs: list[tuple[Api, Any]]) -> list[Any]:
+def named(pairs: list[tuple[ComparedApi, Any]]) -> list[Any]:
     return [pytest.param(api, path, id=f"{PATHS[api]}-{path}") for api, path in pairs]
 
 
@@ -120,7 +120,7 @@ def merged(body: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
     return {**body, name: merged(body.get(name, {}), rest, value) if dot else value}
 
 
-async def outcome(client: Client, api: Api, body: Mapping[str, Any]) -> Any:
+async def outcome(client: Client, api: ComparedApi, body: Mapping[str, Any]) -> Any:
     """Return what a client or the decoder can tell two requests apart by."""
     seen = client.mesh.decoder.generate.requests
     before = len(seen)
@@ -140,7 +140,7 @@ def test_a_new_field_of_openai_is_noticed() -> None:
         temperature: float
         telepathy: str
 
-    assert Api(CHAT.request, Published).undecided() == {"telepathy"}
+    assert ComparedApi(CHAT.request, Published).undecided() == {"telepathy"}
 
 
 def test_every_field_has_an_example() -> None:
@@ -155,20 +155,20 @@ def test_the_page_is_current() -> None:
 
 
 @pytest.mark.parametrize(("api", "path"), named(fields("honoured")))
-async def test_an_honoured_field_changes_the_answer(shared: Client, api: Api, path: str) -> None:
+async def test_an_honoured_field_changes_the_answer(shared: Client, api: ComparedApi, path: str) -> None:
     without = {**LEAST[api], **BESIDE.get((api, path), {})}
     assert await outcome(shared, api, merged(without, path, HONOURED[path])) != await outcome(shared, api, without)
 
 
 @pytest.mark.parametrize(("api", "path"), named(fields("no effect")))
-async def test_a_field_without_effect_is_taken(shared: Client, api: Api, path: str) -> None:
+async def test_a_field_without_effect_is_taken(shared: Client, api: ComparedApi, path: str) -> None:
     plain = await outcome(shared, api, LEAST[api])
     assert plain[0] == 200
     assert await outcome(shared, api, merged(LEAST[api], path, WITHOUT_EFFECT[path])) == plain
 
 
 @pytest.mark.parametrize(("api", "path"), named(fields("refused")))
-async def test_a_refused_field_is_named_with_the_reason(shared: Client, api: Api, path: str) -> None:
+async def test_a_refused_field_is_named_with_the_reason(shared: Client, api: ComparedApi, path: str) -> None:
     response = await shared.http.post(PATHS[api], json=merged(LEAST[api], path, {"something": 1}))
     error = error_of(response)
     assert (response.status_code, error["param"]) == (400, path)
@@ -176,7 +176,7 @@ async def test_a_refused_field_is_named_with_the_reason(shared: Client, api: Api
 
 
 @pytest.mark.parametrize("api", [CHAT, RESPONSES])
-async def test_what_asks_for_nothing_is_not_refused(shared: Client, api: Api) -> None:
+async def test_what_asks_for_nothing_is_not_refused(shared: Client, api: ComparedApi) -> None:
     for path, refused in {CHAT: CHAT_REFUSED, RESPONSES: RESPONSES_REFUSED}[api].items():
         for value in (None, *refused.harmless):
             response = await shared.http.post(PATHS[api], json=merged(LEAST[api], path, value))
@@ -203,7 +203,7 @@ async def test_what_asks_for_nothing_is_not_refused(shared: Client, api: Api) ->
         (RESPONSES, "max_tokens", 16),
     ],
 )
-async def test_what_asks_for_something_is_refused(shared: Client, api: Api, path: str, value: Any) -> None:
+async def test_what_asks_for_something_is_refused(shared: Client, api: ComparedApi, path: str, value: Any) -> None:
     response = await shared.http.post(PATHS[api], json=merged(LEAST[api], path, value))
     assert (response.status_code, error_of(response)["param"]) == (400, path)
 
