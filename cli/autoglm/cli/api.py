@@ -11,13 +11,15 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 from httpx_sse import ServerSentEvent, connect_sse
 
+from autoglm.common.recordings import AudioFormat
+
 DEFAULT_URL = "http://127.0.0.1:8000"
-AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "aac", "m4a", "mp4", "webm", "amr", "3gp")
+AUDIO_FORMATS = get_args(AudioFormat)
 
 
 class ApiError(Exception):

@@ -156,9 +156,7 @@ def _settings(reviewed: ReviewedEnvironment) -> Finding:
     if reviewed.faults:
         raise StartError("\n".join(reviewed.faults))
     settings = checks.gateway_settings()
-    found = f"{'open to all' if not (settings.keys or settings.api_keys_file) else 'API keys'}, " + (
-        "TLS" if settings.ssl_certfile else "no TLS"
-    )
+    found = f"{'open to all' if settings.is_open else 'API keys'}, " + ("TLS" if settings.ssl_certfile else "no TLS")
     return found, reviewed.warnings
 
 

@@ -4,6 +4,10 @@ import re
 from typing import Literal
 
 Container = Literal["wav", "flac", "ogg", "mp3", "aac", "mp4", "webm", "amr"]
+# What a client may call the format of a recording; it is told from the bytes all the same.
+AudioFormat = Literal[
+    "wav", "mp3", "mpeg", "mpga", "flac", "ogg", "oga", "opus", "aac", "m4a", "mp4", "mov", "webm", "amr", "3gp"
+]
 NAMES = "WAV, FLAC, Ogg, MP3, AAC, M4A/MP4, WebM or AMR"
 
 _STARTS: dict[bytes, Container] = {

@@ -13,6 +13,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.recordings import AudioFormat
 from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
 from autoglm.gateway.media.verify import in_data_url, is_data_url
 from autoglm.gateway.tool_checks import MODES
@@ -123,11 +124,6 @@ class RefusalContent(Strict):
 
     type: Literal["refusal"]
     refusal: str
-
-
-AudioFormat = Literal[
-    "wav", "mp3", "mpeg", "mpga", "flac", "ogg", "oga", "opus", "aac", "m4a", "mp4", "mov", "webm", "amr", "3gp"
-]
 
 
 class InputAudio(Strict):
