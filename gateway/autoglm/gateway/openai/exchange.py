@@ -80,10 +80,11 @@ async def read_body(request: Request, slot: AdmittedSlot, limit: int) -> bytearr
             arrived += len(piece)
             if arrived > limit:
                 raise too_large
-            for part in decoder.feed(piece):
+            for number, part in enumerate(decoder.feed(piece)):
+                if number:
+                    await asyncio.sleep(0)  # let other requests run: a compressed piece can stand for megabytes
                 slot.reserve(len(part))
                 body += part
-                await asyncio.sleep(0)  # let other requests run: a piece can stand for megabytes
         decoder.finish()
     return body
 
