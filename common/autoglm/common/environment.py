@@ -59,7 +59,7 @@ MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm docto
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
 KNOWN = MESH | COMMANDS
 
-# Keys of `args` in the Serve config, which are no variables.
+# Keys of `args` in the Serve config, which are not variables.
 ARGS = frozenset(
     {
         "BATCH_WAIT_S",

@@ -128,7 +128,7 @@ class NotFound(MeshError):
 
 
 class MethodNotFound(NotFound):
-    """There is no such gRPC method."""
+    """The gRPC method does not exist."""
 
     grpc_code = code_pb2.UNIMPLEMENTED  # by which clients fall back to an older version of a service
 

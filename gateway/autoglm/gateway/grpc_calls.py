@@ -1,8 +1,8 @@
 """What every gRPC call goes through around its method: key, slot, message, status, metrics and the access log.
 
-gRPC itself would read a message before the method runs, whoever sends it and however far it decompresses, and would
-refuse without details what it cannot read. So the interceptor has each call arrive as a stream of bytes, of which
-`admitted` reads the one message once the key is checked and a slot is held. On the wire nothing differs.
+By itself, gRPC reads and decompresses a message without a limit before the method runs, also for a caller without a
+key, and refuses without details what it cannot read. So the interceptor has each call arrive as a stream of bytes, of
+which `admitted` reads the one message once the key is checked and a slot is held. On the wire nothing differs.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ async def admitted(backend: Backend, rpc: Rpc, method: str, request: ProtoMessag
 async def receive(backend: Backend, rpc: Rpc, request: ProtoMessage, context: RequestContext) -> int:
     """Read the call's message into `request`, which is empty, and return its size in bytes.
 
-    Raises RequestTooLarge, InvalidRequest for bytes that are no such message, TimeoutError past the deadline.
+    Raises RequestTooLarge, InvalidRequest for bytes that cannot be parsed, TimeoutError past the deadline.
     """
     limit = backend.settings.max_body_bytes
     async with asyncio.timeout(context.deadline.remaining()):

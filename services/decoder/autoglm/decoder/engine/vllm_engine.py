@@ -82,9 +82,8 @@ class EndTokens:
 class VllmEngine:
     """vLLM's AsyncLLM. It reads the decoder's folder itself; here are only its embeddings, for the fusion.
 
-    Where a request's reasoning has a budget, or its format begins after
-    the reasoning, vLLM is called twice, the second time from its prefix cache; penalties of the second part count the
-    first as prompt.
+    Where a request's reasoning has a budget, or its format begins after the reasoning, vLLM is called twice, the second
+    time from its prefix cache; penalties of the second part count the first as prompt.
     """
 
     def __init__(
