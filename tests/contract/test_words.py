@@ -11,7 +11,7 @@ WORDS = {
     "admission": "gateway/autoglm/gateway/admission/admission.py",
     "backpressure": "services/decoder/autoglm/decoder/engine/scheduler.py",
     "chunked prefill": "services/decoder/autoglm/decoder/engine/scheduler.py",
-    "circuit breaker": "gateway/autoglm/gateway/redis_store.py",
+    "circuit breaker": "gateway/autoglm/gateway/circuit_breaker.py",
     "load shedding": "gateway/autoglm/gateway/admission/admission.py",
     "preemption": "services/decoder/autoglm/decoder/engine/scheduler.py",
     "prefix cache": "services/decoder/autoglm/decoder/engine/cache.py",

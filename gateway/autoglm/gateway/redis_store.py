@@ -12,6 +12,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
 
+from autoglm.gateway.circuit_breaker import CircuitBreaker
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
 
@@ -19,6 +20,9 @@ logger = logging.getLogger("autoglm.gateway.redis_store")
 
 # A refusal with one code, or a damaged entry, is logged again only after this many seconds without another.
 QUIET_SECONDS = 60.0
+# More commands than this at a time wait: each takes a connection, and well under a millisecond of the server.
+MAX_CONNECTIONS = 64
+FAILURES_TO_OPEN = 3
 
 T = TypeVar("T")
 
@@ -30,19 +34,22 @@ class DamagedEntry(Exception):
 class RedisStore:
     """A connection that never raises.
 
-    Circuit breaker: after silence or a broken connection it stays open for `redis_backoff` seconds, in which every
-    request goes on without Redis at once instead of waiting for a timeout. The first request after that tries again.
-    An error reply does not open it: a server that is full or read-only still answers what it can.
+    Circuit breaker: FAILURES_TO_OPEN commands in a row that met silence or a broken connection open it for
+    `redis_backoff` seconds, in which every request goes on without Redis at once instead of waiting for a timeout. The
+    first request after that tries again, alone. An error reply does not open it: a server that is full or read-only
+    still answers what it can. Nor does a burst: commands wait for a connection, which is no fault of the server.
     """
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
-        self._timeout, self._backoff = settings.redis_timeout, settings.redis_backoff
+        self._timeout = settings.redis_timeout
+        self._breaker = CircuitBreaker(FAILURES_TO_OPEN, settings.redis_backoff)
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._metrics = metrics
         self._up: bool | None = None
-        self._resume = 0.0
         self._last_seen: dict[str, float] = {}
         self.client = redis.asyncio.Redis.from_url(
             settings.redis_url.get_secret_value(),
+            max_connections=MAX_CONNECTIONS,
             socket_timeout=self._timeout,
             socket_connect_timeout=self._timeout,
             retry=Retry(NoBackoff(), 0),
@@ -61,27 +68,38 @@ class RedisStore:
         If what `command` finds is damaged, `drop` is run, which deletes it. `purpose` is for the log, such as "store an
         embedding".
         """
-        if time.monotonic() < self._resume:
-            return None
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await command()
-        except (DamagedEntry, ResponseError) as error:
-            self._record(True, "")
-            if drop is not None and _tells_of_damage(error):
-                self._damaged(purpose)
-                await self.ask("delete a damaged entry", drop)
-            else:
-                self._refused(purpose, error)
-        except (AuthenticationError, AuthorizationError, BusyLoadingError) as error:
-            self._record(False, _code(error))  # refuses everything, but at once: nobody waits for it
-        except (RedisError, OSError, TimeoutError, ValueError) as error:  # ValueError: it is no reply of a Redis
-            self._resume = time.monotonic() + self._backoff
-            self._record(False, type(error).__name__)
-        else:
-            self._record(True, "")
-            return answer
+        async with self._connections:
+            with self._breaker.admit() as admitted:
+                if not admitted:
+                    return None
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        answer = await command()
+                except (RedisError, OSError, TimeoutError, ValueError, DamagedEntry) as error:
+                    failure: Exception = error
+                else:
+                    self._answered()
+                    return answer
+                self._failed(purpose, failure)
+        if drop is not None and _tells_of_damage(failure):
+            self._damaged(purpose)
+            await self.ask("delete a damaged entry", drop)
         return None
+
+    def _answered(self) -> None:
+        self._breaker.succeed()
+        self._record(True, "")
+
+    def _failed(self, purpose: str, error: Exception) -> None:
+        if isinstance(error, DamagedEntry | ResponseError):
+            self._answered()
+            if not _tells_of_damage(error):
+                self._refused(purpose, error)
+        elif isinstance(error, AuthenticationError | AuthorizationError | BusyLoadingError):
+            self._record(False, _code(error))  # refuses everything, but at once: nobody waits for it
+        else:  # a ValueError says that what came is no reply of a Redis
+            self._breaker.fail()
+            self._record(self.up and self._breaker.closed, type(error).__name__)
 
     async def ping(self) -> None:
         """Update `up`."""

@@ -201,7 +201,9 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Redis or Valkey server for embeddings and rate limits; empty means none."
     )
     redis_timeout: PositiveFloat = Field(default=0.25, description="Maximum seconds for one Redis command.")
-    redis_backoff: PositiveFloat = Field(default=5.0, description="Seconds to go on without Redis after a failure.")
+    redis_backoff: PositiveFloat = Field(
+        default=5.0, description="Seconds to go on without Redis after three failures in a row."
+    )
     cache_ttl: PositiveInt = Field(default=24 * 3600, description="Seconds that an embedding is kept in Redis.")
     cache_bytes: int = Field(
         default=64 * MIB, ge=0, description="Maximum bytes of embeddings cached in this process; 0 disables this cache."

@@ -18,7 +18,7 @@ from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, Uns
 from autoglm.common.tensors import seal
 from autoglm.gateway.media.cache import MAX_REDIS_BYTES, EmbeddingCache, Key, LocalTier, RedisTier, tenant_hash
 from autoglm.gateway.metrics import GatewayMetrics
-from autoglm.gateway.redis_store import RedisStore
+from autoglm.gateway.redis_store import FAILURES_TO_OPEN, MAX_CONNECTIONS, RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_BFLOAT16, Embedding
 from autoglm.v1.generation_pb2 import CACHE_OUTCOME_LOCAL, CACHE_OUTCOME_MISS, CACHE_OUTCOME_SHARED
@@ -313,9 +313,11 @@ async def silent_server() -> AsyncIterator[tuple[str, list[float]]]:
 async def test_a_redis_that_hangs_is_left_alone(serve: Serve) -> None:
     async with silent_server() as (url, connections):
         client = await serve(redis_url=url, redis_timeout=0.05, redis_backoff=60)
-        for colour in ("red", "blue", "green"):
+        for colour in ("red", "blue", "green", "yellow", "black", "white"):
             assert await ask(client, image_part(png(colour=colour))) == ["miss"]
-        assert len(connections) == 1
+        assert (
+            FAILURES_TO_OPEN <= len(connections) <= 2 * FAILURES_TO_OPEN
+        )  # some were on their way when the breaker opened
 
 
 async def test_redis_coming_back_is_used_again(serve: Serve, valkey: str) -> None:
@@ -328,3 +330,82 @@ async def test_redis_coming_back_is_used_again(serve: Serve, valkey: str) -> Non
             return bool((await client.http.get("/health/ready")).json()["dependencies"]["redis"] == "up")
 
         await eventually_async(back, "Redis is asked again")
+
+
+@contextlib.asynccontextmanager
+async def store_of(url: str, **settings: Any) -> AsyncIterator[tuple[RedisStore, GatewayMetrics]]:
+    metrics = GatewayMetrics()
+    store = RedisStore(Settings(redis_url=SecretStr(url), **settings), metrics)
+    yield store, metrics
+    await store.close()
+
+
+async def test_a_burst_waits_for_connections_and_is_no_fault_of_redis(valkey: str) -> None:
+    async with store_of(valkey, redis_timeout=30) as (store, metrics), redis.asyncio.Redis.from_url(valkey) as other:
+        await other.client_pause(200)  # all are asked before the first is answered
+        pings = [store.ask("ping", store.client.ping) for _ in range(5 * MAX_CONNECTIONS)]
+        assert await asyncio.gather(*pings) == [True] * 5 * MAX_CONNECTIONS
+        assert (await other.info("clients"))["connected_clients"] <= MAX_CONNECTIONS + 1
+        assert metrics.registry.get_sample_value("autoglm_redis_up") == 1
+
+
+async def test_a_single_failure_does_not_open_the_breaker(valkey: str) -> None:
+    async with store_of(valkey, redis_timeout=30, redis_backoff=600) as (store, _):
+        assert await store.ask("ping", store.client.ping)
+        for failures in range(1, FAILURES_TO_OPEN):
+            for _ in range(failures):
+                assert await store.ask("fail", fail) is None
+            assert store.up
+            assert await store.ask("ping", store.client.ping)
+
+
+async def fail() -> None:
+    raise ConnectionResetError
+
+
+async def test_one_request_tries_again_while_the_others_go_on_without(valkey: str) -> None:
+    async with store_of(valkey, redis_timeout=30, redis_backoff=0.001) as (store, _):
+        await asyncio.gather(*(store.ask("fail", fail) for _ in range(2 * FAILURES_TO_OPEN)))
+        assert not store.up
+        tried, answer = 0, asyncio.Event()
+
+        async def probe() -> str:
+            nonlocal tried
+            tried += 1
+            await answer.wait()
+            return "pong"
+
+        async def probing() -> bool:
+            probes.append(asyncio.create_task(store.ask("probe", probe)))
+            await asyncio.sleep(0)
+            return tried == 1
+
+        probes: list[asyncio.Task[str | None]] = []
+        await eventually_async(probing, "the pause is over")
+        assert await asyncio.gather(*(store.ask("probe", probe) for _ in range(10))) == [None] * 10
+        answer.set()
+        assert [task for task in await asyncio.gather(*probes) if task] == ["pong"]
+        assert store.up
+        assert tried == 1
+        assert await store.ask("probe", probe) == "pong"
+
+
+async def test_a_probe_that_is_cancelled_leaves_the_next_to_try(valkey: str) -> None:
+    async with store_of(valkey, redis_timeout=30, redis_backoff=0.001) as (store, _):
+        await asyncio.gather(*(store.ask("fail", fail) for _ in range(FAILURES_TO_OPEN)))
+        entered = asyncio.Event()
+
+        async def hang() -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+        async def hanging() -> bool:
+            probes.append(asyncio.create_task(store.ask("hang", hang)))
+            await asyncio.sleep(0)
+            return entered.is_set()
+
+        probes: list[asyncio.Task[None]] = []
+        await eventually_async(hanging, "the pause is over")
+        probes[-1].cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+        assert await store.ask("ping", store.client.ping)

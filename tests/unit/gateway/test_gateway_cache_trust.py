@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from autoglm.common.tensors import seal
 from autoglm.gateway.media.cache import MAC_BYTES, MAX_REDIS_BYTES, Key, RedisTier
 from autoglm.gateway.metrics import GatewayMetrics
-from autoglm.gateway.redis_store import RedisStore
+from autoglm.gateway.redis_store import FAILURES_TO_OPEN, RedisStore
 from autoglm.gateway.settings import Settings
 from autoglm.v1.embedding_pb2 import ELEMENT_TYPE_FLOAT16, Embedding
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO
@@ -338,6 +338,6 @@ async def test_an_error_reply_to_everything_is_no_silence(
 async def test_what_is_no_redis_is_left_alone(serve: Serve, reply: bytes) -> None:
     async with replying(reply) as (url, connections):
         client = await serve(redis_url=url, redis_backoff=600)
-        for colour in ("red", "blue", "green"):
+        for colour in ("red", "blue", "green", "yellow", "black"):
             assert await ask(client, image_part(png(colour=colour))) == ["miss"]
-        assert len(connections) <= 2  # twice when a poll's ping was on its way too
+        assert len(connections) <= 2 * FAILURES_TO_OPEN  # some were on their way when the breaker opened
