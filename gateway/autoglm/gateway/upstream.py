@@ -6,6 +6,7 @@ could not be reached.
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Collection
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from autoglm.common.errors import (
     from_status,
 )
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
-from autoglm.common.services import ENCODER_SERVICES
+from autoglm.common.services import ENCODER_SERVICES, SERVICES
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.settings import Settings
@@ -58,7 +59,27 @@ A = TypeVar("A")
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
+# Serve refuses calls for a moment when an application is re-deployed or HAProxy is started again. gRPC sends them again
+# within the deadline, while nothing of an answer has come. While most calls fail it does not (retryThrottling).
+_RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{"service": service.name} for service in SERVICES.values()],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 400, "tokenRatio": 1},
+}
+
 _OPTIONS = (
+    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # gRPC would wait up to two minutes before it reconnects to a restarted Serve.

@@ -6,10 +6,10 @@ import grpc
 import pytest
 
 from autoglm.common.errors import MESSAGE_BYTES, AuthenticationFailed
-from autoglm.common.testing import Context, serving
+from autoglm.common.testing import BUNDLE, Context, Control, serving
 from autoglm.gateway import app
 
-from ...waiting import NET_SECONDS, soon
+from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import Client, FakeMesh, Serve, running_client
 from .mounts import Mount
 from .samples import audio_part, image_part, png, wav
@@ -99,3 +99,76 @@ async def test_an_error_that_quotes_a_client_arrives_typed(shared: Client, text:
         assert answer.status_code in (400, 404)
         assert len(error["message"].encode()) <= MESSAGE_BYTES
         assert sum(len(name) + len(value) for name, value in answer.headers.raw) < 1000
+
+
+def refuse(control: Control, times: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have a method answer UNAVAILABLE that often, as HAProxy does without a server; return the calls that came."""
+    calls: list[int] = []
+
+    async def failed(context: Context) -> bool:
+        calls.append(len(calls))
+        if len(calls) <= times:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "")
+        return False
+
+    monkeypatch.setattr(control, "failed", failed)
+    return calls
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_call_that_is_refused_for_a_moment_is_sent_again(
+    client: Client, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    mesh.decoder.after = 0
+    controls = (mesh.vision.encode, mesh.decoder.generate, mesh.decoder.embed)
+    calls = [refuse(control, times, monkeypatch) for control in controls]
+    picture = image_part(png() + bytes(2_000_000))
+    assert (await client.chat([picture])).status_code == 200
+    embedded = await client.http.post("/v1/embeddings", json={"model": BUNDLE, "input": "hi"})
+    assert embedded.status_code == 200
+    assert [len(each) for each in calls] == [times + 1] * 3
+    heard = refuse(mesh.speech.encode, times, monkeypatch)
+    response = await client.http.post("/v1/audio/transcriptions", files={"file": wav()}, data={"model": BUNDLE})
+    assert (response.status_code, len(heard)) == (200, times + 1)
+
+
+async def test_a_service_that_is_described_again_after_a_moment_stays_up(
+    client: Client, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = refuse(mesh.vision.describe, 2, monkeypatch)
+
+    async def polled() -> bool:
+        assert (await client.http.get("/health/ready")).json()["dependencies"]["vision"] == "up"
+        return len(calls) > 2
+
+    assert (await client.chat([image_part(png())])).status_code == 200
+    await eventually_async(polled, "the gateway asks for the description")
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again(
+    client: Client, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = refuse(mesh.decoder.generate, 1, monkeypatch)
+    response = await client.chat("hi")
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "upstream_unavailable")
+    assert len(calls) == 1
+
+
+async def test_a_call_is_not_sent_again_after_its_deadline(client: Client, mesh: FakeMesh) -> None:
+    mesh.vision.encode.code = grpc.StatusCode.UNAVAILABLE
+    body = {"model": BUNDLE, "messages": [{"role": "user", "content": [image_part(png())]}]}
+    response = await client.http.post("/v1/chat/completions", json=body, headers={"x-request-timeout": "0.1"})
+    assert response.status_code in (503, 504)
+    assert len(mesh.vision.encode.requests) == 1
+
+
+async def test_while_a_service_is_down_calls_are_sent_once(client: Client, mesh: FakeMesh) -> None:
+    assert (await client.chat("hi")).status_code == 200
+    described = (mesh.decoder.describe, mesh.vision.describe, mesh.speech.describe)
+    for control in (mesh.serve.listing, *described, mesh.decoder.generate):
+        control.code = grpc.StatusCode.UNAVAILABLE
+    mesh.decoder.after = 0
+    await asyncio.gather(*(client.chat("hi") for _ in range(150)))
+    before = len(mesh.decoder.generate.requests)
+    assert (await client.chat("hi")).status_code == 503
+    assert len(mesh.decoder.generate.requests) == before + 1
