@@ -1,5 +1,6 @@
 """The scheduler on plain data: no torch, no thread, no clock."""
 
+import random
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.request import Request, SamplingConfig
-from autoglm.decoder.engine.scheduler import EngineLimits, Scheduler
+from autoglm.decoder.engine.scheduler import EngineLimits, Scheduler, tokens_to_first
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.fusion.prompt import Prompt
 
@@ -27,6 +28,12 @@ class FakeSlots:
         if length:
             assert self.contents[source][1] == length
             self.contents[target] = self.contents[source]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        mine, other = self.contents[first], self.contents.get(second, (0, 0))
+        assert length == max(mine[1], other[1])
+        self.contents[first], self.contents[second] = other, mine
+        self.contents = {slot: content for slot, content in self.contents.items() if content[1]}
 
     def clear(self, slot: int, length: int) -> None:
         assert self.contents.pop(slot, (0, 0))[1] == length
@@ -49,11 +56,12 @@ class CoreStandIn:
 
     def step(self) -> list[tuple[Sequence, int]]:
         """Do what the core does in a step; returns the chunks that were prefilled."""
-        scheduler, chunks, budget = self.scheduler, list[tuple[Sequence, int]](), BUDGET
+        scheduler, chunks = self.scheduler, list[tuple[Sequence, int]]()
         scheduler.pause_slow_consumers()
-        while budget and (sequence := scheduler.admit()):
-            chunk = scheduler.prefill_chunk(sequence, budget)
-            budget -= chunk
+        budget = scheduler.prefill_budget()
+        while sequence := scheduler.admit(budget):
+            sequence.num_computed_tokens = sequence.num_computed_tokens or sequence.num_cached_tokens
+            chunk = budget.take(sequence)
             chunks.append((sequence, chunk))
             self._compute(sequence, chunk)
             if sequence.num_computed_tokens == sequence.num_tokens:
@@ -69,7 +77,7 @@ class CoreStandIn:
 
     def _compute(self, sequence: Sequence, tokens: int) -> None:
         sequence.num_computed_tokens += tokens
-        self.slots.contents[self.scheduler.slot(sequence)] = (sequence.request.id, sequence.num_computed_tokens)
+        self.slots.contents[sequence.slot] = (sequence.request.id, sequence.num_computed_tokens)
 
     def _emit(self, sequence: Sequence) -> None:
         sequence.append_token(7)
@@ -79,17 +87,19 @@ class CoreStandIn:
 
     def check(self) -> None:
         """Every slot has its own sequence's content, and every block is accounted for."""
-        placed = self.scheduler.placed
-        wanted = {slot: (one.request.id, one.num_computed_tokens) for slot, one in enumerate(placed)}
+        placed, running = self.scheduler.placed, self.scheduler.running
+        assert [sequence.slot for sequence in running] == list(range(len(running)))
+        wanted = {one.slot: (one.request.id, one.num_computed_tokens) for one in placed}
+        assert len(wanted) == len(placed) <= self.scheduler.limits.max_num_seqs > max(wanted, default=0)
         assert self.slots.contents == {slot: row for slot, row in wanted.items() if row[1]}
         assert self.cache.reserved == sum(sequence.num_blocks for sequence in placed) <= self.cache.capacity
         assert all(sequence.num_blocks * BLOCK_SIZE >= sequence.num_computed_tokens for sequence in placed)
 
     def state(self, sequence: Sequence) -> str:
         scheduler = self.scheduler
-        states: dict[str, list[Sequence | None]] = {
-            "waiting": list(scheduler.waiting), "prefilling": [scheduler.prefilling],
-            "running": [*scheduler.running], "paused": [*scheduler.paused],
+        states = {
+            "waiting": scheduler.waiting, "prefilling": scheduler.prefilling,
+            "running": scheduler.running, "paused": scheduler.paused,
         }  # fmt: skip
         return next((name for name, members in states.items() if sequence in members), "gone")
 
@@ -99,13 +109,13 @@ def test_the_scheduler_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_first_come_is_first_served_and_nobody_starves() -> None:
+def test_the_shortest_prompt_that_fits_in_a_step_goes_first() -> None:
     core = CoreStandIn(seqs=2)
     sequences = [core.add(prompt, answer=3) for prompt in (30, 90, 10, 200, 20)]
     started = list[Sequence]()
     for _ in range(20):
         started += [sequence for sequence, _ in core.step() if sequence not in started]
-    assert started == sequences
+    assert [len(one.request.prompt.token_ids) for one in started] == [10, 30, 20, 90, 200]
     assert all(len(sequence.output) == 3 for sequence in sequences)
     assert not core.scheduler.has_work
     assert core.cache.usage == 0
@@ -113,7 +123,9 @@ def test_first_come_is_first_served_and_nobody_starves() -> None:
 
 def test_admission_needs_a_slot_and_blocks_and_keeps_the_order() -> None:
     core = CoreStandIn(seqs=2, blocks=4)
-    first, second, third = core.add(BLOCK_SIZE - 1), core.add(3 * BLOCK_SIZE), core.add(1)
+    first, second = core.add(BLOCK_SIZE - 1), core.add(3 * BLOCK_SIZE)
+    core.step()
+    third = core.add(1)
     core.step()
     assert [core.state(one) for one in (first, second, third)] == ["running", "waiting", "waiting"]
     assert second.num_blocks == 0  # it needs four blocks, and three are free; the third does not overtake it
@@ -127,13 +139,117 @@ def test_admission_needs_a_slot_and_blocks_and_keeps_the_order() -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_between_others() -> None:
     core = CoreStandIn()
-    running, long, short = core.add(10), core.add(250), core.add(20)
+    running, long = core.add(10), core.add(250)
     assert [chunk for _, chunk in core.step()] == [10, 90]
-    for chunks in ([(long, 100)], [(long, 60), (short, 20)]):
+    short = core.add(20)
+    for chunks in ([(short, 20), (long, 80)], [(long, 80)]):
         said = len(running.output)
         assert core.step() == chunks
         assert len(running.output) == said + 1
     assert core.state(long) == core.state(short) == "running"
+
+
+def test_a_short_prompt_does_not_wait_for_longer_ones() -> None:
+    """However many came before it, and whichever of them is under way."""
+    core = CoreStandIn(seqs=8, blocks=400)
+    longer = [core.add(prompt, answer=1) for prompt in (7000, 5000, 5000, 900)]
+    core.step()
+    short = core.add(50)
+    assert core.step()[0] == (short, 50)
+    assert len(short.output) == 2  # its first token, and that of the step's decoding
+    assert all(not sequence.output for sequence in longer)
+
+
+def test_a_long_prompt_ends_in_bounded_time_whatever_comes_after_it() -> None:
+    """Half of each step is its own, though there is always a shorter prompt that could fill the step."""
+    core = CoreStandIn(seqs=4)
+    long = core.add(1000)
+    for step in range(1, 21):
+        core.add(BUDGET, answer=1)
+        core.step()
+        assert long.num_computed_tokens >= min(1000, step * BUDGET // 2)
+    assert core.state(long) == "running"
+
+
+def test_every_prompt_is_the_first_in_the_end() -> None:
+    """Prompts of one length, between them and the end a stream of shorter ones: they end in the order they came."""
+    core = CoreStandIn(seqs=4)
+    longs, ended = [core.add(300, answer=1) for _ in range(3)], list[Sequence]()
+    for _ in range(3 * 300 * 2 // BUDGET):
+        core.add(BUDGET // 2, answer=1)
+        core.step()
+        ended += [sequence for sequence in longs if sequence.output and sequence not in ended]
+    assert ended == longs
+
+
+def test_equal_prompts_are_prefilled_one_after_another() -> None:
+    """To share a step among them would end all of them late."""
+    core = CoreStandIn(seqs=4)
+    first, second, third = (core.add(70) for _ in range(3))
+    assert core.step() == [(first, 70), (second, 30)]
+    assert core.step() == [(second, 40), (third, 60)]
+    assert core.step() == [(third, 10)]
+
+
+def test_what_the_prefix_cache_holds_makes_a_prompt_short() -> None:
+    core = CoreStandIn(seqs=4)
+    core.add(900)
+    fresh, known = core.add(300), core.add(310)
+    known.num_cached_tokens = 290
+    assert core.step()[0] == (known, 20)
+    assert core.state(fresh) == "prefilling"
+
+
+def test_no_short_prompt_overtakes_the_first_when_blocks_are_scarce() -> None:
+    core = CoreStandIn(seqs=8, blocks=10)
+    core.add(5 * BLOCK_SIZE, answer=20)
+    first = core.add(8 * BLOCK_SIZE, answer=1)
+    for _ in range(60):
+        core.add(10, answer=40)
+        core.step()
+    assert core.state(first) == "gone"
+    assert first.output
+
+
+def test_prompts_that_end_out_of_order_get_their_slots() -> None:
+    """With every slot taken, a prompt that ends changes places with one that is still prefilled where it must run."""
+    core = CoreStandIn(seqs=3)
+    long, middle = core.add(900), core.add(300)
+    core.step()
+    assert core.state(long) == "prefilling"
+    short = core.add(10)
+    core.step()
+    assert [core.state(one) for one in (long, middle, short)] == ["prefilling", "prefilling", "running"]
+    assert sorted(one.slot for one in (long, middle)) == [1, 2]
+    while core.state(middle) == "prefilling":
+        core.step()
+    while core.state(long) == "prefilling":
+        core.step()
+    assert core.scheduler.running == [short, middle, long]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_and_goes_all_end(seed: int) -> None:
+    """Prompts of any length, few slots and blocks, slow consumers and aborts: `check` holds after each step."""
+    draw, core = random.Random(seed), CoreStandIn(seqs=1 + seed % 5, blocks=30)
+    alive = list[Sequence]()
+    for _ in range(150):
+        if draw.random() < 0.4:
+            backlog = draw.choice([None, 3])
+            alive.append(core.add(draw.choice([1, 20, 64, 150, 700, 1500]), draw.randint(1, 60), backlog))
+        core.step()
+        for sequence in alive:
+            sequence.num_acknowledged = sequence.num_outputs - draw.randint(0, 2)
+        if alive and draw.random() < 0.1 and core.state(victim := alive.pop(draw.randrange(len(alive)))) != "gone":
+            core.scheduler.abort(victim)
+            core.check()
+    for _ in range(5000):
+        for sequence in alive:
+            sequence.num_acknowledged = sequence.num_outputs
+        if core.scheduler.has_work or core.scheduler.paused:
+            core.step()
+    assert all(len(sequence.output) == sequence.max_new_tokens for sequence in alive)
+    assert (core.cache.reserved, core.slots.contents) == (0, {})
 
 
 def test_preemption_takes_from_the_last_to_arrive() -> None:
@@ -196,10 +312,11 @@ def test_those_that_catch_up_together_keep_their_order() -> None:
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "running", "paused"])
 def test_an_abort_frees_everything_in_each_state(state: str) -> None:
     core = CoreStandIn(seqs=2)
-    victim = core.add(150 if state == "prefilling" else 20, max_backlog=2 if state == "paused" else None)
-    others = [core.add(20), core.add(20)]
     if state == "waiting":
-        core.scheduler.waiting.rotate(-1)  # after the others
+        others = [core.add(20), core.add(20)]
+    victim = core.add(150 if state == "prefilling" else 20, max_backlog=2 if state == "paused" else None)
+    if state != "waiting":
+        others = [core.add(20), core.add(20)]
     for _ in range(3 if state == "paused" else 1):
         core.step()
     assert core.state(victim) == state
@@ -225,12 +342,9 @@ def test_the_last_sequence_moves_into_a_slot_that_becomes_free() -> None:
     core.check()
 
 
-def test_pending_tokens_count_what_is_ahead_of_a_new_request() -> None:
-    core = CoreStandIn(seqs=1)
-    core.add(150)
-    core.add(40)
-    assert core.scheduler.num_pending_tokens == 190
-    core.step()
-    assert core.scheduler.num_pending_tokens == 90
-    core.step()
-    assert core.scheduler.num_pending_tokens == 40
+def test_a_prompt_waits_for_shorter_ones_and_as_much_of_longer_ones() -> None:
+    assert tokens_to_first(100, []) == 100
+    assert tokens_to_first(100, [40, 100]) == 240
+    assert tokens_to_first(100, [7000, 5000]) == 200
+    assert tokens_to_first(100, [40, 150]) == 280
+    assert tokens_to_first(7000, [40, 150]) == 7190

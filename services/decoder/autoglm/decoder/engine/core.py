@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Rows
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 from torch import Tensor
@@ -23,7 +24,7 @@ from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request, RequestOutput
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import advance, choose
-from autoglm.decoder.engine.scheduler import EngineLimits, Scheduler
+from autoglm.decoder.engine.scheduler import EngineLimits, PrefillBudget, Scheduler
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.throughput import ThroughputEstimate
 
@@ -32,11 +33,12 @@ logger = logging.getLogger("autoglm.decoder")
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the core has to do before a new request's turn: `pending_tokens` to prefill and `unfinished` sequences to
-    end; and how fast that has been going."""
+    """What the core has to do: how many sequences have slots, how many tokens are left to prefill of each prompt that
+    is `prefilling` and of each that is `waiting`; and how fast that has been going."""
 
-    pending_tokens: int = 0
-    unfinished: int = 0
+    placed: int = 0
+    prefilling: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
     estimate: ThroughputEstimate = field(default_factory=ThroughputEstimate)
 
 
@@ -61,6 +63,7 @@ class EngineCore:
         self._cache: BlockCache[Tensor] = BlockCache(limits.num_blocks, limits.enable_prefix_caching)
         self.scheduler = Scheduler(limits, self._cache, runner.slots)
         self._sequences: dict[int, Sequence] = {}  # by their requests' ids
+        self._arrived: list[Sequence] = []  # since the last step
         self._estimate = ThroughputEstimate()
         self._prefix_queries = self._prefix_hits = 0
         self._num_prefilled = 0  # what was found in the prefix cache included
@@ -68,6 +71,7 @@ class EngineCore:
     def add(self, request: Request) -> None:
         """Queue a request."""
         sequence = self._sequences[request.id] = Sequence(request)
+        self._arrived.append(sequence)
         self.scheduler.add(sequence)
 
     def abort(self, request_id: int) -> None:
@@ -92,9 +96,11 @@ class EngineCore:
     @property
     def load(self) -> EngineLoad:
         """Return what is ahead of a new request."""
-        scheduler = self.scheduler
-        unfinished = len(scheduler.placed) + len(scheduler.waiting)
-        return EngineLoad(scheduler.num_pending_tokens, unfinished, self._estimate)
+        prefilling, waiting = (
+            tuple(sequence.num_tokens_to_prefill for sequence in sequences)
+            for sequences in (self.scheduler.prefilling, self.scheduler.waiting)
+        )
+        return EngineLoad(len(self.scheduler.placed), prefilling, waiting, self._estimate)
 
     def step(self) -> Iterator[list[RequestOutput]]:
         """Do one step, and yield what each forward pass adds to the answers as soon as it is known."""
@@ -116,23 +122,39 @@ class EngineCore:
     # --- prefill ------------------------------------------------------------------------------------
 
     def _prefill(self) -> Iterator[list[RequestOutput]]:
-        """Chunked prefill: compute prompts, one after another, up to the step's limit of tokens."""
-        budget = self.limits.max_num_batched_tokens
-        while budget and (sequence := self.scheduler.admit()):
-            try:
-                if sequence.inputs is None:
-                    self._prepare(sequence)
-                chunk = self.scheduler.prefill_chunk(sequence, budget)
-                budget -= chunk
-                outputs = self._prefill_chunk(sequence, chunk)
-            except Exception as error:
-                outputs = [self._fail(sequence, error)]
-            if outputs:
-                yield outputs
+        """Chunked prefill: compute the prompts that share this step, one after another."""
+        while self._arrived:
+            yield from self._attempt(self._arrived[0], partial(self._look_up, self._arrived.pop(0)))
+        budget = self.scheduler.prefill_budget()
+        while sequence := self.scheduler.admit(budget):
+            yield from self._attempt(sequence, partial(self._prefill_share, sequence, budget))
+
+    def _attempt(self, sequence: Sequence, do: Callable[[], list[RequestOutput]]) -> Iterator[list[RequestOutput]]:
+        """Yield what `do` adds to answers, if anything; a sequence for which it fails ends alone."""
+        try:
+            outputs = do()
+        except Exception as error:
+            outputs = [self._fail(sequence, error)]
+        if outputs:
+            yield outputs
+
+    def _look_up(self, sequence: Sequence) -> list[RequestOutput]:
+        """Count what the prefix cache has of a new sequence, which is scheduled by the tokens that are left."""
+        sequence.keys = block_keys(sequence.request.prompt, (), sequence.request.cache_salt)
+        sequence.num_cached_tokens = len(self._cached_blocks(sequence)) * BLOCK_SIZE
+        return []
+
+    def _cached_blocks(self, sequence: Sequence) -> list[Tensor]:
+        """Return what the prefix cache has of all but the last token at most, as that one's logits are needed."""
+        return self._cache.match(sequence.keys[: (sequence.num_tokens - 1) // BLOCK_SIZE])
+
+    def _prefill_share(self, sequence: Sequence, budget: PrefillBudget) -> list[RequestOutput]:
+        if sequence.inputs is None:
+            self._prepare(sequence)
+        return self._prefill_chunk(sequence, budget.take(sequence))
 
     def _prepare(self, sequence: Sequence) -> None:
-        """Make what a sequence needs to be computed, and begin after what the prefix cache has of it: of all but the
-        last of its tokens at most, as that one's logits are needed."""
+        """Make what a sequence needs to be computed, and begin after what the prefix cache has of it."""
         request = sequence.request
         sequence.started = sequence.started or time.monotonic()
         if request.grammar is not None and sequence.grammar is None:
@@ -140,8 +162,8 @@ class EngineCore:
         if request.adapter is not None and sequence.adapter is None:
             sequence.adapter = self._get_adapter(request.adapter.name)
         sequence.keys = block_keys(request.prompt, sequence.output[:-1], request.cache_salt)
-        found = self._cache.match(sequence.keys[: (sequence.num_tokens - 1) // BLOCK_SIZE])
-        self.runner.slots.put(self.scheduler.slot(sequence), found)
+        found = self._cached_blocks(sequence)
+        self.runner.slots.put(sequence.slot, found)
         sequence.num_computed_tokens = len(found) * BLOCK_SIZE
         self._num_prefilled += sequence.num_computed_tokens
         if not sequence.output:
@@ -153,7 +175,7 @@ class EngineCore:
     def _prefill_chunk(self, sequence: Sequence, tokens: int) -> list[RequestOutput]:
         """Compute the next `tokens` of a prompt; returns the first token of its answer if they are its last."""
         first_block = sequence.num_computed_tokens // BLOCK_SIZE
-        logits = self.runner.prefill(sequence, self.scheduler.slot(sequence), tokens)
+        logits = self.runner.prefill(sequence, sequence.slot, tokens)
         self._num_prefilled += tokens
         self._cache_blocks(sequence, first_block)
         if sequence.num_computed_tokens < sequence.num_tokens:
@@ -164,10 +186,9 @@ class EngineCore:
 
     def _cache_blocks(self, sequence: Sequence, first: int) -> None:
         """Prefix cache: keep a sequence's whole blocks from number `first` on."""
-        slot = self.scheduler.slot(sequence)
         for number in range(first, min(sequence.num_computed_tokens // BLOCK_SIZE, len(sequence.keys))):
             if self._cache.accepts(key := sequence.keys[number]):
-                self._cache.store(key, self.runner.slots.block(slot, number))
+                self._cache.store(key, self.runner.slots.block(sequence.slot, number))
 
     # --- decode -------------------------------------------------------------------------------------
 

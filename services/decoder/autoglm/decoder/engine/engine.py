@@ -13,6 +13,7 @@ from autoglm.common.errors import UpstreamUnavailable
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import Request, RequestOutput
+from autoglm.decoder.engine.scheduler import tokens_to_first
 
 logger = logging.getLogger("autoglm.decoder")
 
@@ -92,10 +93,12 @@ class EmbeddedEngine:
 
     def _shed_load(self, request: Request, within: float | None) -> None:
         """Raise RateLimited for a request that cannot start before its deadline."""
-        ahead, load = [*self._queued(), request], self._load
-        tokens = load.pending_tokens + sum(len(one.prompt.token_ids) for one in ahead)
-        answers = load.unfinished + len(ahead) - self.core.limits.max_num_seqs
-        load.estimate.shed_load(tokens, max(0, answers), within)
+        load, tokens = self._load, len(request.prompt.token_ids)
+        waiting = [*load.waiting, *(len(one.prompt.token_ids) for one in self._queued())]
+        earlier = [left for left in waiting if left <= tokens]
+        sequences = load.placed + len(earlier) + (len(earlier) < len(waiting)) + 1  # one longer prompt always goes on
+        answers = max(0, sequences - self.core.limits.max_num_seqs)
+        load.estimate.shed_load(tokens_to_first(tokens, [*load.prefilling, *waiting]), answers, within)
 
     # --- the thread ---------------------------------------------------------------------------------
 

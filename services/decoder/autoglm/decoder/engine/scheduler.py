@@ -1,11 +1,12 @@
 """Which sequence computes when: continuous batching with admission, chunked prefill, preemption and backpressure.
 
 A sequence waits, is prefilled, runs and finishes. It goes back to waiting, with what it has generated, when the cache
-is full and it came last (preemption), or when its consumer does not keep up (backpressure). Nothing here computes,
-measures time or knows a thread: it works on plain data, and is tested with plain data.
+is full and it came last (preemption), or when its consumer does not keep up (backpressure). Several prompts may be
+prefilled at a time: they share the tokens of each step, those with the fewest left first (see PrefillBudget). Nothing
+here computes, measures time or knows a thread: it works on plain data, and is tested with plain data.
 """
 
-from collections import deque
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,40 +34,75 @@ class SlotMemory(Protocol):
     def clear(self, slot: int, length: int) -> None:
         """Free the first `length` positions of a slot."""
 
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots."""
+
+
+@dataclass(slots=True)
+class PrefillBudget:
+    """The tokens of prompts that are left in a step.
+
+    `kept` of them are for `first`, the prompt that arrived first, until it has had its share: a long one always goes
+    on, and as each is the first in the end, none starves. `admits` says whether waiting sequences may get slots.
+    """
+
+    left: int
+    kept: int
+    first: Sequence | None
+    admits: bool
+
+    def share(self, sequence: Sequence) -> int:
+        """Return how many tokens a sequence can get now."""
+        first = self.first
+        kept = 0 if first is None or first is sequence else min(self.kept, first.num_tokens_to_prefill)
+        return min(sequence.num_tokens_to_prefill, self.left - kept)
+
+    def take(self, sequence: Sequence) -> int:
+        """Chunked prefill: take a sequence's share, and return it.
+
+        A long prompt is prefilled over several steps, so that running answers and shorter prompts go on in between.
+        """
+        tokens = self.share(sequence)
+        self.left -= tokens
+        if sequence is self.first:
+            self.first = None
+        return tokens
+
+
+def tokens_to_first(tokens: int, others: Rows[int]) -> int:
+    """Return how many tokens are prefilled until a new prompt of `tokens` is done, where so many are left of each of
+    `others`: its own, those of prompts that are not longer, and up to as many of longer ones; see PrefillBudget."""
+    own = tokens + sum(left for left in others if left <= tokens)
+    return own + min(own, sum(left for left in others if left > tokens))
+
 
 class Scheduler:
-    """Sequences in the order in which they get their turn.
+    """Sequences and their slots.
 
-    `waiting` is first come, first served. Sequence i of `running` has slot i, and `prefilling` the slot after them; so
-    a batch is a slice of the slots. `paused` are those whose consumers do not keep up; they hold no slot and no blocks.
+    Sequence i of `running` has slot i, so a batch is a slice of the slots; those of `prefilling` have any of the slots
+    after them. `paused` are those whose consumers do not keep up; they hold no slot and no blocks.
     """
 
     def __init__(self, limits: EngineLimits, cache: BlockCache[Any], slots: SlotMemory) -> None:
         self.limits, self._cache, self._slots = limits, cache, slots
-        self.waiting: deque[Sequence] = deque()
-        self.prefilling: Sequence | None = None
+        self.waiting: list[Sequence] = []
+        self.prefilling: list[Sequence] = []
         self.running: list[Sequence] = []
         self.paused: list[Sequence] = []
         self.num_preemptions = 0
 
     @property
     def placed(self) -> list[Sequence]:
-        """Return the sequences that have slots, in the order of these."""
-        return [*self.running, *([self.prefilling] if self.prefilling else [])]
+        """Return the sequences that have slots."""
+        return [*self.running, *self.prefilling]
 
     @property
     def has_work(self) -> bool:
         """Return whether a step would do something."""
         return bool(self.running or self.prefilling or self.waiting)
 
-    @property
-    def num_pending_tokens(self) -> int:
-        """Return how many tokens have to be prefilled before a new sequence's turn."""
-        ahead = [*self.waiting, *([self.prefilling] if self.prefilling else [])]
-        return sum(sequence.num_tokens - sequence.num_computed_tokens for sequence in ahead)
-
     def add(self, sequence: Sequence) -> None:
-        """Put a new sequence at the end of the queue."""
+        """Queue a new sequence."""
         self.waiting.append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
@@ -80,32 +116,40 @@ class Scheduler:
 
     # --- prefill ------------------------------------------------------------------------------------
 
-    def admit(self) -> Sequence | None:
-        """Admission: return the sequence to prefill, the first of those that wait unless one is under way.
+    def prefill_budget(self) -> PrefillBudget:
+        """Begin a step's prefill. The sequence that arrived first is placed before any other, none overtakes it when
+        there is no space for it, and half of the step is kept for it."""
+        first = _earliest([*self.prefilling, *self.waiting])
+        admits = first is None or first in self.prefilling or self._place(first)
+        tokens = self.limits.max_num_batched_tokens
+        return PrefillBudget(tokens, -(-tokens // 2), first if admits else _earliest(self.prefilling), admits)
 
-        None when nothing waits, no slot is free, or the cache has no blocks for all of its tokens and one more.
-        """
-        if self.prefilling is not None:
-            return self.prefilling
-        if not self.waiting or len(self.running) == self.limits.max_num_seqs:
-            return None
-        need = num_blocks(self.waiting[0].num_tokens + 1)
-        if not self._cache.fits(need):
-            return None
-        self.prefilling = self.waiting.popleft()
-        self._reserve(self.prefilling, need)
-        return self.prefilling
+    def admit(self, budget: PrefillBudget) -> Sequence | None:
+        """Admission: return the sequence that this step prefills next, placed, or None: that with the fewest tokens
+        left, so that a short prompt does not wait for a long one."""
+        able = [*self.prefilling, *(self.waiting if budget.admits else ())]
+        able = [sequence for sequence in able if budget.share(sequence) > 0]
+        chosen = min(able, key=lambda sequence: (sequence.num_tokens_to_prefill, _arrival(sequence)), default=None)
+        if chosen is None or chosen in self.prefilling or self._place(chosen):
+            return chosen
+        budget.admits = False
+        return self.admit(budget)
 
-    def prefill_chunk(self, sequence: Sequence, budget: int) -> int:
-        """Chunked prefill: return how many tokens of `sequence` come next, when a step has `budget` left.
-
-        A long prompt is prefilled over several steps, so that running answers go on in between.
-        """
-        return min(budget, sequence.num_tokens - sequence.num_computed_tokens)
+    def _place(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence a slot, and blocks for all of its tokens and one more; returns whether there are."""
+        need = num_blocks(sequence.num_tokens + 1)
+        if len(self.placed) == self.limits.max_num_seqs or not self._cache.fits(need):
+            return False
+        self.waiting.remove(sequence)
+        sequence.slot = self._free_slot()
+        self.prefilling.append(sequence)
+        self._reserve(sequence, need)
+        return True
 
     def run(self, sequence: Sequence) -> None:
-        """Let a sequence whose prompt is prefilled decode from now on; it keeps its slot."""
-        self.prefilling = None
+        """Let a sequence whose prompt is prefilled decode from now on."""
+        self.prefilling.remove(sequence)
+        self._move(sequence, len(self.running))
         self.running.append(sequence)
 
     # --- decode -------------------------------------------------------------------------------------
@@ -123,56 +167,61 @@ class Scheduler:
                 self._reserve(sequence, more)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a sequence's slot and blocks and put it at the head of the queue; it keeps what it has generated."""
+        """Take a sequence's slot and blocks and queue it again; it keeps what it has generated."""
         self.num_preemptions += 1
         self.release(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.append(sequence)
 
     def pause_slow_consumers(self) -> None:
         """Backpressure: take the slots of sequences whose consumers do not keep up, and queue again those that have
-        caught up, at the head and in their order."""
+        caught up."""
         for sequence in [sequence for sequence in self.running if sequence.is_backlogged]:
             self.release(sequence)
             self.paused.append(sequence)
-        resumed = [sequence for sequence in self.paused if not sequence.is_backlogged]
+        self.waiting += [sequence for sequence in self.paused if not sequence.is_backlogged]
         self.paused = [sequence for sequence in self.paused if sequence.is_backlogged]
-        self.waiting.extendleft(reversed(resumed))
 
     # --- slots --------------------------------------------------------------------------------------
 
-    def slot(self, sequence: Sequence) -> int:
-        """Return the slot of a sequence that has one."""
-        return len(self.running) if sequence is self.prefilling else self.running.index(sequence)
-
     def release(self, sequence: Sequence) -> None:
-        """Free a sequence's slot and blocks. The last running sequence moves into the slot, and the one that is being
-        prefilled into that one's."""
-        slot = self.slot(sequence)
-        self._slots.clear(slot, sequence.num_computed_tokens)
-        if sequence is self.prefilling:
-            self.prefilling = None
-        else:
-            self._close_gap(slot)
+        """Free a sequence's slot and blocks. The last running sequence moves into the slot of a running one."""
+        self._slots.clear(sequence.slot, sequence.num_computed_tokens)
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        elif (last := self.running.pop()) is not sequence:
+            self.running[sequence.slot] = last
+            self._move(last, sequence.slot)
         self._cache.release(sequence.num_blocks)
         sequence.num_blocks = sequence.num_computed_tokens = 0
         sequence.inputs = None
 
-    def _close_gap(self, slot: int) -> None:
-        last = self.running.pop()
-        end = len(self.running)
-        if slot < end:
-            self.running[slot] = last
-            self._move(last, end, slot)
-        if self.prefilling is not None:
-            self._move(self.prefilling, end + 1, end)
+    def _free_slot(self) -> int:
+        """Return a slot for a sequence to be prefilled: the one in which it would run, or else the last free one, where
+        it is in the way of none that runs earlier."""
+        used, next_one = {sequence.slot for sequence in self.prefilling}, len(self.running)
+        free = (slot for slot in reversed(range(next_one, self.limits.max_num_seqs)) if slot not in used)
+        return next(free) if next_one in used else next_one
 
-    def _move(self, sequence: Sequence, source: int, target: int) -> None:
-        self._slots.move(source, target, sequence.num_computed_tokens)
-        self._slots.clear(source, sequence.num_computed_tokens)
+    def _move(self, sequence: Sequence, slot: int) -> None:
+        """Move a sequence to another slot; one that is being prefilled there gets the slot that it leaves."""
+        source, length = sequence.slot, sequence.num_computed_tokens
+        if source == slot:
+            return
+        if other := next((one for one in self.prefilling if one.slot == slot), None):
+            self._slots.swap(source, slot, max(length, other.num_computed_tokens))
+            other.slot = source
+        else:
+            self._slots.move(source, slot, length)
+            self._slots.clear(source, length)
+        sequence.slot = slot
 
     def _reserve(self, sequence: Sequence, more: int) -> None:
         sequence.num_blocks += more
         self._cache.reserve(more)
+
+
+def _earliest(sequences: Rows[Sequence]) -> Sequence | None:
+    return min(sequences, key=_arrival, default=None)
 
 
 def _arrival(sequence: Sequence) -> tuple[float, int]:

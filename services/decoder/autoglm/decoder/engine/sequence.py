@@ -44,8 +44,9 @@ class Sequence:
     """A request from its submission to its end, owned by one engine.
 
     `output` holds the generated token ids and `keys` the prefix cache's key of each whole block. `num_computed_tokens`
-    counts the indices whose keys and values are in the sequence's slot, `num_blocks` what it has reserved in the
-    cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache. The rope position of a
+    counts the indices whose keys and values are in `slot`, its slot while it has one, `num_blocks` what it has reserved
+    in the cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache, or that it held when the
+    request arrived. The rope position of a
     generated token is its index plus `rope_delta`, which is not 0 where media have rows and columns of positions.
     `num_outputs` have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0
     before they are known.
@@ -57,6 +58,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     num_computed_tokens: int = 0
+    slot: int = 0
     num_blocks: int = 0
     num_cached_tokens: int = 0
     rope_delta: int = 0
@@ -84,6 +86,11 @@ class Sequence:
         """Return how many tokens have to be computed before the next one can be chosen: the prompt, and all that was
         generated except for the newest token, which the next decode step computes."""
         return len(self.request.prompt.token_ids) + max(0, len(self.output) - 1)
+
+    @property
+    def num_tokens_to_prefill(self) -> int:
+        """Return how many tokens are left to prefill: until it begins, those that the prefix cache did not hold."""
+        return self.num_tokens - (self.num_computed_tokens or self.num_cached_tokens)
 
     @property
     def is_backlogged(self) -> bool:

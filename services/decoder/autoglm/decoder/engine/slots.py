@@ -1,7 +1,7 @@
 """Keys and values of the sequences that run, each in a slot of its own.
 
 Running sequences always fill slots 0 … n−1, so that a batch is a slice and never a copy; when one leaves, the last
-takes its slot. Why a sequence is not scattered over pages: docs/adr/0008.
+takes its slot. Prompts are prefilled in the slots after them. Why no sequence is scattered over pages: docs/adr/0008.
 """
 
 import math
@@ -36,6 +36,11 @@ class Slots:
         """Copy the first `length` positions of one slot to another."""
         for store in self.stores:
             store[target, :, :length] = store[source, :, :length]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` positions of two slots."""
+        for store in self.stores:
+            store[[first, second], :, :length] = store[[second, first], :, :length]
 
     def clear(self, slot: int, length: int) -> None:
         """Set the first `length` positions of a slot to zero, and return their memory to the system."""
