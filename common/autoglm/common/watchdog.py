@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 logger = logging.getLogger("autoglm.watchdog")
 
 CHECK_SECONDS = 1.0
-HUNG_CHECKS = 8  # in a row without an answer and without progress
+HUNG_CHECKS = 6  # in a row without an answer and without progress
 BUSY_CHECKS = 600  # in a row without an answer: whatever this computes, nobody waits for it any more
 PROGRESS_SECONDS = 0.001  # of CPU time; a thread that waits uses none
 LOG_SECONDS = 5.0
