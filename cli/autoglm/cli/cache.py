@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 from autoglm.cli import processes
-from autoglm.cli.checks import cache_binary
 from autoglm.cli.processes import StartError
 
 MEMORY = "256mb"
@@ -14,25 +13,17 @@ MEMORY = "256mb"
 class CacheServer:
     """A server that writes nothing to disk and evicts the least recently used entries beyond `MEMORY`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, binary: str, folder: Path) -> None:
+        self._binary = binary
         self._socket = folder / "cache.sock"
-        self.child: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The address, in the form of AUTOGLM_REDIS_URL."""
         return f"unix://{self._socket}"
 
-    @property
-    def died(self) -> bool:
-        """Whether the server was started and has ended."""
-        return self.child is not None and self.child.poll() is not None
-
-    def start(self) -> str | None:
-        """Start the server and return its binary, or None if this machine has none; raises StartError."""
-        binary = cache_binary()
-        if binary is None:
-            return None
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the server without waiting for it."""
         options = {
             "port": "0",
             "unixsocket": str(self._socket),
@@ -45,13 +36,12 @@ class CacheServer:
             "logfile": str(self._socket.parent / "cache.log"),
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self.child = processes.start([binary, *arguments])
-        self._wait(binary)
-        return binary
+        return processes.start([self._binary, *arguments])
 
-    def _wait(self, binary: str) -> None:
+    def wait(self, server: subprocess.Popen[bytes]) -> None:
+        """Wait until the first `server` listens; raises StartError if it ends before that or takes too long."""
         limit = time.monotonic() + 10
         while not self._socket.exists():
-            if self.child is None or self.child.poll() is not None or time.monotonic() > limit:
-                raise StartError(f"the cache {binary} does not start: set AUTOGLM_REDIS_URL to your own server")
+            if server.poll() is not None or time.monotonic() > limit:
+                raise StartError(f"the cache {self._binary} does not start: set AUTOGLM_REDIS_URL to your own server")
             time.sleep(0.02)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import IO
 
 import psutil
@@ -87,6 +88,19 @@ def end_descendants(patience: float, but: Collection[int] = ()) -> None:
                 _send(child, signal.SIGTERM)
         _reap()
         time.sleep(0.05)
+
+
+def reap_orphans(but: Collection[int]) -> None:
+    """Take the exit status of adopted children that have ended: until then they stay as zombies.
+
+    `but` are the ids of the children that were started here. Their `Popen` objects need the status themselves, and have
+    to be asked for it between two calls.
+    """
+    with suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in but:
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:

@@ -24,6 +24,7 @@ from autoglm.cli.cache import CacheServer
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.private_folder import private_folder
 from autoglm.cli.processes import Signals, StartError, TryAgain
+from autoglm.cli.supervision import SupervisedChild, watch
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.modalities import ApplicationName
 
@@ -97,7 +98,7 @@ class Supervisor:
         self._options = options
         self._signals = signals
         self._stack = stack
-        self._cache: CacheServer | None = None
+        self._children: list[SupervisedChild] = []
 
     def run(self) -> None:
         """Start the mesh and watch it; raises Stopped after a signal, StartError when a part fails for good."""
@@ -107,9 +108,9 @@ class Supervisor:
         self._start_cache()
         say(f"Loading model {bundle.name} from {bundle.root}")
         self._start_mesh(bundle, services, started)
-        gateway = self._start_gateway()
+        self._start_gateway()
         say(f"Ready in {time.monotonic() - started:.1f} s; stop with Ctrl-C")
-        self._watch(gateway)
+        watch(self._mesh, self._children, self._pause, say)
 
     def _check(self) -> tuple[Bundle, tuple[ApplicationName, ...]]:
         checks.check_files(checks.gateway_settings())
@@ -122,12 +123,14 @@ class Supervisor:
     def _start_cache(self) -> None:
         if os.environ.get("AUTOGLM_REDIS_URL"):
             return
-        cache = CacheServer(self._folder)
-        binary = cache.start()
+        binary = checks.cache_binary()
         if binary is None:
             say("No Redis or Valkey found: embeddings are cached in the gateway only")
             return
-        self._cache = cache
+        cache = CacheServer(binary, self._folder)
+        child = SupervisedChild("The embedding cache", cache.start, say)
+        self._children.append(child)
+        cache.wait(child.process)
         os.environ["AUTOGLM_REDIS_URL"] = cache.url
         say(f"Embedding cache: {binary}")
 
@@ -151,8 +154,7 @@ class Supervisor:
             except TryAgain as error:
                 say(f"{error}; trying again with other ports")
                 processes.end(self._mesh, 0, self._signals.hurry)
-                cache = self._cache and self._cache.child
-                processes.end_descendants(STOP_SECONDS, but=[cache.pid] if cache else [])
+                processes.end_descendants(STOP_SECONDS, but=self._own())
         return self._try_ray(bundle, services)
 
     def _try_ray(self, bundle: Bundle, services: Sequence[str]) -> tuple[IO[bytes], isolation.Ports, Sequence[str]]:
@@ -185,25 +187,23 @@ class Supervisor:
         lines = (self._folder / "ray.log").read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
-    def _start_gateway(self) -> subprocess.Popen[bytes]:
+    def _start_gateway(self) -> None:
         options = self._options
         os.environ.update(
             AUTOGLM_HOST=options.host,
             AUTOGLM_HTTP_PORT=str(options.http_port),
             AUTOGLM_GRPC_PORT=str(options.grpc_port),
         )
-        # glibc then returns the memory of large bodies at once, instead of keeping up to 100 MB of it.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1024**2)}
-        gateway = processes.start([sys.executable, "-m", "autoglm.gateway.app"], environment)
-        self._stack.callback(processes.end, gateway, DRAIN_SECONDS, self._signals.hurry)
+        gateway = SupervisedChild("The gateway", _spawn_gateway, say)
+        self._children.append(gateway)
+        self._stack.callback(lambda: processes.end(gateway.process, DRAIN_SECONDS, self._signals.hurry))
         limit = time.monotonic() + GATEWAY_SECONDS
         while not self._is_ready():
-            if gateway.poll() is not None:
-                raise StartError(f"the gateway ended with status {gateway.returncode}; its last line above says why")
+            if (status := gateway.process.poll()) is not None:
+                raise StartError(f"the gateway ended with status {status}; its last line above says why")
             if time.monotonic() > limit:
                 raise StartError(f"the gateway is not ready after {GATEWAY_SECONDS} s; see /health/ready")
             self._pause(0.1)
-        return gateway
 
     def _is_ready(self) -> bool:
         host = "127.0.0.1" if self._options.host in ("0.0.0.0", "::") else self._options.host
@@ -215,21 +215,18 @@ class Supervisor:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _watch(self, gateway: subprocess.Popen[bytes]) -> None:
-        while True:
-            self._pause(0.5)
-            if self._mesh.poll() is not None:
-                raise StartError("Ray ended, and the services with it: start the mesh again")
-            if gateway.poll() is not None:
-                say(f"The gateway ended with status {gateway.returncode}; starting it again")
-                gateway = self._start_gateway()
-            if self._cache is not None and self._cache.died:
-                say("The embedding cache ended; starting it again")
-                self._cache.start()
+    def _own(self) -> list[int]:
+        return [child.process.pid for child in self._children]
 
     def _pause(self, seconds: float) -> None:
         if self._signals.stop.wait(seconds):
             raise Stopped
+
+
+def _spawn_gateway() -> subprocess.Popen[bytes]:
+    # glibc then returns the memory of large bodies at once, instead of keeping up to 100 MB of it.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1024**2)}
+    return processes.start([sys.executable, "-m", "autoglm.gateway.app"], environment)
 
 
 def _speaks_tls(host: str, port: int) -> bool:

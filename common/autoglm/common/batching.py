@@ -60,9 +60,9 @@ class Batcher(Generic[Item, Value]):
             self._task = asyncio.create_task(self._drain())
         return await future
 
-    async def check(self) -> None:
-        """Return once the thread is free to compute; does not return if the thread hangs."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the thread of the passes call `function` after the current pass."""
+        self._thread.submit(function)
 
     async def _drain(self) -> None:
         while self._waiting:

@@ -8,7 +8,7 @@ see.
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -22,6 +22,7 @@ from autoglm.common.modalities import MediaModality
 from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.server import Context, fail
 from autoglm.common.torch_tensors import from_torch
+from autoglm.common.watchdog import Ask
 from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo, EncoderTimes
 
 Item = TypeVar("Item")
@@ -84,9 +85,10 @@ class EncoderServicer(Generic[Item, Value]):
         self._max_batch = settings.max_batch
         self._batcher = Batcher(forward, limit=settings.max_batch, linger=settings.batch_wait_s)
 
-    async def check(self) -> None:
-        """Return once the forward thread answers."""
-        await self._batcher.check()
+    @property
+    def threads(self) -> Mapping[str, Ask]:
+        """What has to go on for requests to be answered, for the watchdog."""
+        return {"preprocess": self._pool.submit, "forward": self._batcher.call}
 
     async def _answer(
         self, request: Timed, context: Context, failed: Response, work: Callable[[], Awaitable[Response]]

@@ -1,8 +1,9 @@
-"""What the three Serve applications share: deployment options, the start of a replica, and an encoder's health."""
+"""What the three Serve applications share: deployment options, the start of a replica, and its watchdog."""
 
+import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ray import serve
@@ -11,6 +12,7 @@ from autoglm.common import environment
 from autoglm.common.memory import release_free_memory
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
+from autoglm.common.watchdog import Ask, watch
 
 logger = logging.getLogger("ray.serve")
 
@@ -22,8 +24,10 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
     """Return the application that runs `replica` with the options in `settings`."""
     deployment = serve.deployment(
         replica,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
+        # How soon a replica that died is noticed. One that hangs ends itself (watchdog.py); the timeout, three times in
+        # a row, is for one whose watchdog hangs too, and far beyond what a replica on a busy machine needs.
+        health_check_period_s=1,
+        health_check_timeout_s=15,
         graceful_shutdown_timeout_s=10,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
@@ -50,13 +54,14 @@ def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> S
     return servicer
 
 
+def watch_replica(threads: Mapping[str, Ask]) -> None:
+    """End this replica when its event loop, which is the running one, or one of `threads` hangs; Serve restarts it."""
+    watch({"event loop": asyncio.get_running_loop().call_soon_threadsafe, **threads})
+
+
 class EncoderReplica:
-    """The base of the encoders' replicas: metrics and the health check."""
+    """The base of the encoders' replicas: metrics, and the watchdog over the encoder's `threads`."""
 
-    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
-        self._check = check
+    def __init__(self, threads: Mapping[str, Ask]) -> None:
         self._metrics = EncoderMetrics()
-
-    async def check_health(self) -> None:
-        """Return while the forward thread answers; after a timeout Serve restarts the replica."""
-        await self._check()
+        watch_replica(threads)

@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
 from autoglm.common import environment
+from autoglm.common.watchdog import watch
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.admission.keys import Keys
@@ -102,6 +103,7 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings):
         _rare_full_collections()
+        watch({"event loop": loop.call_soon_threadsafe})
         await stop.wait()
         logger.info("stopping: running requests have %.0f s to finish", settings.drain_timeout)
 

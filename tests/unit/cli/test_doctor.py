@@ -15,7 +15,7 @@ import pytest
 import trustme
 from typer.testing import CliRunner, Result
 
-from autoglm.cli import mesh, private_folder
+from autoglm.cli import checks, mesh, private_folder
 from autoglm.cli.cache import CacheServer
 from autoglm.cli.isolation import free_ports
 from autoglm.cli.main import app
@@ -65,12 +65,14 @@ def test_an_address_of_another_machine_is_told_from_a_taken_port() -> None:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[CacheServer]:
-    cache = CacheServer(tmp_path)
-    cache.start()
-    assert cache.child is not None
+    binary = checks.cache_binary()
+    assert binary is not None
+    cache = CacheServer(binary, tmp_path)
+    server = cache.start()
+    cache.wait(server)
     yield cache
-    cache.child.kill()
-    cache.child.wait()
+    server.kill()
+    server.wait()
 
 
 def test_a_redis_that_answers_is_well(redis: CacheServer) -> None:

@@ -67,4 +67,6 @@ async def test_a_failed_batch_fails_its_requests_and_no_others() -> None:
     with pytest.raises(ValueError, match="unlucky"):
         await batcher.submit(13)
     assert (await batcher.submit(2)).value == 4
-    await batcher.check()
+    called = threading.Event()
+    batcher.call(called.set)
+    assert await asyncio.to_thread(called.wait, NET_SECONDS)

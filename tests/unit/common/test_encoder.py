@@ -1,6 +1,8 @@
 """What both encoders get from their base: batching, the deadline, errors that blame a field, times, the grid."""
 
+import asyncio
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +20,8 @@ from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.torch_tensors import to_torch
 from autoglm.v1.embedding_pb2 import EncoderInfo
 from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest, VisionServiceEncodeResponse
+
+from ...waiting import NET_SECONDS
 
 
 class UnreadableError(ValueError):
@@ -127,5 +131,10 @@ async def test_a_long_medium_takes_a_batch_at_a_time() -> None:
     assert times == pytest.approx(told.stages, abs=1e-8)
 
 
-async def test_the_check_returns_while_the_forward_thread_is_free() -> None:
-    await Words().check()
+async def test_the_threads_of_an_encoder_answer() -> None:
+    threads = Words().threads
+    assert set(threads) == {"preprocess", "forward"}
+    for ask in threads.values():
+        answered = threading.Event()
+        ask(answered.set)
+        assert await asyncio.to_thread(answered.wait, NET_SECONDS)

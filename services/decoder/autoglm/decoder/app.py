@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import metrics
 
-from autoglm.common.serve_app import application, load_servicer
+from autoglm.common.serve_app import application, load_servicer, watch_replica
 from autoglm.common.server import Caller, authenticate
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.v1 import decoder_pb2
@@ -28,6 +28,7 @@ class Decoder:
             "preemptions": metrics.Counter("autoglm_num_preemptions", "Requests put back: the cache was full."),
         }
         self._counted = dict.fromkeys(self._counters, 0)
+        watch_replica(self._servicer.threads)
 
     async def Generate(
         self, request: decoder_pb2.DecoderServiceGenerateRequest, grpc_context: Caller

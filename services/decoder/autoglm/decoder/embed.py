@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -36,6 +37,10 @@ class Embedder:
                 return await loop.run_in_executor(self._thread, self._vectors, request, left)
         finally:
             left.set()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the thread call `function` after the current request."""
+        self._thread.submit(function)
 
     def _vectors(self, request: DecoderServiceEmbedRequest, left: threading.Event) -> DecoderServiceEmbedResponse:
         if not request.input:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from queue import SimpleQueue
@@ -13,6 +13,7 @@ from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.modalities import BY_KIND
 from autoglm.common.server import Context, fail
+from autoglm.common.watchdog import Ask
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.formats import has_format
@@ -31,6 +32,11 @@ class DecoderServicer:
 
     def __init__(self, model: DecoderModel) -> None:
         self.model, self.engine, self._embedder = model, model.engine, Embedder(model)
+
+    @property
+    def threads(self) -> Mapping[str, Ask]:
+        """What has to go on for requests to be answered, for the watchdog."""
+        return {"engine": self.engine.call, "embed": self._embedder.call}
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":

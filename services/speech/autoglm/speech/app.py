@@ -20,7 +20,7 @@ class Speech(EncoderReplica):
         from autoglm.speech.servicer import SpeechServicer
 
         self._servicer = load_servicer(SpeechServicer.load, SpeechSettings.model_validate(settings))
-        super().__init__(self._servicer.check)
+        super().__init__(self._servicer.threads)
         description = self._servicer.describe()
         info, ability = description.encoder, "with" if description.transcribes else "without"
         logger.info("speech encoder %s on %s, %s transcripts", info.revision, info.device, ability)

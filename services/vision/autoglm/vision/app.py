@@ -20,7 +20,7 @@ class Vision(EncoderReplica):
         from autoglm.vision.servicer import VisionServicer
 
         self._servicer = load_servicer(VisionServicer.load, VisionSettings.model_validate(settings))
-        super().__init__(self._servicer.check)
+        super().__init__(self._servicer.threads)
         info = self._servicer.describe().encoder
         logger.info("vision encoder %s on %s, int8 %s", info.revision, info.device, "on" if info.int8 else "off")
 

@@ -6,7 +6,7 @@ a process of its own.
 
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from autoglm.common.errors import UpstreamUnavailable
@@ -16,6 +16,8 @@ from autoglm.decoder.engine.request import Request, RequestOutput
 from autoglm.decoder.engine.scheduler import tokens_to_first
 
 logger = logging.getLogger("autoglm.decoder")
+
+IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class EmbeddedEngine:
         self._consumers: dict[int, Consumer] = {}
         self._load, self._stats = core.load, core.stats
         self._changed = threading.Condition()
+        self._function: Callable[[], None] | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -77,6 +80,13 @@ class EmbeddedEngine:
         """Return whether the thread still runs."""
         return self._thread.is_alive()
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the engine's thread call `function` between two steps, at the latest after `IDLE_SECONDS` if it is idle.
+
+        This takes no lock: a thread that hangs may hold it.
+        """
+        self._function = function
+
     def close(self) -> None:
         """Stop after the current step."""
         with self._changed:
@@ -105,6 +115,7 @@ class EmbeddedEngine:
     def _run(self) -> None:
         try:
             while self._receive():
+                self._call()
                 for outputs in self.core.step():
                     self._stats = self.core.stats  # a consumer that sees the end finds it in the figures
                     self._deliver(outputs)
@@ -112,10 +123,15 @@ class EmbeddedEngine:
             logger.exception("the engine has stopped")
             self._give_up()
 
+    def _call(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()
+
     def _receive(self) -> bool:
-        """Wait for work and hand the core what has come in; returns whether to go on."""
+        """Wait for work, or for `IDLE_SECONDS`, and hand the core what has come in; returns whether to go on."""
         with self._changed:
-            self._changed.wait_for(lambda: self._input or self._closed or self.core.scheduler.has_work)
+            self._changed.wait_for(lambda: self._input or self._closed or self.core.scheduler.has_work, IDLE_SECONDS)
             for message in self._input:
                 match message:
                     case Request():

@@ -44,5 +44,8 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Return whether it can still answer."""
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the engine's thread call `function` between two steps; returns at once, even if that thread hangs."""
+
     def close(self) -> None:
         """Stop; what runs is given up."""

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
@@ -154,6 +154,10 @@ class VllmEngine:
     def alive(self) -> bool:
         """Return whether vLLM's processes still answer."""
         return self._thread.is_alive() and not self._vllm.errored
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have the thread that talks to vLLM call `function`."""
+        self._loop.call_soon_threadsafe(function)
 
     def close(self) -> None:
         """End vLLM's processes and the thread."""
