@@ -100,15 +100,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._backend = backend
 
     async def intercept_service(self, continuation: FindHandler, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of a call, None for what gRPC's own services do not have."""
+        """Return the handler of a call."""
         handler, name = await continuation(handler_call_details), str(handler_call_details.method)
-        if name.startswith(STANDARD):
-            return handler and self._standard(handler, name)
-        return self._unknown(name) if handler is None else _unread(handler)
+        if handler is None:
+            return self._unknown(name)
+        return self._standard(handler, name) if name.startswith(STANDARD) else _unread(handler)
 
     def _unknown(self, name: str) -> Any:
+        enter = answered if name.startswith(STANDARD) else authenticated
+
         async def refuse(_: object, rpc: Rpc) -> AsyncGenerator[Any, None]:
-            async with authenticated(self._backend, rpc, "(no method)"):
+            async with enter(self._backend, rpc, "(no method)"):
                 raise MethodNotFound(f"there is no method {name[:200]}")
             yield  # never reached: makes this a generator
 

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, Generic, TypeVar
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, RateLimited
+from autoglm.common.errors import DeadlineExceeded, MeshError, ModalityUnavailable, NotFound, RateLimited
 from autoglm.common.modalities import MEDIA_MODALITIES, MODALITY_NAMES
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.redis_store import RedisStore
@@ -40,10 +39,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._closed = False
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
-        """Return a status; ends with NOT_FOUND for an unknown name."""
+        """Return a status; raises NotFound for an unknown name."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND)
+            raise NotFound(f"there is no health of a service {request.service[:200]!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:

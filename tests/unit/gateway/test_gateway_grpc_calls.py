@@ -126,9 +126,28 @@ async def test_health_and_reflection_need_no_key(serve: Serve) -> None:
     asked = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
     found = reflection_pb2.ServerReflectionResponse.FromString(await sent(client, REFLECT, asked))
     assert "autoglm.v1.ChatService" in [service.name for service in found.list_services_response.service]
-    # A client asks for the later version first, and takes this code as the sign to ask for the earlier one.
-    code, _, _ = await refused(sent(client, REFLECT.replace("v1alpha", "v1"), asked))
-    assert code == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("method", "code"),
+    [
+        # A client asks for the later version first, and takes this code as the sign to ask for the earlier one.
+        (REFLECT.replace("v1alpha", "v1"), grpc.StatusCode.UNIMPLEMENTED),
+        (CHECK.replace("Check", "Heal"), grpc.StatusCode.UNIMPLEMENTED),
+        ("/grpc./", grpc.StatusCode.UNIMPLEMENTED),
+        (CHECK, grpc.StatusCode.NOT_FOUND),
+    ],
+)
+async def test_what_the_standard_services_do_not_have(
+    serve: Serve, caplog: pytest.LogCaptureFixture, method: str, code: grpc.StatusCode
+) -> None:
+    client = await serve(api_keys="k1")
+    asked = health_pb2.HealthCheckRequest(service="nobody").SerializeToString()
+    with caplog.at_level(logging.INFO, "autoglm"):
+        assert (await refused(sent(client, method, asked)))[:2] == (code, "NOT_FOUND")
+    (line,) = lines(caplog)
+    assert line.startswith(f"r1 {method if method == CHECK else '(no method)'} not_found ")
+    assert await counted(client, "not_found") == 1
 
 
 @pytest.mark.parametrize("method", [CHECK, CHECK.replace("Check", "Watch"), REFLECT])

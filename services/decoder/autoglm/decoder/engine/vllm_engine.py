@@ -22,13 +22,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from autoglm.common.errors import InternalError
+from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavailable
 from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.decoder.engine.lora import Adapter, Adapters
 from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.throughput import ThroughputEstimate
+from autoglm.decoder.engine.vllm_errors import given_up, refused
 from autoglm.fusion.protocol import Fusion
 
 logger = logging.getLogger("autoglm.decoder")
@@ -179,6 +180,8 @@ class VllmEngine:
             finish: str | Exception = await self._answer(running)
         except asyncio.CancelledError:
             raise
+        except InvalidRequest as error:
+            finish = error
         except Exception as error:
             logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
             finish = error
@@ -243,7 +246,8 @@ class VllmEngine:
         return finish
 
     async def _tokens(self, sequence: Sequence, inputs: Tensor) -> AsyncGenerator[ChosenToken, None]:
-        """Yield vLLM's tokens after `inputs` [tokens, width]; raises InternalError when it gives up."""
+        """Yield vLLM's tokens after `inputs` [tokens, width]; raises InvalidRequest for what vLLM does not take and for
+        an answer that cannot go on in its format, InternalError and UpstreamUnavailable when vLLM fails."""
         request = sequence.request
         token_ids = [*request.prompt.token_ids, *sequence.output]
         prompt = {
@@ -253,15 +257,22 @@ class VllmEngine:
             "cache_salt": request.salt.hex() or "-",
         }
         adapter = request.adapter and _lora_request(self._adapters.get(request.adapter.name))
-        asked = self._vllm.generate(prompt, self._parameters(sequence), uuid4().hex, lora_request=adapter)
-        async with aclosing(asked) as outputs:
-            async for output in outputs:
-                self._note_start(sequence, output)
-                (part,) = output.outputs
-                for number, token in enumerate(part.token_ids):
-                    yield _chosen(token, part.logprobs[number] if part.logprobs else None, sequence)
-                if part.finish_reason not in (None, "stop", "length"):
-                    raise InternalError(f"vLLM gave up the request: {part.finish_reason}")
+        try:
+            asked = self._vllm.generate(prompt, self._parameters(sequence), uuid4().hex, lora_request=adapter)
+            async with aclosing(asked) as outputs:
+                async for output in outputs:
+                    self._note_start(sequence, output)
+                    (part,) = output.outputs
+                    for number, token in enumerate(part.token_ids):
+                        yield _chosen(token, part.logprobs[number] if part.logprobs else None, sequence)
+                    if part.finish_reason not in (None, "stop", "length"):
+                        raise given_up(part.finish_reason, request)
+        except ValueError as error:
+            raise refused(error, request) from None
+        except Exception as error:
+            if not self._vllm.errored:
+                raise
+            raise UpstreamUnavailable("vLLM has stopped, and is started again; try again") from error
 
     def _note_start(self, sequence: Sequence, output: Any) -> None:
         if sequence.started:
