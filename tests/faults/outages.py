@@ -36,6 +36,7 @@ class Outage:
     grpc: Mapping[str, int]
     streams: Mapping[str, int]
     seconds: float
+    recovered: bool
     note: str
 
 
@@ -48,21 +49,23 @@ def measure(mesh: Mesh, fault: Fault) -> Outage:
         for watcher in watchers:
             stack.enter_context(watcher.watching())
         undo = fault.cause(mesh)
-        until_answered(mesh, watchers)
+        recovered = until_answered(mesh, watchers)
         streams.join()
         note = undo() if mesh.process.poll() is None else "the mesh ended"
     http, calls = (dict(watcher.seen.most_common()) for watcher in watchers)
     seconds = max(watcher.last_failure for watcher in watchers)
-    return Outage(fault.name, http, calls, dict(streams.ends.most_common()), seconds, note)
+    return Outage(fault.name, http, calls, dict(streams.ends.most_common()), seconds, recovered, note)
 
 
-def until_answered(mesh: Mesh, watchers: Sequence[Watcher]) -> None:
-    """Wait until all are answered again, or the mesh has ended, or for as long as clients go on asking."""
+def until_answered(mesh: Mesh, watchers: Sequence[Watcher]) -> bool:
+    """Wait until all are answered again, or the mesh has ended, or for as long as clients go on asking; return whether
+    they are."""
     started = time.monotonic()
     while (passed := time.monotonic() - started) < AT_MOST and mesh.process.poll() is None:
         if passed > AT_LEAST and all(watcher.in_a_row >= IN_A_ROW for watcher in watchers):
-            break
+            return True
         time.sleep(POLL_SECONDS)
+    return False
 
 
 def run(folder: Path, faults: Sequence[Fault]) -> Iterator[Outage]:
@@ -100,7 +103,8 @@ def row(outage: Outage) -> str:
     """Return an outage as a line of the table."""
     name = outage.fault + (f" ({outage.note})" if outage.note else "")
     cells = [name, *map(counted, (outage.http, outage.grpc, outage.streams))]
-    return "| " + " | ".join([*cells, short(outage.seconds) if outage.seconds else "–"]) + " |"
+    last = short(outage.seconds) if outage.seconds else "–"
+    return "| " + " | ".join([*cells, last if outage.recovered else "for good"]) + " |"
 
 
 def counted(seen: Mapping[str, int]) -> str:

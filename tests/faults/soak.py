@@ -120,8 +120,8 @@ def as_markdown(found: Mapping[str, Any], growths: Sequence[Growth], seconds: Se
         f"# {found['benchmark']}, {found['date']}",
         "",
         *machine_lines(found),
-        f"- Each pass: {IMAGES} images and {RECORDINGS} recordings, the same in every pass, {TOGETHER} in a request with"
-        f" a format of its own, from {USERS} users; {min(seconds):.0f} to {max(seconds):.0f} s a pass",
+        f"- Each pass: {IMAGES} images and {RECORDINGS} recordings, the same each time, {TOGETHER} in a request with a"
+        f" format of its own, from {USERS} users; {min(seconds):.0f} to {max(seconds):.0f} s a pass",
         f"- Bounds: {CACHE_BYTES >> 20} MiB of embeddings in the gateway, {REDIS_BYTES >> 20} MiB in the cache, and 32"
         f" prefixes of {CONTEXT} tokens in the decoder: each holds less than a pass has",
         f"- Resident memory after each pass, in MiB; the slope is that of the passes from {SETTLED} on",

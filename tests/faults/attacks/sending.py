@@ -136,9 +136,9 @@ def connected(address: tuple[str, int]) -> Iterator[socket.socket]:
         yield line
 
 
-def poured(line: socket.socket, pieces: Iterator[bytes]) -> str:
-    """Send all pieces without reading; return whether the server took them."""
-    line.settimeout(GLANCE)
+def poured(line: socket.socket, pieces: Iterator[bytes], patience: float = GLANCE) -> str:
+    """Send all pieces without reading; return whether the server went on taking them."""
+    line.settimeout(patience)
     try:
         for piece in pieces:
             line.sendall(piece)
@@ -146,12 +146,12 @@ def poured(line: socket.socket, pieces: Iterator[bytes]) -> str:
         return HELD
     except OSError:
         return CLOSED
-    return cut_off(line)
+    return cut_off(line, patience)
 
 
-def cut_off(line: socket.socket) -> str:
+def cut_off(line: socket.socket, patience: float = GLANCE) -> str:
     """Read what the server says; return whether it ends the connection."""
-    line.settimeout(GLANCE)
+    line.settimeout(patience)
     with suppress(TimeoutError):
         try:
             while line.recv(65536):
