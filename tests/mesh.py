@@ -1,5 +1,6 @@
 """A mesh of real parts, as tests see it: `autoglm serve` on free ports, and what can be seen of it from outside."""
 
+import json
 import shutil
 import signal
 import urllib.request
@@ -73,6 +74,14 @@ class Mesh(LocalMesh):
             raise AssertionError(self.log.read_text()) from error
         with urllib.request.urlopen(f"{self.http_url}/health/ready", timeout=NET_SECONDS) as answer:
             assert answer.status == 200
+
+    def is_whole(self) -> bool:
+        """Return whether the gateway says that every part that should run does."""
+        try:
+            with urllib.request.urlopen(f"{self.http_url}/health/ready", timeout=NET_SECONDS) as answer:
+                return set(json.load(answer)["dependencies"].values()) == {"up"}
+        except OSError:  # no connection, or 503
+            return False
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask for a clean stop and return the exit status."""

@@ -1,7 +1,6 @@
 """Parts of the mesh die, hang or return wrong data; the rest answers, and what died comes back."""
 
 import itertools
-from collections.abc import Iterator
 
 import httpx
 import psutil
@@ -13,24 +12,13 @@ from ..cases import ScreenCase, screen_cases
 from ..mesh import Mesh
 from ..waiting import NET_SECONDS, eventually
 
+pytestmark = pytest.mark.usefixtures("whole")  # every test leaves the mesh as it found it
 _seeds = itertools.count(100)
 
 
 def fresh() -> ScreenCase:
     """Return a case whose media no cache has seen."""
     return screen_cases("open", "home", 1, seed=next(_seeds))[0]
-
-
-@pytest.fixture(autouse=True)
-def whole(ask: Asker) -> Iterator[None]:
-    """Every test leaves the mesh as it found it."""
-    yield
-    eventually(lambda: all(up == "up" for up in dependencies(ask).values()), "the mesh is whole")
-
-
-def dependencies(ask: Asker) -> dict[str, str]:
-    """Return what /health/ready says of each part."""
-    return dict(ask.http.get("/health/ready").json()["dependencies"])
 
 
 def kill(process: psutil.Process) -> None:

@@ -1,0 +1,63 @@
+"""Whatever dies or hangs, clients get errors of the mesh's own, for as long as it takes to come back."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..mesh import Mesh, running_mesh
+from ..waiting import NET_SECONDS, eventually
+from .causes import FAULTS, Fault
+from .outages import measure
+
+ENDING = {"Ray's raylet is killed", "Ray's control server is killed"}  # the mesh ends with them
+TYPED = {
+    "ok",
+    "503 upstream_unavailable",
+    "503 modality_unavailable",
+    "504 deadline_exceeded",
+    "UNAVAILABLE upstream_unavailable",
+    "DEADLINE_EXCEEDED deadline_exceeded",
+    "no answer",  # gRPC's own word for a deadline, which the client's end keeps too
+}
+WITHOUT_A_GATEWAY = {"ConnectError", "ReadError", "RemoteProtocolError", "ReadTimeout", "untyped UNAVAILABLE"}
+NAMES = [fault.name for fault in FAULTS if fault.name not in ENDING]
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh that nothing else uses."""
+    with running_mesh(tmp_path_factory.mktemp("fragile") / "serve.log") as running:
+        yield running
+
+
+def fault(name: str) -> Fault:
+    """Return the fault of this name."""
+    return next(fault for fault in FAULTS if fault.name == name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fault_is_told_and_passes(fragile: Mesh, name: str) -> None:
+    eventually(fragile.is_whole, "the mesh is whole")
+    outage = measure(fragile, fault(name))
+    assert fragile.process.poll() is None, fragile.log.read_text()
+    assert outage.recovered, outage
+    assert outage.note != "not replaced; it went on at the end"
+    allowed = TYPED | WITHOUT_A_GATEWAY if "gateway" in name else TYPED
+    assert outage.http.keys() | outage.grpc.keys() <= allowed
+    assert not [end for end in outage.streams if "early" in end or ("gateway" not in name and "cut off" in end)]
+
+
+@pytest.mark.parametrize("name", ["the cache is full", "the cache is read-only", "the cache is killed"])
+def test_nobody_notices_what_becomes_of_the_cache(fragile: Mesh, name: str) -> None:
+    eventually(fragile.is_whole, "the mesh is whole")
+    outage = measure(fragile, fault(name))
+    assert outage.http.keys() | outage.grpc.keys() == {"ok"}
+    assert outage.streams.keys() == {"whole"}
+
+
+def test_without_ray_the_mesh_ends_and_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
+    log = tmp_path_factory.mktemp("ending") / "serve.log"
+    with running_mesh(log) as ending:
+        fault("Ray's raylet is killed").cause(ending)
+        assert ending.process.wait(NET_SECONDS) == 1
+        assert "start the mesh again" in log.read_text()
