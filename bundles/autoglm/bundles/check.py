@@ -1,6 +1,7 @@
 """Checks a bundle without loading it: architecture, files, shapes, and whether the parts fit each other."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from torch import nn
 from transformers import GenerationConfig, WhisperFeatureExtractor
 
 from autoglm.bundles import text, weights
-from autoglm.common.bundle import Bundle, BundleError, sha256_file
+from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, Part, sha256_file
 from autoglm.common.modalities import PARTS, PartName
 from autoglm.decoder.architectures import ARCHITECTURES
+from autoglm.decoder.engine.adapter_files import check_adapter
+from autoglm.decoder.engine.models.glm import adapted_matrices
 from autoglm.fusion.gcma.model import GcmaConfig
 from autoglm.speech.model import MAX_SECONDS, SAMPLE_RATE, SAMPLES_PER_TOKEN, STACK, Vocabulary
 from autoglm.vision.models.mobilevit import STRIDE, Preprocessing
@@ -76,6 +79,7 @@ def inspect(bundle: Bundle) -> BundleReport:
         except BundleError as error:
             report.faults.append(f"{name}: {error}")
     report.faults += [f"{name}: {fault}" for name, fault in _misfits(configs, bundle.root)]
+    report.faults += _adapter_faults(bundle, configs.get("decoder"))
     report.notes += _notes(configs)
     if config := configs.get("decoder"):
         report.cache_per_token = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -99,9 +103,10 @@ def _whole(bundle: Bundle, report: BundleReport) -> list[PartName]:
 
 
 def _damaged(bundle: Bundle) -> list[str]:
+    parts: dict[str, Part] = {**bundle.parts, **{f"{ADAPTERS}/{name}": part for name, part in bundle.adapters.items()}}
     return [
         f"{name}: {file} differs from the SHA-256 in bundle.json; restore the file"
-        for name, part in bundle.parts.items()
+        for name, part in parts.items()
         for file, expected in part.files.items()
         if (bundle.root / name / file).is_file() and sha256_file(bundle.root / name / file) != expected
     ]
@@ -124,8 +129,27 @@ def _misfits(configs: Mapping[PartName, Any], root: Path) -> Iterator[tuple[Part
         if name in configs and "fusion" in configs:
             try:
                 yield from ((name, fault) for fault in fit(configs[name], configs["fusion"], root / name))
-            except Exception as error:  # whatever a damaged file makes its reader raise
-                yield name, f"one of its small files cannot be read ({error}); restore the file"
+            except BundleError as error:
+                yield name, str(error)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Raise BundleError, which names `file`, for whatever a damaged one makes its reader raise."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BundleError(f"{file} cannot be used ({reason}); restore the file") from error
+
+
+def _adapter_faults(bundle: Bundle, config: Any) -> Iterator[str]:
+    decoder = None if config is None else adapted_matrices(config)
+    for name in bundle.adapters:
+        try:
+            check_adapter(bundle.adapter(name), decoder)
+        except BundleError as error:
+            yield f"{ADAPTERS}/{name}: {error}"
 
 
 def _decoder_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
@@ -137,14 +161,16 @@ def _decoder_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[
 
 
 def _stops(folder: Path, fallback: object) -> object:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder).eos_token_id
+    if (file := folder / "generation_config.json").is_file():
+        with _reading(file):
+            return GenerationConfig.from_pretrained(folder).eos_token_id
     return fallback
 
 
 def _vision_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[str]:
     yield from _width_misfit(config.neck_hidden_sizes[-1], fusion.media_widths.get("image"), "an image")
-    side, grid = Preprocessing.load(folder).side // STRIDE, fusion.image_grid
+    with _reading(folder / "preprocessor_config.json"):
+        side, grid = Preprocessing.load(folder).side // STRIDE, fusion.image_grid
     if grid != (side, side):
         yield f"it makes {side} × {side} tokens of an image, and the fusion has positions for {grid[0]} × {grid[1]}"
 
@@ -153,10 +179,13 @@ def _speech_misfits(config: Any, fusion: GcmaConfig, folder: Path) -> Iterator[s
     yield from _width_misfit(STACK * config.d_model, fusion.media_widths.get("audio"), "a recording")
     if fusion.max_audio_tokens < ALL_TOKENS:
         yield f"{MAX_SECONDS} s are {ALL_TOKENS} tokens, and the fusion has positions for {fusion.max_audio_tokens}"
-    bins = WhisperFeatureExtractor.from_pretrained(folder).feature_size
+    with _reading(folder / "preprocessor_config.json"):
+        bins = WhisperFeatureExtractor.from_pretrained(folder).feature_size
     if bins != config.num_mel_bins:
         yield f"its features have {bins} mel bins, and its encoder reads {config.num_mel_bins}"
-    if config.vocab_size and (count := len(Vocabulary.load(folder).characters)) != config.vocab_size:
+    with _reading(folder / "vocab.json"):
+        count = len(Vocabulary.load(folder).characters) if config.vocab_size else 0
+    if count != config.vocab_size:
         yield f"vocab.json has {count} characters, and the CTC head {config.vocab_size}"
 
 

@@ -1,14 +1,12 @@
 """Published weights: found in a local folder or on the hub, and brought into a bundle."""
 
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from autoglm.common.bundle import BundleError
+from autoglm.common.bundle import BundleError, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -42,17 +40,6 @@ def locate(source: str) -> Path:
             f"{source} is not a local folder, and the hub does not provide it ({str(error).strip().splitlines()[0]});"
             " download it in another way and use its folder"
         ) from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in `file`; raises BundleError when it is missing or damaged."""
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{file} is missing; restore the file") from error
-    except ValueError as error:
-        raise BundleError(f"{file} is damaged ({error}); restore the file") from error
-    return content
 
 
 def weight_files(folder: Path) -> list[Path]:

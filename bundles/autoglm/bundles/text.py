@@ -8,8 +8,7 @@ import torch
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer
 
-from autoglm.bundles.sources import read_json
-from autoglm.common.bundle import BundleError
+from autoglm.common.bundle import BundleError, read_json
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage

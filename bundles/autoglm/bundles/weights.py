@@ -15,8 +15,8 @@ from torch import nn
 from transformers import MobileViTConfig, MobileViTModel
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
-from autoglm.bundles.sources import read_json, weight_files
-from autoglm.common.bundle import BundleError
+from autoglm.bundles.sources import weight_files
+from autoglm.common.bundle import BundleError, read_json
 from autoglm.common.modalities import PartName
 from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.speech.model import SpeechEncoder, load_config

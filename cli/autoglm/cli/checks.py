@@ -14,6 +14,7 @@ from autoglm.common.bundle import Bundle, BundleError
 from autoglm.common.memory import available_memory
 from autoglm.common.modalities import APPLICATION_PARTS, MEDIA_MODALITIES, ApplicationName
 from autoglm.decoder.architectures import architecture_of
+from autoglm.decoder.engine.adapter_files import check_adapters
 
 if TYPE_CHECKING:
     from autoglm.gateway.settings import Settings
@@ -94,7 +95,7 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[Appli
     """Return the bundle and the services to run: the decoder and the encoders of `modalities`, separated by commas.
 
     Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
-    for, for an architecture that this release does not know, and when a part that is to run is not whole.
+    for, for an architecture that this release does not know, and when a part that is to run or an adapter is damaged.
     """
     try:
         bundle = Bundle.open(folder, BUNDLE_OPTION)
@@ -102,6 +103,7 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[Appli
         services: tuple[ApplicationName, ...] = (*_encoders(bundle, modalities), "decoder")
         for part in (part for service in services for part in APPLICATION_PARTS[service]):
             bundle.part(part)
+        check_adapters(bundle)
     except BundleError as error:
         raise StartError(str(error)) from None
     return bundle, services

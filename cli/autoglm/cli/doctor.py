@@ -19,6 +19,7 @@ from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.environment import ReviewedEnvironment
 from autoglm.common.memory import available_memory
 from autoglm.common.modalities import APPLICATION_PARTS
+from autoglm.decoder.engine.adapter_files import check_adapters
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -191,5 +192,8 @@ def _serve_config() -> str:
     for application in mesh.ServeConfig.load(path).applications:
         if named := mesh.settings_of(application).bundle:
             parts = APPLICATION_PARTS[application.name]
-            Bundle.open(named, f"args.bundle of {application.name}").verify(parts)
+            bundle = Bundle.open(named, f"args.bundle of {application.name}")
+            bundle.verify(parts)
+            if "decoder" in parts:
+                check_adapters(bundle)
     return f"{path}: every key is known"

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoglm.common.files import write_atomically
 from autoglm.common.modalities import PARTS, PartName
@@ -67,13 +68,14 @@ class Bundle:
             raise BundleError(f"{root / MANIFEST} is damaged ({error!r}); restore it") from error
 
     def part(self, name: PartName) -> Path:
-        """Return the folder of a part; raises BundleError when the part or one of its files is missing."""
+        """Return the folder of a part; raises BundleError when the part or one of its files is missing, or a JSON file
+        is damaged."""
         if name not in self.parts:
             raise BundleError(f"bundle {self.name} has no {name} part; it serves without that modality")
         return self._whole(name, self.parts[name])
 
     def adapter(self, name: str) -> Path:
-        """Return a LoRA adapter's folder; raises KeyError for an unknown one, BundleError when a file is missing."""
+        """Return a LoRA adapter's folder; raises KeyError for an unknown one, BundleError as `part`."""
         return self._whole(f"{ADAPTERS}/{name}", self.adapters[name])
 
     def _whole(self, where: str, part: Part) -> Path:
@@ -81,6 +83,9 @@ class Bundle:
         missing = [file for file in part.files if not (folder / file).is_file()]
         if missing:
             raise BundleError(f"bundle {self.name} lacks {where}/{missing[0]}; restore the file")
+        for file in part.files:
+            if file.endswith(".json"):
+                read_json(folder / file)
         return folder
 
     def revision(self, name: PartName) -> str:
@@ -101,6 +106,19 @@ class Bundle:
             for file, expected in part.files.items():
                 if sha256_file(self.root / where / file) != expected:
                     raise BundleError(f"{where}/{file} of bundle {self.name} is damaged; restore the file")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a bundle; raises BundleError when it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{file} is missing; restore the file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} is damaged ({error}); restore the file") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{file} is damaged (it is not a JSON object); restore the file")
+    return content
 
 
 def write_manifest(root: Path, name: str, architecture: str) -> Bundle:

@@ -1,6 +1,7 @@
 """`autoglm bundle check`: each fault is a line that says what to do, and the exit status is 1."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from autoglm.bundles.check import check
 from autoglm.bundles.preset import Sources
+from autoglm.cli.checks import open_bundle
 from autoglm.cli.main import app
-from autoglm.common.bundle import Bundle, default_bundle, write_manifest
+from autoglm.cli.processes import StartError
+from autoglm.common.bundle import Bundle, BundleError, default_bundle, write_manifest
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
@@ -109,6 +112,89 @@ def test_a_missing_media_token(copied: Path, sources: Sources) -> None:
 def test_parts_that_do_not_fit(copied: Path, file: str, values: dict[str, object], fault: str) -> None:
     change(copied, file, **values)
     assert any(fault in found for found in faults(copied)), faults(copied)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vision/preprocessor_config.json",
+        "vision/config.json",
+        "speech/preprocessor_config.json",
+        "fusion/config.json",
+        "decoder/config.json",
+        "decoder/generation_config.json",
+        "decoder/tokenizer.json",
+    ],
+)
+def test_a_damaged_json_file_is_named(copied: Path, file: str) -> None:
+    """In `bundle check`, in doctor, and when a replica opens its part, with the reason, in one line."""
+    (copied / file).write_text((copied / file).read_text()[:-20])
+    bundle = write_manifest(copied, NAME, "gcma")
+    (found,) = faults(copied)
+    assert f"{copied / file} is damaged (" in found
+    with pytest.raises(BundleError, match=re.escape(f"{copied / file} is damaged (")):
+        bundle.verify()
+    with pytest.raises(StartError, match=re.escape(f"{copied / file} is damaged (")):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "fault"),
+    [
+        ("vision/preprocessor_config.json", {"size": {"height": "big"}}, "vision: {} cannot be used (unsupported"),
+        ("speech/preprocessor_config.json", {"feature_size": "x"}, "speech: {} cannot be used ("),
+        ("decoder/generation_config.json", {"max_new_tokens": "x"}, "decoder: {} cannot be used ("),
+    ],
+)
+def test_a_file_with_values_that_cannot_be_used_is_named(
+    copied: Path, file: str, values: dict[str, object], fault: str
+) -> None:
+    change(copied, file, **values)
+    (found,) = faults(copied)
+    assert found.startswith(fault.format(copied / file))
+
+
+def adapter(folder: Path, name: str = "phone", inputs: int = 64) -> Path:
+    """Put a LoRA of rank 2 on the down projection of the first layer."""
+    target = folder / "adapters" / name
+    target.mkdir(parents=True)
+    (target / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    factors = {key.format("A"): torch.zeros(2, inputs), key.format("B"): torch.zeros(64, 2)}
+    save_file(factors, target / "adapter_model.safetensors")
+    write_manifest(folder, NAME, "gcma")
+    return target
+
+
+def test_a_sound_adapter_is_no_fault(copied: Path) -> None:
+    adapter(copied)
+    assert check(copied).faults == []
+
+
+def test_an_adapter_for_another_decoder_is_a_fault(copied: Path) -> None:
+    folder = adapter(copied, inputs=60)
+    (found,) = faults(copied)
+    assert found.startswith(f"adapters/phone: {folder / 'adapter_model.safetensors'}: ")
+    assert "has shape [2, 60], and the decoder's q_proj has 64 outputs and 64 inputs" in found
+
+
+def test_a_damaged_adapter_is_told_by_file_and_reason(copied: Path) -> None:
+    """Whether the manifest was written before the damage or after it; and before anything is started."""
+    folder = adapter(copied)
+    (folder / "adapter_config.json").write_text("{")
+    reason = f"{folder / 'adapter_config.json'} is damaged (Expecting property name"
+    differs, damaged = faults(copied)
+    assert differs == "adapters/phone: adapter_config.json differs from the SHA-256 in bundle.json; restore the file"
+    assert damaged.startswith(f"adapters/phone: {reason}")
+    write_manifest(copied, NAME, "gcma")
+    assert faults(copied) == [damaged]
+    with pytest.raises(StartError, match=re.escape(reason)):
+        open_bundle(copied)
+    (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
+    (folder / "adapter_model.safetensors").write_bytes(b"short")
+    write_manifest(copied, NAME, "gcma")
+    with pytest.raises(StartError, match=r"adapter_model\.safetensors is not a whole safetensors file"):
+        open_bundle(copied)
 
 
 def test_widths_must_meet(copied: Path) -> None:

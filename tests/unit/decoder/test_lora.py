@@ -1,8 +1,9 @@
 """LoRA adapters that PEFT wrote: beside each other in one batch, each as PEFT merges it."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -14,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import ADAPTERS, Bundle, BundleError, write_manifest
+from autoglm.decoder.engine.adapter_files import check_adapter
 from autoglm.decoder.engine.cache import num_blocks
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
-from autoglm.decoder.engine.models.glm import Glm, View
+from autoglm.decoder.engine.models.glm import Glm, View, adapted_matrices
 from autoglm.decoder.engine.request import AdapterRef, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
+from autoglm.decoder.engine.vllm_engine import max_lora_rank_of
 from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Prompt, Run
 from autoglm.training.stages.fusion_decoder import DecoderConfig, glm_config
@@ -67,7 +70,10 @@ def glm() -> Glm:
 
 @pytest.fixture(scope="module")
 def adapters(glm: Glm, folders: dict[str, Path]) -> dict[str, Adapter]:
-    return {name: load(folder, name, name, glm.shapes(), torch.float32, CPU) for name, folder in folders.items()}
+    return {
+        name: load(folder, name, name, adapted_matrices(glm.config), torch.float32, CPU)
+        for name, folder in folders.items()
+    }
 
 
 @pytest.fixture
@@ -154,19 +160,97 @@ def test_what_is_no_plain_lora_is_refused(
     config = json.loads((folders["all"] / "adapter_config.json").read_text()) | change
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match=fault):
-        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
+        load(tmp_path, "x", "x", adapted_matrices(glm.config), torch.float32, CPU)
 
 
-def test_an_adapter_of_another_decoder_is_refused(folders: dict[str, Path], tmp_path: Path, glm: Glm) -> None:
-    (tmp_path / "adapter_config.json").write_text((folders["all"] / "adapter_config.json").read_text())
-    weights = load_file(folders["all"] / "adapter_model.safetensors")
-    key = next(name for name in weights if "q_proj.lora_A" in name)
-    save_file(weights | {key: torch.zeros(4, 255)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(BundleError, match="q_proj"):
-        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
-    save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 256)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(BundleError, match="lm_head"):
-        load(tmp_path, "x", "x", glm.shapes(), torch.float32, CPU)
+Weights = dict[str, torch.Tensor]
+QUERY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+def changed(weights: Weights, key: str, *shape: int) -> Weights:
+    return weights | {key: torch.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda given: changed(given, QUERY.format("A"), 4, 255), "q_proj has 256 outputs and 256 inputs"),
+        (lambda given: changed(given, QUERY.format("B"), 255, 4), "q_proj has 256 outputs and 256 inputs"),
+        (
+            lambda given: changed(given, QUERY.format("A"), 5, 256),
+            "has shape [5, 256], and adapter_config.json says r 4",
+        ),
+        (lambda given: changed(given, QUERY.format("B"), 256), "has shape [256], and adapter_config.json says r 4"),
+        (
+            lambda given: changed(given, QUERY.format("A").replace("s.0", "s.7"), 4, 256),
+            "and not base_model.model.model.l",
+        ),
+        (
+            lambda given: {k.replace("layers.1", "layers.9"): w for k, w in given.items()},
+            "and the decoder has 2 layers",
+        ),
+        (
+            lambda _: {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 256)},
+            "lm_head.lora_A.weight belongs to no",
+        ),
+        (lambda _: {}, "it has no tensors"),
+    ],
+    ids=["inputs", "outputs", "rank", "vector", "half", "layer", "module", "empty"],
+)
+def test_an_adapter_of_another_decoder_is_refused(
+    folders: dict[str, Path], tmp_path: Path, glm: Glm, change: Callable[[Weights], Weights], fault: str
+) -> None:
+    shutil.copy(folders["all"] / "adapter_config.json", tmp_path)
+    save_file(change(load_file(folders["all"] / "adapter_model.safetensors")), tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BundleError, match=re.escape(fault)) as refused:
+        load(tmp_path, "x", "x", adapted_matrices(glm.config), torch.float32, CPU)
+    assert str(refused.value).startswith(f"{tmp_path / 'adapter_model.safetensors'}: ")
+
+
+DAMAGE = {
+    "cut": (lambda text: text[:-9], "adapter_config.json is damaged (Unterminated"),
+    "binary": (lambda text: "\0\x01" + text, "adapter_config.json is damaged (Expecting value"),
+    "a list": (lambda _: "[]", "adapter_config.json is damaged (it is not a JSON object)"),
+    "no rank": (lambda text: text.replace('"r":', '"s":'), "adapter_config.json: r is None, not a positive integer"),
+    "a rank of words": (lambda text: text.replace('"r": 4', '"r": "4"'), "adapter_config.json: r is '4', not a pos"),
+    "a rank of 0": (lambda text: text.replace('"r": 4', '"r": 0'), "adapter_config.json: r is 0, not a positive"),
+    "no alpha": (lambda text: text.replace('"lora_alpha"', '"x"'), "adapter_config.json: lora_alpha is None, not a"),
+}
+
+
+@pytest.mark.parametrize(("damage", "fault"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_config_is_told_as_damaged(
+    folders: dict[str, Path], tmp_path: Path, damage: Callable[[str], str], fault: str
+) -> None:
+    folder = shutil.copytree(folders["all"], tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(BundleError, match=re.escape(fault)) as refused:
+        check_adapter(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_are_cut_short_or_gone_are_told_apart_from_wrong_ones(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["all"], tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    for data in (file.read_bytes()[:-10], b"", b"{}"):
+        file.write_bytes(data)
+        with pytest.raises(BundleError, match=r"adapter_model\.safetensors is not a whole safetensors file"):
+            check_adapter(folder)
+    file.unlink()
+    with pytest.raises(BundleError, match="No such file"):
+        check_adapter(folder)
+
+
+def test_vllm_is_asked_for_a_rank_that_it_has(folders: dict[str, Path], tmp_path: Path) -> None:
+    assert max_lora_rank_of([]) == 0
+    assert max_lora_rank_of(folders.values()) == 8
+    config = json.loads((folders["all"] / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 513}))
+    with pytest.raises(BundleError, match="rank 513, and vLLM supports 512 at most"):
+        max_lora_rank_of([tmp_path])
 
 
 def test_8_bit_layers_take_adapters_too(adapters: dict[str, Adapter]) -> None:

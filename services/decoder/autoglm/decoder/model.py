@@ -18,12 +18,13 @@ from autoglm.common.tensors import TensorError
 from autoglm.common.torch_tensors import to_torch
 from autoglm.decoder.architectures import Architecture, architecture_of
 from autoglm.decoder.detokenizer import special_tokens
+from autoglm.decoder.engine.adapter_files import check_adapters
 from autoglm.decoder.engine.cache import BLOCK_SIZE, num_blocks
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.lora import Adapter, Adapters, load
-from autoglm.decoder.engine.models.glm import Glm
+from autoglm.decoder.engine.models.glm import Glm, adapted_matrices
 from autoglm.decoder.engine.protocol import Engine
 from autoglm.decoder.engine.request import Thinking
 from autoglm.decoder.engine.runner import Runner
@@ -65,9 +66,9 @@ class DecoderModel:
     def load(cls, bundle: Bundle, settings: DecoderSettings) -> "DecoderModel":
         """Open the decoder and fusion parts of `bundle` and start the engine.
 
-        Raises BundleError when a part is incomplete or the architecture unknown, ValueError for settings that cannot be
-        met: `int8` on a GPU or with vLLM, a cache in which not even one conversation fits, vLLM where it is not
-        installed.
+        Raises BundleError when a part is incomplete, the architecture unknown or an adapter damaged, ValueError for
+        settings that cannot be met: `int8` on a GPU or with vLLM, a cache in which not even one conversation fits, vLLM
+        where it is not installed.
         """
         architecture = architecture_of(bundle)
         device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -75,6 +76,8 @@ class DecoderModel:
         dtype = settings.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         folder = bundle.part("decoder")
         config = AutoConfig.from_pretrained(folder)
+        if bundle.adapters:
+            check_adapters(bundle, adapted_matrices(config))
         token_ids = TokenIds.of(folder, config.vocab_size, architecture.layout)
         context = min(config.max_position_embeddings, settings.max_model_len or 2**31)
         compute = ComputeConfig(architecture, device, dtype, context)
@@ -182,7 +185,7 @@ def _start_embedded(
 
     def load_adapter(name: str) -> Adapter:
         revision = bundle.adapters[name].revision
-        return load(bundle.adapter(name), name, revision, glm.shapes(), dtype, device)
+        return load(bundle.adapter(name), name, revision, adapted_matrices(glm.config), dtype, device)
 
     adapters = Adapters(load_adapter, bundle.adapters, settings.max_loras)
     core = EngineCore(runner, limits, token_ids.stops, grammars.make, adapters.get)

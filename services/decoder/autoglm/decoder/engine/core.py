@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import InternalError, InvalidRequest
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.grammar import Grammar
@@ -64,7 +65,7 @@ class EngineCore:
         self.scheduler = Scheduler(limits, self._cache, runner.slots)
         self._sequences: dict[int, Sequence] = {}  # by their requests' ids
         self._arrived: list[Sequence] = []  # since the last step
-        self._estimate = ThroughputEstimate()
+        self._estimate, self._errors = ThroughputEstimate(), ErrorLog(logger)
         self._prefix_queries = self._prefix_hits = 0
         self._num_prefilled = 0  # what was found in the prefix cache included
 
@@ -252,6 +253,6 @@ class EngineCore:
     def _fail(self, sequence: Sequence, error: Exception) -> RequestOutput:
         """End a sequence alone with an error; one of the client's, as of a format with a dead end, is not logged."""
         if not isinstance(error, InvalidRequest):
-            logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
+            self._errors.error("a sequence failed", error)
         self.abort(sequence.request.id)
         return sequence.output_of(None, error)

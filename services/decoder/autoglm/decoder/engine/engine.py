@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import UpstreamUnavailable
 from autoglm.decoder.engine.core import EngineCore
 from autoglm.decoder.engine.protocol import Consumer, Stats
@@ -42,6 +43,7 @@ class EmbeddedEngine:
         self.core = core
         self._input: list[Request | Abort | Acknowledgement] = []
         self._consumers: dict[int, Consumer] = {}
+        self._errors = ErrorLog(logger)
         self._load, self._stats = core.load, core.stats
         self._changed = threading.Condition()
         self._function: Callable[[], None] | None = None
@@ -119,8 +121,8 @@ class EmbeddedEngine:
                 for outputs in self.core.step():
                     self._stats = self.core.stats  # a consumer that sees the end finds it in the figures
                     self._deliver(outputs)
-        except Exception:  # not even a failed sequence could be released: the device is gone, for example
-            logger.exception("the engine has stopped")
+        except Exception as error:  # not even a failed sequence could be released: the device is gone, for example
+            self._errors.error("the engine has stopped", error)
             self._give_up()
 
     def _call(self) -> None:
@@ -153,8 +155,8 @@ class EmbeddedEngine:
                 continue
             try:
                 consumer(output)
-            except Exception:
-                logger.exception("a consumer failed, its request is aborted")
+            except Exception as error:
+                self._errors.error("a consumer failed, its request is aborted", error)
                 self.abort(output.request_id)
 
     def _give_up(self) -> None:

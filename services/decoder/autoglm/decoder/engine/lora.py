@@ -1,12 +1,9 @@
 """LoRA adapters: small additions to the decoder's matrices, chosen per request; one batch can hold several of them.
 
-An adapter is a folder in PEFT's format (adapter_config.json, adapter_model.safetensors).
+An adapter is a folder in PEFT's format (see adapter_files.py).
 Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
 """
 
-import json
-import math
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +14,7 @@ from cachetools import LRUCache
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoglm.common.bundle import BundleError
-
-MATRICES = {  # of PEFT's modules, the engine's matrix; it computes the first three in one product
-    "q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "o_proj": "o", "gate_up_proj": "gate_up", "down_proj": "down",
-}  # fmt: skip
-_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
-_PLAIN: Mapping[str, object] = {"peft_type": "LORA", "bias": "none", "use_dora": False, "modules_to_save": None}
-
-Shapes = Mapping[str, tuple[int, int]]  # of the decoder's own matrices, by PEFT's name of the module: outputs, inputs
+from autoglm.decoder.engine.adapter_files import KEY, MATRICES, WEIGHTS, AdaptedMatrices, Shapes, check_adapter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,35 +29,26 @@ class Adapter:
     factors: Mapping[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-def load(folder: Path, name: str, revision: str, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Adapter:
-    """Read an adapter; raises BundleError if it is not a LoRA of a decoder of these `shapes`."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    odd = [key for key, value in _PLAIN.items() if config.get(key, value) != value]
-    odd += [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
-    if odd:
-        raise BundleError(f"adapter {name}: {odd[0]} {config[odd[0]]!r} is not supported")
-    pairs = _pairs(load_file(folder / "adapter_model.safetensors"), name, shapes)
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    factors = {at: _joined(parts, shapes, scale, dtype, device) for at, parts in pairs.items()}
+def load(
+    folder: Path, name: str, revision: str, decoder: AdaptedMatrices, dtype: torch.dtype, device: torch.device
+) -> Adapter:
+    """Read an adapter; raises BundleError if it is not a LoRA of this decoder."""
+    config = check_adapter(folder, decoder)
+    pairs = _pairs(load_file(folder / WEIGHTS))
+    factors = {at: _joined(parts, decoder.shapes, config.scale, dtype, device) for at, parts in pairs.items()}
     return Adapter(name, revision, folder, factors)
 
 
 Parts = dict[str, tuple[Tensor, Tensor]]  # by PEFT's name of the module: A [rank, inputs], B [outputs, rank]
 
 
-def _pairs(weights: Mapping[str, Tensor], name: str, shapes: Shapes) -> dict[tuple[int, str], Parts]:
+def _pairs(weights: Mapping[str, Tensor]) -> dict[tuple[int, str], Parts]:
     found: dict[tuple[int, str], Parts] = {}
     for key, down in weights.items():
-        match = _KEY.fullmatch(key)
-        module = match[2] if match else ""
-        if match is None or module not in shapes:
-            raise BundleError(f"adapter {name}: {key} belongs to no matrix of the decoder")
-        if match[3] == "B":
-            continue
-        up = weights[key.replace("lora_A", "lora_B")]
-        if (up.shape[0], down.shape[1]) != shapes[module]:
-            raise BundleError(f"adapter {name}: {key} is for a matrix of {[up.shape[0], down.shape[1]]}")
-        found.setdefault((int(match[1]), MATRICES[module]), {})[module] = (down, up)
+        if (match := KEY.fullmatch(key)) and match[3] == "A":
+            layer, module = int(match[1]), match[2]
+            up = weights[key.replace("lora_A", "lora_B")]
+            found.setdefault((layer, MATRICES[module]), {})[module] = (down, up)
     return found
 
 

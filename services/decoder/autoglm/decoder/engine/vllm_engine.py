@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
@@ -22,7 +22,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from autoglm.common.bundle import BundleError
+from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavailable
+from autoglm.decoder.engine.adapter_files import AdapterConfig
 from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.decoder.engine.lora import Adapter, Adapters
 from autoglm.decoder.engine.protocol import Consumer, Stats
@@ -100,7 +103,7 @@ class VllmEngine:
         self._adapters = adapters
         table = embeddings(folder).to(device, getattr(torch, options.dtype))
         self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
-        self._meter, self._estimate = _Meter(), ThroughputEstimate()
+        self._meter, self._estimate, self._errors = _Meter(), ThroughputEstimate(), ErrorLog(logger)
         self._running: dict[int, _Running] = {}  # by their requests' ids
         self._lock = threading.Lock()
         self._fusing = ThreadPoolExecutor(1, "fusion")
@@ -183,7 +186,7 @@ class VllmEngine:
         except InvalidRequest as error:
             finish = error
         except Exception as error:
-            logger.error("a sequence failed: %s", type(error).__name__, exc_info=error)
+            self._errors.error("a sequence failed", error)
             finish = error
         finally:
             with self._lock:
@@ -192,8 +195,8 @@ class VllmEngine:
         self._estimate.finished(busy)
         try:
             running.consumer(running.sequence.output_of(None, finish))
-        except Exception:
-            logger.exception("a consumer failed at the end of its request")
+        except Exception as error:
+            self._errors.error("a consumer failed at the end of its request", error)
 
     async def _answer(self, running: "_Running") -> str:
         """Pass vLLM's tokens on until the answer is over, and return why it is."""
@@ -360,10 +363,13 @@ def embeddings(folder: Path) -> Tensor:
     return tensor
 
 
-def max_lora_rank_of(folders: Rows[Path]) -> int:
-    """Return vLLM's `max_lora_rank` for the adapters in `folders`: the lowest rank it supports that fits them all."""
-    ranks = [json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"] for folder in folders]
-    return next(known for known in RANKS if known >= max(ranks)) if ranks else 0
+def max_lora_rank_of(folders: Iterable[Path]) -> int:
+    """Return vLLM's `max_lora_rank` for the adapters in `folders`: the lowest rank it supports that fits them all,
+    0 without adapters. Raises BundleError for a rank that it does not support."""
+    highest = max((AdapterConfig.load(folder).rank for folder in folders), default=0)
+    if highest > RANKS[-1]:
+        raise BundleError(f"an adapter has rank {highest}, and vLLM supports {RANKS[-1]} at most; train a smaller one")
+    return next(known for known in (0, *RANKS) if known >= highest)
 
 
 def _lora_request(adapter: Adapter) -> Any:

@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from transformers.models.glm.configuration_glm import GlmConfig
 from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
 from autoglm.common.int8 import quantize_int8
+from autoglm.decoder.engine.adapter_files import AdaptedMatrices
 from autoglm.decoder.engine.cache import BLOCK_SIZE
-from autoglm.decoder.engine.lora import Adapter, Shapes
+from autoglm.decoder.engine.lora import Adapter
 
 PACKED_FOR = 32  # rows that matrices are packed for; the order is the same for any number from 8 on
 
@@ -163,16 +165,6 @@ class Glm(nn.Module):
         heads = 2 * config.num_hidden_layers * config.num_key_value_heads
         return int(heads * config.head_dim * BLOCK_SIZE * self.head.weight.itemsize)
 
-    def shapes(self) -> Shapes:
-        """Return outputs and inputs of a layer's matrices, by transformers' names, in the order of the joined one."""
-        config = self.config
-        width, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
-        queries, inner = config.num_attention_heads * config.head_dim, config.intermediate_size
-        return {
-            "q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width), "o_proj": (width, queries),
-            "gate_up_proj": (2 * inner, width), "down_proj": (width, inner),
-        }  # fmt: skip
-
     def forward(self, embeddings: Tensor, view: View, stores: Sequence[Tensor]) -> Tensor:
         """Compute `embeddings` [n, t, width] where `view` says; returns logits [n, vocabulary], float32, of the token
         after the last one of each row."""
@@ -181,6 +173,18 @@ class Glm(nn.Module):
             x = layer(x, store, view)
         logits: Tensor = self.head(_normed(x[:, -1], self.norm))
         return logits.float()
+
+
+def adapted_matrices(config: GlmConfig) -> AdaptedMatrices:
+    """Return the layers of a GLM, and outputs and inputs of their matrices by transformers' names, in the order of the
+    joined one."""
+    width, keys = config.hidden_size, config.num_key_value_heads * config.head_dim
+    queries, inner = config.num_attention_heads * config.head_dim, config.intermediate_size
+    shapes = {
+        "q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width), "o_proj": (width, queries),
+        "gate_up_proj": (2 * inner, width), "down_proj": (width, inner),
+    }  # fmt: skip
+    return AdaptedMatrices(config.num_hidden_layers, shapes)
 
 
 def _joined(parts: Iterable[nn.Linear]) -> nn.Linear:
