@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoglm.cli import processes, supervision
+from autoglm.cli import processes, serve, supervision
 from autoglm.cli.processes import StartError
 from autoglm.cli.supervision import LONGEST_DELAY, STABLE_SECONDS, Backoff, SupervisedChild, SuspendedProcesses, watch
 
@@ -204,6 +204,17 @@ def test_a_suspended_process_that_nobody_restarts_is_left_alone(runs: Start, tol
 
 def computes(process: psutil.Process, used: float) -> bool:
     return sum(process.cpu_times()[:2]) > used
+
+
+def test_a_log_that_cannot_be_written_keeps_the_watch(runs: Start, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        child = SupervisedChild("The embedding cache", runs(), serve.say)
+        first = child.process
+        first.kill()
+        watched_until(runs()(), [child], lambda: child.process is not first, told)
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
 
 
 def test_only_processes_that_stay_suspended_are_found(runs: Start, monkeypatch: pytest.MonkeyPatch) -> None:
