@@ -106,7 +106,7 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Without clusters the address of Ray's node is that of loopback, as on macOS, and Ray listens there only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        SETUP_HOOK: "autoglm.common.ray_internals.listen_on_loopback",
+        SETUP_HOOK: "autoglm.common.ray_internals.set_up_worker",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # A replica that reserves no GPU still sees all of them: its device is a setting.

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -87,8 +87,9 @@ def _ignore_other_services() -> None:
 
 
 def say(line: str) -> None:
-    """Print one line of the start's log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO autoglm: {line}", flush=True)
+    """Print one line of the log. A disk that is full, or a reader that has gone, does not end the mesh."""
+    with suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO autoglm: {line}", flush=True)
 
 
 class Supervisor:

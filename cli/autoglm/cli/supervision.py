@@ -17,8 +17,8 @@ from autoglm.cli.processes import StartError, reap_orphans
 SHORTEST_DELAY, LONGEST_DELAY = 0.5, 10.0
 STABLE_SECONDS = 60.0
 WATCH_SECONDS = 0.5
-SUSPENDED_CHECKS = 6
-SCAN_SECONDS = 10.0
+SUSPENDED_CHECKS = 4
+SCAN_SECONDS = 5.0
 RESTARTED = ("ray::", "haproxy")  # Serve starts its actors and HAProxy again; without a server of Ray the mesh ends
 
 Say = Callable[[str], None]
@@ -96,7 +96,7 @@ class SuspendedProcesses:
         time: a tool that limits a process's CPU suspends it again and again, but lets it run in between."""
         before, self._seen = self._seen, {}
         for process in self._known():
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 if process.status() == psutil.STATUS_STOPPED:
                     used = sum(process.cpu_times()[:2])
                     then, checks = before.get(process, (used, 0))
@@ -128,7 +128,7 @@ def watch(
 
 
 def _end_suspended(process: psutil.Process, own: Collection[int], say: Say) -> None:
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         name = process.name()
         if process.pid in own or name.startswith(RESTARTED):
             say(f"{name} (process {process.pid}) is suspended; ending it, so that it is started again")

@@ -3,21 +3,28 @@
 Ray is imported inside the functions: the module can be imported where Ray is not installed.
 """
 
+import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+
+logger = logging.getLogger("ray.serve")
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
-def listen_on_loopback() -> None:
-    """Have what Serve opens in this process listen on loopback; it uses all interfaces, whatever its node's address.
+def set_up_worker() -> None:
+    """Change Serve in this process. A worker of Ray calls this when it starts if `SETUP_HOOK` names this function."""
+    listen_on_loopback()
+    restart_haproxy()
 
-    A worker of Ray calls this when it starts if `SETUP_HOOK` in its environment names this function.
-    """
+
+def listen_on_loopback() -> None:
+    """Have what Serve opens in this process listen on loopback; it uses all interfaces, whatever its node's address."""
     from ray.serve._private import default_impl, haproxy, replica
 
     default_impl.add_grpc_address = _on_loopback(default_impl.add_grpc_address)
@@ -38,6 +45,46 @@ def closed_template(template: str) -> str:
     ):
         template = template.replace(opened, closed)
     return template
+
+
+def restart_haproxy() -> None:
+    """Have HAProxy's manager start it again as soon as it ends.
+
+    Otherwise Serve's health checks find this out, and replace the manager too, which takes seconds longer. They still
+    do if HAProxy cannot be started again.
+    """
+    from ray.serve._private import haproxy
+
+    class RestartingHAProxy(haproxy.HAProxyApi):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._changing = asyncio.Lock()
+            self._restarts: asyncio.Task[None] | None = None
+
+        async def start(self) -> None:
+            await super().start()
+            self._restarts = asyncio.create_task(self._keep_running())
+
+        async def stop(self) -> None:
+            async with self._changing:
+                if self._restarts is not None:
+                    self._restarts.cancel()
+                await super().stop()
+
+        async def _graceful_reload(self) -> None:
+            async with self._changing:
+                await super()._graceful_reload()
+
+        async def _keep_running(self) -> None:
+            while (process := self._proc) is not None:
+                await process.wait()
+                async with self._changing:
+                    if self._proc is process:  # not the one before a reload
+                        logger.warning("HAProxy ended with status %s, starting it again", process.returncode)
+                        self._old_procs.append(process)  # the next reload keeps or removes its logs
+                        self._proc = await self._start_and_wait_for_haproxy()
+
+    haproxy.HAProxyApi = RestartingHAProxy
 
 
 def is_fallback_proxy(server: Any) -> bool:

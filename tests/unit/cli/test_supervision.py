@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoglm.cli import processes, supervision
+from autoglm.cli import processes, serve, supervision
 from autoglm.cli.processes import StartError
 from autoglm.cli.supervision import LONGEST_DELAY, STABLE_SECONDS, Backoff, SupervisedChild, SuspendedProcesses, watch
 
@@ -68,9 +68,24 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "LONGEST_DELAY", 0.01)
 
 
+def check_until_told(child: SupervisedChild, told: "Told", text: str, times: int) -> None:
+    """Check `child` until so many lines with `text` are in the log."""
+
+    def is_told() -> bool:
+        child.check()
+        return told.count_of(text) >= times
+
+    eventually(is_told, f"the log has {times} lines with {text!r}")
+
+
 def await_restart(child: SupervisedChild, ended: subprocess.Popen[bytes]) -> None:
     """Return when `child` is another process than the one that `ended`."""
-    eventually(lambda: child.check() or child.process is not ended, "it is started again")
+
+    def is_restarted() -> bool:
+        child.check()
+        return child.process is not ended
+
+    eventually(is_restarted, "it is started again")
     assert child.process.poll() is None
 
 
@@ -102,7 +117,7 @@ def test_a_child_killed_ten_times_comes_back_each_time(runs: Start, told: Told) 
 @pytest.mark.usefixtures("soon")
 def test_a_child_that_ends_at_once_is_started_again_and_again(runs: Start, told: Told) -> None:
     child = SupervisedChild("The gateway", runs(sys.executable, "-c", "raise SystemExit(3)"), told.append)
-    eventually(lambda: child.check() or len(told) >= 5, "it was started five times")
+    check_until_told(child, told, "starting it again", 5)
     assert {line.split(";")[0] for line in told} == {"The gateway ended with status 3"}
 
 
@@ -115,7 +130,7 @@ def test_a_start_that_fails_is_repeated(runs: Start, told: Told, tmp_path: Path)
     away = program.rename(tmp_path / "away")
     ended = child.process
     ended.kill()
-    eventually(lambda: child.check() or told.count_of("cannot be started") >= 3, "three starts have failed")
+    check_until_told(child, told, "cannot be started", 3)
     away.rename(program)
     await_restart(child, ended)
 
@@ -189,6 +204,17 @@ def test_a_suspended_process_that_nobody_restarts_is_left_alone(runs: Start, tol
 
 def computes(process: psutil.Process, used: float) -> bool:
     return sum(process.cpu_times()[:2]) > used
+
+
+def test_a_log_that_cannot_be_written_keeps_the_watch(runs: Start, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        child = SupervisedChild("The embedding cache", runs(), serve.say)
+        first = child.process
+        first.kill()
+        watched_until(runs()(), [child], lambda: child.process is not first, told)
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
 
 
 def test_only_processes_that_stay_suspended_are_found(runs: Start, monkeypatch: pytest.MonkeyPatch) -> None:

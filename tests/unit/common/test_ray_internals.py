@@ -1,21 +1,28 @@
 """The private parts of Ray that the mesh patches exist in the pinned version, with the signatures that it expects."""
 
+import asyncio
 import inspect
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from ray._common.utils import load_class
 from ray._private import parameter, ray_constants
 from ray._private.node import Node
 from ray.serve._private import default_impl, grpc_util, haproxy, proxy, replica
+from ray.serve.config import HTTPOptions
 
 from autoglm.cli import isolation
-from autoglm.cli.isolation import Ports
+from autoglm.cli.isolation import Ports, free_ports
 from autoglm.common import ray_internals
+
+from ...waiting import eventually_async
 
 
 def names(function: object) -> list[str]:
@@ -35,6 +42,7 @@ def test_serve_and_haproxy_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -
         assert callable(getattr(module, name))
         monkeypatch.setattr(module, name, lambda _server, address: added.append(address))
     monkeypatch.setattr(haproxy, "HAPROXY_CONFIG_TEMPLATE", haproxy.HAPROXY_CONFIG_TEMPLATE)
+    monkeypatch.setattr(haproxy, "HAProxyApi", haproxy.HAProxyApi)
     load_class(isolation.environment(Path(), Path(), Ports(9000, 20_000))[ray_internals.SETUP_HOOK])()
     default_impl.add_grpc_address(None, "[::]:9000")
     replica.add_port_to_grpc_server(None, "[::]:0")
@@ -47,6 +55,77 @@ def test_serve_and_haproxy_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -
     assert re.findall(r"stats socket .* mode (\d+)", template) == ["600"]
     assert "template = env.from_string(HAPROXY_CONFIG_TEMPLATE)" in inspect.getsource(haproxy)
     assert 'add_port_to_grpc_server(self._server, "[::]:0")' in inspect.getsource(replica)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[haproxy.HAProxyApi]:
+    """What runs HAProxy in its manager, on ports and in a folder of our own."""
+    monkeypatch.setattr(haproxy, "HAProxyApi", haproxy.HAProxyApi)
+    ray_internals.restart_haproxy()
+    assert "self._haproxy = HAProxyApi(" in inspect.getsource(haproxy)
+    with tempfile.TemporaryDirectory() as folder:
+        http, stats, metrics = free_ports(3)
+        config = haproxy.HAProxyConfig(
+            http_options=HTTPOptions(host="127.0.0.1", port=http),
+            socket_path=f"{folder}/admin.sock",
+            server_state_base=folder,
+            server_state_file=f"{folder}/server-state",
+            metrics_socket_path=f"{folder}/metrics.sock",
+            stats_port=stats,
+            metrics_port=metrics,
+            is_head=True,
+        )
+        yield haproxy.HAProxyApi(config, config_file_path=f"{folder}/haproxy.cfg")
+
+
+async def haproxy_process(api: haproxy.HAProxyApi, but: Collection[int] = ()) -> psutil.Process:
+    """Return the HAProxy that answers, once it is not one of `but`."""
+
+    async def is_another() -> bool:
+        return await api._get_running_pid() not in {None, *but}
+
+    await eventually_async(is_another, "HAProxy answers")
+    pid = await api._get_running_pid()
+    assert pid is not None
+    return psutil.Process(pid)
+
+
+async def test_haproxy_is_started_again_each_time_it_ends(api: haproxy.HAProxyApi) -> None:
+    await api.start()
+    killed = set[int]()
+    for _ in range(3):
+        running = await haproxy_process(api, killed)
+        running.kill()
+        killed.add(running.pid)
+    await haproxy_process(api, killed)
+    await api.stop()
+
+
+async def test_a_reload_of_haproxy_is_no_end(api: haproxy.HAProxyApi) -> None:
+    await api.start()
+    before = await haproxy_process(api)
+    await api.reload()
+    after = await haproxy_process(api, [before.pid])
+    await eventually_async(partial(has_ended, before), "the one before has ended")
+    assert await haproxy_process(api) == after
+    after.kill()
+    last = await haproxy_process(api, [before.pid, after.pid])
+    await api.reload()
+    await haproxy_process(api, [before.pid, after.pid, last.pid])
+    await api.stop()
+
+
+async def has_ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_stopped_haproxy_stays_stopped(api: haproxy.HAProxyApi) -> None:
+    await api.start()
+    running = await haproxy_process(api)
+    await api.stop()
+    assert await has_ended(running)
+    assert await api._get_running_pid() is None
+    assert all(task is asyncio.current_task() for task in asyncio.all_tasks())
 
 
 def test_rays_node_is_on_loopback_without_clusters() -> None:

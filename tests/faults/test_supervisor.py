@@ -1,0 +1,141 @@
+"""The supervisor starts gateway and cache again however often they end, and ends what is suspended."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from autoglm.cli.supervision import LONGEST_DELAY
+
+from ..asking import Asker
+from ..cases import screen_cases
+from ..mesh import Mesh, running_mesh
+from ..waiting import NET_SECONDS, eventually
+
+AGAIN = "starting it again"
+TIMES = 10
+
+
+@pytest.fixture(autouse=True)
+def whole(mesh: Mesh, ask: Asker) -> Iterator[None]:
+    """Every test leaves the mesh as it found it, with no zombie that the supervisor should have reaped."""
+    yield
+    eventually(lambda: is_whole(ask), "the mesh is whole")
+    eventually(lambda: not zombies(mesh), "every orphan is reaped")
+    assert "AutoGLM-Phone" in ask("你是谁?")
+
+
+def is_whole(ask: Asker) -> bool:
+    with suppress(httpx.TransportError):
+        dependencies = ask.http.get("/health/ready").json()["dependencies"]
+        return all(state == "up" for state in dependencies.values())
+    return False
+
+
+def zombies(mesh: Mesh) -> list[psutil.Process]:
+    children = psutil.Process(mesh.process.pid).children()
+    return [child for child in children if child.status() == psutil.STATUS_ZOMBIE]
+
+
+def gateways(mesh: Mesh) -> list[psutil.Process]:
+    """The gateway's process, if there is one."""
+    with suppress(StopIteration, psutil.NoSuchProcess):
+        return [mesh.gateway()]
+    return []
+
+
+def cache(mesh: Mesh) -> psutil.Process | None:
+    return next((p for p in mesh.descendants() if p.name() in ("valkey-server", "redis-server")), None)
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+    process.wait(NET_SECONDS)
+
+
+def restarts(mesh: Mesh, name: str) -> int:
+    return sum(f"{name} " in line and AGAIN in line for line in mesh.lines())
+
+
+def test_a_gateway_killed_ten_times_in_a_row_comes_back(mesh: Mesh) -> None:
+    before = restarts(mesh, "The gateway")
+    for _ in range(TIMES):
+        eventually(lambda: gateways(mesh), "there is another gateway")
+        kill(mesh.gateway())
+    eventually(lambda: gateways(mesh), "there is another gateway")
+    assert restarts(mesh, "The gateway") == before + TIMES
+    assert any(f"ended by SIGKILL; {AGAIN} in {LONGEST_DELAY:g} s" in line for line in mesh.lines())
+
+
+def test_a_gateway_that_dies_while_the_decoder_hangs_comes_back(mesh: Mesh) -> None:
+    decoder = mesh.replica("decoder")
+    decoder.suspend()
+    kill(mesh.gateway())
+    eventually(lambda: gateways(mesh), "there is another gateway")
+    eventually(lambda: not decoder.is_running(), "the decoder is ended")
+
+
+def test_a_cache_killed_again_and_again_comes_back(mesh: Mesh, ask: Asker) -> None:
+    for number in range(5):
+        eventually(lambda: cache(mesh), "there is another cache")
+        server = cache(mesh)
+        assert server is not None
+        kill(server)
+        image = screen_cases("open", "home", 1, seed=900 + number)[0].image
+        assert ask.post(image).status_code == 200
+
+
+def test_a_gateway_whose_port_is_taken_waits_for_it(mesh: Mesh) -> None:
+    with taken_port(mesh):
+        before = restarts(mesh, "The gateway ended with status 1")
+        eventually(lambda: restarts(mesh, "The gateway ended with status 1") >= before + 2, "it was tried twice")
+        server = cache(mesh)
+        assert server is not None
+        kill(server)
+        eventually(lambda: cache(mesh), "the cache is started again meanwhile")
+    assert mesh.process.poll() is None
+
+
+def taken_port(mesh: Mesh) -> socket.socket:
+    """Kill the gateway until its port is ours."""
+    limit = time.monotonic() + NET_SECONDS
+    while True:
+        assert time.monotonic() < limit
+        for gateway in gateways(mesh):
+            kill(gateway)
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", mesh.http_port))
+
+
+SUSPENDED: dict[str, Callable[[Mesh], psutil.Process | None]] = {
+    "gateway": Mesh.gateway,
+    "cache": cache,
+    "haproxy": lambda mesh: next(process for process in mesh.descendants() if process.name() == "haproxy"),
+    "manager": lambda mesh: mesh.running("ray::HAProxyManager"),
+    "controller": lambda mesh: mesh.running("ray::ServeController"),
+    "vision": lambda mesh: mesh.replica("vision"),
+}
+
+
+@pytest.mark.parametrize("part", SUSPENDED)
+def test_a_part_that_is_suspended_is_replaced(mesh: Mesh, part: str) -> None:
+    process = SUSPENDED[part](mesh)
+    assert process is not None
+    process.suspend()
+    eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, "it is ended")
+    assert any(f"(process {process.pid}) is suspended" in line for line in mesh.lines())
+
+
+def test_ctrl_c_during_a_delay_ends_at_once(tmp_path: Path) -> None:
+    with running_mesh(tmp_path / "serve.log", "--modalities", "text") as other:
+        while not any(f"{AGAIN} in {LONGEST_DELAY:g} s" in line for line in other.lines()):
+            for gateway in gateways(other):
+                kill(gateway)
+        assert other.stop(signal.SIGINT) == 0
+        assert other.lines()[-1].endswith("Stopped")
