@@ -29,7 +29,7 @@ PAUSE = 0.25  # seconds between two requests of a client
 TIMEOUT = 5.0  # that each request sets
 STREAM_TIMEOUT = 30.0
 IN_A_ROW = 8
-LONG = " ".join(map(str, range(1, 200)))  # a stream of some seconds
+LONG = " ".join(map(str, range(1, 120)))  # a stream of some seconds
 
 Question = Callable[[], str]  # asks once, and returns what its client sees
 
@@ -157,7 +157,7 @@ class Streams:
         except httpx.TransportError as error:
             return f"cut off ({type(error).__name__})"
         except ValueError as error:
-            return f"event: error ({error})"
+            return f"event: error, {error}"
 
     def _grpc(self) -> str:
         with grpc.insecure_channel(self._mesh.grpc_address) as channel:
