@@ -1,6 +1,7 @@
 """Clients that ask while something fails, and keep count of what they see."""
 
 import itertools
+import re
 import threading
 import time
 from collections import Counter
@@ -29,7 +30,9 @@ PAUSE = 0.25  # seconds between two requests of a client
 TIMEOUT = 5.0  # that each request sets
 STREAM_TIMEOUT = 30.0
 IN_A_ROW = 8
-LONG = " ".join(map(str, range(1, 200)))  # a stream of some seconds
+NO_CONNECTION, CUT_OFF = "no connection", "cut off"
+SOCKET = re.compile(r"Socket closed|recvmsg|Connection reset|Broken pipe|GOAWAY")
+LONG = " ".join(map(str, range(1, 120)))  # a stream of some seconds
 
 Question = Callable[[], str]  # asks once, and returns what its client sees
 
@@ -76,7 +79,7 @@ def over_http(mesh: Mesh, kind: str) -> Question:
                 mesh.http_url + CHAT, json=body, headers=headers, timeout=2 * TIMEOUT, trust_env=False
             )
         except httpx.TransportError as error:
-            return type(error).__name__
+            return http_words(error)
         outcome = http_outcome(response)
         return outcome if outcome == OK or "untyped" in outcome else f"{response.status_code} {outcome}"
 
@@ -112,12 +115,20 @@ def over_grpc(mesh: Mesh) -> Question:
     return ask
 
 
+def http_words(error: httpx.TransportError) -> str:
+    """Return how a connection of HTTP failed."""
+    if isinstance(error, httpx.TimeoutException):
+        return LATE
+    return NO_CONNECTION if isinstance(error, httpx.ConnectError) else CUT_OFF
+
+
 def grpc_words(error: grpc.RpcError) -> str:
-    """Return the code of an error, and its reason if it has one."""
-    outcome = grpc_outcome(error)
-    return (
-        outcome if outcome in (LATE, OK) or "untyped" in outcome else f"{cast(grpc.Call, error).code().name} {outcome}"
-    )
+    """Return the code of an error and its reason if it has one, or how the connection failed."""
+    outcome, call = grpc_outcome(error), cast(grpc.Call, error)
+    if outcome == "untyped UNAVAILABLE":  # which the client itself says, too
+        details = call.details() or ""
+        return NO_CONNECTION if "connect" in details else CUT_OFF if SOCKET.search(details) else outcome
+    return outcome if outcome == LATE or "untyped" in outcome else f"{call.code().name} {outcome}"
 
 
 class Streams:
@@ -155,9 +166,9 @@ class Streams:
             ) as answer:
                 return self._told("".join(self._first(contents(answer))))
         except httpx.TransportError as error:
-            return f"cut off ({type(error).__name__})"
+            return http_words(error)
         except ValueError as error:
-            return f"event: error ({error})"
+            return f"event: error, {error}"
 
     def _grpc(self) -> str:
         with grpc.insecure_channel(self._mesh.grpc_address) as channel:

@@ -13,6 +13,7 @@ import httpx
 
 from ..asking import CHAT, MODEL
 from ..waiting import NET_SECONDS
+from .attacks.sending import http_outcome
 
 PAUSE = 0.2  # seconds between short questions
 # What the stream says is known beforehand: that way a token that is lost, doubled or changed shows.
@@ -85,12 +86,12 @@ def contents(answer: httpx.Response) -> Iterator[str]:
     """Yield the tokens of a stream; raises ValueError for an error, of the response or in the stream."""
     if answer.status_code != 200:
         answer.read()
-        raise ValueError(answer.text[:200])
+        raise ValueError(f"{answer.status_code} {http_outcome(answer)}")
     for line in answer.iter_lines():
         if line.startswith("data: {"):
             event = json.loads(line.removeprefix("data: "))
             if "error" in event:
-                raise ValueError(event["error"])
+                raise ValueError(event["error"]["type"])
             yield from (choice["delta"]["content"] for choice in event["choices"] if choice["delta"].get("content"))
 
 

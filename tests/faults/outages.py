@@ -24,7 +24,7 @@ from .attacker import ROOT
 from .causes import FAULTS, Fault
 from .clients import IN_A_ROW, PAUSE, TIMEOUT, Streams, Watcher, over_grpc, over_http
 
-AT_LEAST, AT_MOST = 10.0, 60.0  # seconds that clients go on asking
+AT_LEAST, AT_MOST = 8.0, 60.0  # seconds that clients go on asking
 
 
 @dataclass(frozen=True, slots=True)

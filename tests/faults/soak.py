@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,13 +27,14 @@ from autoglm.cli.api import audio_bytes_part
 from autoglm.common.bundle import chosen_bundle, write_manifest
 from autoglm.training.measured import conditions
 
-from ..asking import CHAT
+from ..asking import CHAT, caches
 from ..mesh import Mesh, running_mesh
 from ..waiting import NET_SECONDS
 from .attacks.media import small_picture
 from .attacks.sending import user
 from .causes import cache, haproxy
 from .neighbour import request
+from .outages import counted
 
 PASSES, SETTLED = 8, 3  # memory is to be flat after the first of them
 IMAGES, RECORDINGS, TOGETHER, USERS = 480, 48, 4, 4
@@ -51,6 +53,14 @@ class Growth:
     slope: float
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """How long a pass took, and how many embeddings came from where."""
+
+    seconds: float
+    found: Mapping[str, int]
+
+
 def drawn_media() -> list[Parts]:
     """Return the media of a pass, in requests."""
     drawn = np.random.default_rng(0)
@@ -64,19 +74,20 @@ def grouped(parts: Parts) -> list[Parts]:
     return [parts[start : start + TOGETHER] for start in range(0, len(parts), TOGETHER)]
 
 
-def send_all(http: httpx.Client, media: Sequence[Parts]) -> float:
-    """Send a pass, each request with a format of its own; return the seconds that it took."""
+def send_all(http: httpx.Client, media: Sequence[Parts]) -> Pass:
+    """Send a pass, each request with a format of its own."""
 
-    def send(number: int) -> None:
+    def send(number: int) -> list[str]:
         choice = {"choice": [f"yes, {number}", f"no, {number}"]}
         body = request(max_tokens=8, messages=user(*media[number]), structured_outputs=choice)
         response = http.post(CHAT, json=body)
         assert response.status_code == 200, response.text
+        return caches(response.json())
 
     started = time.monotonic()
     with ThreadPoolExecutor(USERS) as users:
-        list(users.map(send, range(len(media))))
-    return time.monotonic() - started
+        found = Counter(cache for seen in users.map(send, range(len(media))) for cache in seen)
+    return Pass(time.monotonic() - started, found)
 
 
 def processes(mesh: Mesh) -> dict[str, psutil.Process]:
@@ -85,17 +96,17 @@ def processes(mesh: Mesh) -> dict[str, psutil.Process]:
     return {"gateway": mesh.gateway(), "HAProxy": haproxy(mesh), "cache": cache(mesh)} | replicas
 
 
-def measure(mesh: Mesh) -> tuple[list[Growth], list[float]]:
-    """Send the passes; return the memory of each process, and the seconds of each pass."""
-    media, watched, seconds = drawn_media(), processes(mesh), list[float]()
+def measure(mesh: Mesh) -> tuple[list[Growth], list[Pass]]:
+    """Send the passes; return the memory of each process."""
+    media, watched, passes = drawn_media(), processes(mesh), list[Pass]()
     after: dict[str, list[float]] = {name: [] for name in watched}
     with httpx.Client(base_url=mesh.http_url, timeout=NET_SECONDS, trust_env=False) as http:
         for number in range(PASSES):
-            seconds.append(send_all(http, media))
+            passes.append(send_all(http, media))
             for name, process in watched.items():
                 after[name].append(round(process.memory_info().rss / 2**20, 1))
-            print(f"pass {number + 1}: {seconds[-1]:.0f} s, MiB:", {name: values[-1] for name, values in after.items()})
-    return [Growth(name, values, slope(values[SETTLED - 1 :])) for name, values in after.items()], seconds
+            print(number + 1, passes[-1], {name: values[-1] for name, values in after.items()}, flush=True)
+    return [Growth(name, values, slope(values[SETTLED - 1 :])) for name, values in after.items()], passes
 
 
 def slope(values: Sequence[float]) -> float:
@@ -113,8 +124,11 @@ def small_context(folder: Path) -> Path:
     return folder
 
 
-def as_markdown(found: Mapping[str, Any], growths: Sequence[Growth], seconds: Sequence[float]) -> str:
+def as_markdown(found: Mapping[str, Any], growths: Sequence[Growth], passes: Sequence[Pass]) -> str:
     """Return the table with its conditions."""
+    seconds, found_there = [each.seconds for each in passes], Counter[str]()
+    for each in passes:
+        found_there.update(each.found)
     numbers = " | ".join(str(number + 1) for number in range(PASSES))
     lines = [
         f"# {found['benchmark']}, {found['date']}",
@@ -123,7 +137,8 @@ def as_markdown(found: Mapping[str, Any], growths: Sequence[Growth], seconds: Se
         f"- Each pass: {IMAGES} images and {RECORDINGS} recordings, the same each time, {TOGETHER} in a request with a"
         f" format of its own, from {USERS} users; {min(seconds):.0f} to {max(seconds):.0f} s a pass",
         f"- Bounds: {CACHE_BYTES >> 20} MiB of embeddings in the gateway, {REDIS_BYTES >> 20} MiB in the cache, and 32"
-        f" prefixes of {CONTEXT} tokens in the decoder: each holds less than a pass has",
+        f" prefixes of {CONTEXT} tokens in the decoder: each holds less than a pass has. Embeddings came from:"
+        f" {counted(found_there)}",
         f"- Resident memory after each pass, in MiB; the slope is that of the passes from {SETTLED} on",
         "",
         f"| Process | {numbers} | MiB per pass |",
@@ -150,11 +165,11 @@ def main() -> None:
         with running_mesh(folder / "serve.log", **settings) as mesh:
             with redis.Redis.from_url(mesh.redis_url) as store:
                 store.config_set("maxmemory", REDIS_BYTES)
-            growths, seconds = measure(mesh)
-    figures = {"seconds": seconds, "processes": [asdict(growth) for growth in growths]}
+            growths, passes = measure(mesh)
+    figures = {"passes": [asdict(each) for each in passes], "processes": [asdict(growth) for growth in growths]}
     as_json = json.dumps(found | figures, indent=2, ensure_ascii=False) + "\n"
     results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-    write(results, "soak", found, as_json, as_markdown(found, growths, seconds))
+    write(results, "soak", found, as_json, as_markdown(found, growths, passes))
 
 
 if __name__ == "__main__":

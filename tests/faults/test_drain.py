@@ -68,32 +68,26 @@ RUNNING: tuple[Callable[[Mesh], str], ...] = (
 )
 
 
-def test_what_does_not_finish_in_time_ends_typed(draining: Mesh) -> None:
-    with ThreadPoolExecutor(len(RUNNING)) as clients:
+def test_what_does_not_finish_or_comes_late_is_told(draining: Mesh) -> None:
+    seen, ended = set[str](), threading.Event()
+
+    def come() -> None:
+        while not ended.is_set():
+            try:
+                seen.add(
+                    http_outcome(httpx.post(draining.http_url + CHAT, json=request(max_tokens=2), trust_env=False))
+                )
+            except httpx.TransportError:
+                seen.add("no connection")
+
+    with ThreadPoolExecutor(len(RUNNING) + 1) as clients:
         ends = [clients.submit(run, draining) for run in RUNNING]
         eventually(lambda: describe_decoder(draining).num_requests_running == len(RUNNING), "all are answered")
-        assert draining.stop(signal.SIGTERM) == 0
-        assert [end.result(NET_SECONDS) for end in ends] == [UNAVAILABLE] * len(RUNNING)
-
-
-def test_what_comes_during_the_drain_is_refused_typed(draining: Mesh) -> None:
-    seen, ended = set[str](), threading.Event()
-    with ThreadPoolExecutor(2) as clients:
-        running = clients.submit(stream_over_grpc, draining)
-        eventually(lambda: describe_decoder(draining).num_requests_running == 1, "an answer runs")
-
-        def come() -> None:
-            while not ended.is_set():
-                try:
-                    body = request(max_tokens=2)
-                    response = httpx.post(draining.http_url + CHAT, json=body, timeout=NET_SECONDS, trust_env=False)
-                    seen.add(http_outcome(response))
-                except httpx.TransportError:
-                    seen.add("no connection")
-
         coming = clients.submit(come)
-        assert draining.stop(signal.SIGTERM) == 0
-        ended.set()
+        try:
+            assert draining.stop(signal.SIGTERM) == 0
+        finally:
+            ended.set()
         coming.result(NET_SECONDS)
-        assert running.result(NET_SECONDS) == UNAVAILABLE
+        assert [end.result(NET_SECONDS) for end in ends] == [UNAVAILABLE] * len(RUNNING)
     assert seen <= {"ok", UNAVAILABLE, "no connection"}

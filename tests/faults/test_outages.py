@@ -6,21 +6,24 @@ import pytest
 
 from ..mesh import Mesh, running_mesh
 from ..waiting import NET_SECONDS, eventually
+from .attacks.sending import LATE, OK
 from .causes import FAULTS, Fault
+from .clients import CUT_OFF, NO_CONNECTION
 from .outages import measure
 
 ENDING = {"Ray's raylet is killed", "Ray's control server is killed"}  # the mesh ends with them
 TYPED = {
-    "ok",
+    OK,
     "503 upstream_unavailable",
     "503 modality_unavailable",
     "504 deadline_exceeded",
     "UNAVAILABLE upstream_unavailable",
     "DEADLINE_EXCEEDED deadline_exceeded",
-    "no answer",  # gRPC's own word for a deadline, which the client's end keeps too
+    LATE,  # by the clock of the client, a moment before the gateway's
 }
-WITHOUT_A_GATEWAY = {"ConnectError", "ReadError", "RemoteProtocolError", "ReadTimeout", "untyped UNAVAILABLE"}
-NAMES = [fault.name for fault in FAULTS if fault.name not in ENDING]
+WITHOUT_A_GATEWAY = {NO_CONNECTION, CUT_OFF}
+UNNOTICED = ("the cache is killed", "the cache is full", "the cache is read-only")
+TOLD = [fault.name for fault in FAULTS if fault.name not in ENDING.union(UNNOTICED)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def fault(name: str) -> Fault:
     return next(fault for fault in FAULTS if fault.name == name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOLD)
 def test_a_fault_is_told_and_passes(fragile: Mesh, name: str) -> None:
     eventually(fragile.is_whole, "the mesh is whole")
     outage = measure(fragile, fault(name))
@@ -44,20 +47,19 @@ def test_a_fault_is_told_and_passes(fragile: Mesh, name: str) -> None:
     assert outage.note != "not replaced; it went on at the end"
     allowed = TYPED | WITHOUT_A_GATEWAY if "gateway" in name else TYPED
     assert outage.http.keys() | outage.grpc.keys() <= allowed
-    assert not [end for end in outage.streams if "early" in end or ("gateway" not in name and "cut off" in end)]
+    assert not [end for end in outage.streams if "early" in end or ("gateway" not in name and end == CUT_OFF)]
 
 
-@pytest.mark.parametrize("name", ["the cache is full", "the cache is read-only", "the cache is killed"])
+@pytest.mark.parametrize("name", UNNOTICED)
 def test_nobody_notices_what_becomes_of_the_cache(fragile: Mesh, name: str) -> None:
     eventually(fragile.is_whole, "the mesh is whole")
     outage = measure(fragile, fault(name))
-    assert outage.http.keys() | outage.grpc.keys() == {"ok"}
+    assert outage.http.keys() | outage.grpc.keys() == {OK}
     assert outage.streams.keys() == {"whole"}
 
 
-def test_without_ray_the_mesh_ends_and_says_so(tmp_path_factory: pytest.TempPathFactory) -> None:
-    log = tmp_path_factory.mktemp("ending") / "serve.log"
-    with running_mesh(log) as ending:
-        fault("Ray's raylet is killed").cause(ending)
-        assert ending.process.wait(NET_SECONDS) == 1
-        assert "start the mesh again" in log.read_text()
+def test_without_ray_the_mesh_ends_and_says_so(fragile: Mesh) -> None:
+    eventually(fragile.is_whole, "the mesh is whole")
+    fault("Ray's raylet is killed").cause(fragile)
+    assert fragile.process.wait(NET_SECONDS) == 1
+    assert "start the mesh again" in fragile.log.read_text()

@@ -37,13 +37,13 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "first items": lambda: chained(lambda after: {"type": "array", "prefixItems": [{"$ref": after}]}),
     "alternatives": lambda: chained(lambda after: {"anyOf": [{"type": "null"}, {"$ref": after}]}),
     "intersections": lambda: chained(lambda after: {"allOf": [{"$ref": after}, {}]}),
+    "itself among alternatives": lambda: {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
+    "a member without an end": lambda: {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
 }
 LOOPS: dict[str, Schema] = {
     "itself": {"$ref": "#"},
     "each other": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
     "itself in an intersection": {"allOf": [{"$ref": "#"}]},
-    "itself among alternatives": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]},
-    "a member that has to have itself": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
 }
 NEVER: dict[str, dict[str, Any]] = {
     "no character": {"regex": r"[^\s\S]"},
@@ -54,8 +54,10 @@ NEVER: dict[str, dict[str, Any]] = {
     "repetitions in threes": {"regex": "((b{500}){500}){500}"},
     "nested groups": {"regex": "(" * DEEP + "b" + ")*" * DEEP},
     "nested alternatives": {"regex": "(a|" * DEEP + "b" + ")" * DEEP},
-    "a repeated rule": {"grammar": 'start: r{2000000}\nr: "a" | "b"'},
     "nested groups of a rule": {"grammar": "start: " + "(" * DEEP + '"a"' + ")" * DEEP},
+}
+HEAVY: dict[str, dict[str, Any]] = {
+    "a repeated rule": {"grammar": 'start: r{2000000}\nr: "a" | "b"'},
     "rules from the left": {
         "grammar": "start: r0\n" + "\n".join(f'r{n}: r{n + 1} "x" | "y"' for n in range(DEEP)) + f'\nr{DEEP}: "z"'
     },
@@ -131,3 +133,9 @@ def over_grpc(channel: grpc.Channel, schema: Schema) -> set[str]:
 @pytest.mark.parametrize("name", NEVER)
 def test_a_format_that_no_answer_can_have_is_refused(ask: Asker, name: str) -> None:
     assert asked(ask, "/v1/chat/completions", {"structured_outputs": NEVER[name]}) == "invalid_request_error"
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_format_that_is_heavy_is_bounded(ask: Asker, name: str) -> None:
+    heavy = {"structured_outputs": HEAVY[name]}
+    assert asked(ask, "/v1/chat/completions", heavy) in {"invalid_request_error", OK}

@@ -19,7 +19,7 @@ from ..asking import Asker
 from ..faults.attacks.sending import OK, grpc_outcome, http_outcome, user
 from ..faults.neighbour import Stay, neighbour, request
 from ..mesh import Mesh
-from ..waiting import NET_SECONDS
+from ..waiting import NET_SECONDS, eventually
 
 LONG = 100_000
 TEXT = "é" * LONG  # two bytes each, and an escape of six in JSON and in a header
@@ -30,6 +30,7 @@ TYPED = {"invalid_request_error", "not_found", "unsupported_media", "request_too
 @contextmanager
 def others_unharmed(mesh: Mesh) -> Iterator[None]:
     """Stream an answer around the block, again if it ends first; fails the test if anything of it is missing."""
+    eventually(mesh.is_whole, "the mesh is whole")
     stay, ended = Stay(), threading.Event()
     with neighbour(mesh.http_url) as quiet:
 

@@ -24,6 +24,7 @@ OK, CLOSED, HELD, LATE = "ok", "closed", "held", "no answer"
 REFUSED = frozenset({"invalid_request_error"})
 TOO_LARGE = REFUSED | {"request_too_large"}
 CLOSED_OR_HELD = frozenset({CLOSED, HELD})
+SOURCE = "127.0.0.2"  # other clients have other addresses, as anywhere else
 PATIENCE = 120.0  # seconds that a hostile client waits for its answer; then it has found a hang
 GLANCE = 1.0  # seconds that it waits to see whether it is cut off
 
@@ -66,9 +67,8 @@ def posting(path: str, body: bytes, **headers: str) -> Send:
     def send(servers: Servers) -> str:
         host, port = servers.http
         try:
-            response = httpx.post(
-                f"http://{host}:{port}{path}", content=body, headers=named, timeout=PATIENCE, trust_env=False
-            )
+            with httpx.Client(transport=httpx.HTTPTransport(local_address=SOURCE), timeout=PATIENCE) as http:
+                response = http.post(f"http://{host}:{port}{path}", content=body, headers=named)
         except httpx.TimeoutException:
             return LATE
         except httpx.TransportError:
@@ -132,7 +132,7 @@ def grpc_outcome(error: grpc.RpcError) -> str:
 @contextmanager
 def connected(address: tuple[str, int]) -> Iterator[socket.socket]:
     """A connection of bytes, which waits for a peer no longer than PATIENCE."""
-    with socket.create_connection(address, PATIENCE) as line:
+    with socket.create_connection(address, PATIENCE, (SOURCE, 0)) as line:
         yield line
 
 
