@@ -1,7 +1,8 @@
 """The gateway process: the HTTP server and the gRPC server on one event loop.
 
 Run as `python -m autoglm.gateway.app`, with settings from AUTOGLM_ variables. On SIGTERM or SIGINT, health reports
-NOT_SERVING, new connections are refused, and running requests get `drain_timeout` seconds to finish.
+NOT_SERVING, new connections are refused, and running requests get `drain_timeout` seconds to finish. Those that do not,
+or that still run at a second signal, end with a 503.
 """
 
 import asyncio
@@ -32,11 +33,12 @@ from autoglm.gateway.admission.keys import Keys
 from autoglm.gateway.admission.quota import Quota
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.backend import Backend
+from autoglm.gateway.drain import LAST_SECONDS, Drain
 from autoglm.gateway.embedding_servicer import EmbeddingServicer
 from autoglm.gateway.file_watcher import FileError, FileWatcher
 from autoglm.gateway.grpc_calls import CallInterceptor, server_options
 from autoglm.gateway.health import MeshState
-from autoglm.gateway.http_protocol import PlainHttpProtocol
+from autoglm.gateway.http_protocol import http_protocol
 from autoglm.gateway.media.cache import EmbeddingCache
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import GatewayMetrics
@@ -54,7 +56,6 @@ from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_t
 
 logger = logging.getLogger("autoglm.gateway")
 
-PING_MILLISECONDS = 10_000  # clients may ping an idle connection this often; gRPC's default is five minutes
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that they are the ones to close it
 PUBLIC_SERVICES = (
     "autoglm.v1.ChatService",
@@ -98,10 +99,16 @@ def main(settings: Settings | None = None) -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    stop, drain, loop = asyncio.Event(), Drain(), asyncio.get_running_loop()
+
+    def signalled() -> None:
+        if stop.is_set():
+            drain.end()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings):
+        loop.add_signal_handler(number, signalled)
+    async with running(settings, drain):
         _rare_full_collections()
         watch({"event loop": loop.call_soon_threadsafe})
         await stop.wait()
@@ -121,12 +128,12 @@ def _rare_full_collections() -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[BoundPorts]:
-    """Run a gateway inside the block, and drain it at the end.
+async def running(settings: Settings, drain: Drain | None = None) -> AsyncIterator[BoundPorts]:
+    """Run a gateway inside the block, and drain it at the end, until `drain` ends.
 
     Raises PortTaken when a port is in use, FileError when a file named by the settings cannot be used.
     """
-    metrics, mesh = GatewayMetrics(), Mesh(settings)
+    metrics, mesh, drain = GatewayMetrics(), Mesh(settings), drain or Drain()
     files = FileWatcher(metrics)
     keys = Keys(settings, files)
     certificate = Certificate(settings, files) if settings.ssl_certfile else None
@@ -137,8 +144,9 @@ async def running(settings: Settings) -> AsyncIterator[BoundPorts]:
     budget = ByteBudget(settings, metrics)
     fetcher = Fetcher(settings, metrics, budget)
     admission = Admission(settings, metrics, keys, Quota(store, metrics), budget)
-    assistant = Assistant(Pipeline(mesh, cache, state, fetcher), fetcher, mesh, state, metrics, settings.model_names)
-    backend = Backend(settings, admission, assistant, state, metrics)
+    pipeline = Pipeline(mesh, cache, state, fetcher)
+    assistant = Assistant(pipeline, fetcher, mesh, state, metrics, drain, settings.model_names)
+    backend = Backend(settings, admission, assistant, state, metrics, drain)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (
@@ -148,8 +156,10 @@ async def running(settings: Settings) -> AsyncIterator[BoundPorts]:
             yield BoundPorts(http_port, grpc_port)
             await state.drain()
             # Both servers close at the same time; leaving the blocks waits for each.
-            closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout))
+            closing = asyncio.create_task(grpc_server.stop(settings.drain_timeout + LAST_SECONDS))
+            ending = asyncio.get_running_loop().call_later(settings.drain_timeout, drain.end)
         await closing
+        ending.cancel()
     finally:
         for task in tasks:
             task.cancel()
@@ -190,8 +200,8 @@ async def _http_server(
             server_header=False,
             ssl_context_factory=None if certificate is None else lambda *_: certificate.context(),
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(backend.settings.drain_timeout),
-            http=PlainHttpProtocol,
+            timeout_graceful_shutdown=math.ceil(backend.settings.drain_timeout + LAST_SECONDS),
+            http=http_protocol(backend),
             ws="none",
         )
     )
@@ -210,7 +220,6 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
     settings = backend.settings
     options = (
         *server_options(settings),
-        ("grpc.http2.min_ping_interval_without_data_ms", PING_MILLISECONDS),
         ("grpc.so_reuseport", 0),  # otherwise a second gateway would silently share the port
     )
     server = grpc.aio.server(interceptors=(CallInterceptor(backend),), options=options)
@@ -236,7 +245,7 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
     try:
         yield server, port
     finally:
-        await server.stop(settings.drain_timeout)
+        await server.stop(settings.drain_timeout + LAST_SECONDS)
 
 
 class _HttpServer(uvicorn.Server):

@@ -10,6 +10,7 @@ from autoglm.common.errors import InvalidRequest, NotFound, RequestTooLarge, Uns
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.conversation import Conversation, EmbeddingInputs, MediaPart
+from autoglm.gateway.drain import Drain
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import GatewayMetrics
@@ -43,11 +44,12 @@ class Assistant:
         mesh: Mesh,
         state: MeshState,
         metrics: GatewayMetrics,
+        drain: Drain,
         served_names: Sequence[str] = (),
     ) -> None:
         """Answer to `served_names`; without any, to the bundle's name and its aliases."""
         self._pipeline, self._fetcher, self._mesh = pipeline, fetcher, mesh
-        self._state, self._metrics, self._served_names = state, metrics, served_names
+        self._state, self._metrics, self._drain, self._served_names = state, metrics, drain, served_names
 
     async def resolve(self, name: str, param: str) -> ResolvedModel:
         """Return the model that a client calls `name`: one of its names, one of them as `base:adapter`, or an empty
@@ -86,7 +88,10 @@ class Assistant:
     ) -> AsyncGenerator[Step, None]:
         """Stream an answer and record its latencies; raises MeshError."""
         context, latest = slot.context, dict[int, float]()
-        async with aclosing(self._pipeline.answer(conversation, model.adapter, context)) as steps:
+        async with (
+            aclosing(self._pipeline.answer(conversation, model.adapter, context)) as answer,
+            aclosing(self._drain.until_end(answer)) as steps,
+        ):
             async for step in steps:
                 self._measure(step, context, latest)
                 yield step
@@ -103,15 +108,15 @@ class Assistant:
             raise InvalidRequest(
                 f"dimensions: vectors of {model.base} have {width}", param="dimensions", code="unsupported_value"
             )
-        return await self._pipeline.pool(inputs, context)
+        return await self._drain.run(self._pipeline.pool(inputs, context))
 
     async def transcribe(self, slot: AdmittedSlot, audio: MediaPart) -> SpeechServiceTranscribeResponse:
         """Return what is said in a recording; raises MeshError, with the recording's field where that is at fault."""
         context = slot.context
         await self._state.require(audio.modality)
-        (media,) = await self._fetcher.media([audio], context)
+        (media,) = await self._drain.run(self._fetcher.media([audio], context))
         try:
-            return await self._mesh.transcribe(media, context)
+            return await self._drain.run(self._mesh.transcribe(media, context))
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(audio.param) from None
 

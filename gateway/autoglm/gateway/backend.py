@@ -9,6 +9,7 @@ from autoglm.common.server import as_mesh_error
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.context import RequestContext
+from autoglm.gateway.drain import Drain
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
@@ -25,6 +26,7 @@ class Backend:
     assistant: Assistant
     state: MeshState
     metrics: GatewayMetrics
+    drain: Drain
 
     def failed(self, error: BaseException) -> MeshError:
         """Count an error and return what the client may see of it."""

@@ -7,8 +7,8 @@ which `admitted` reads the one message once the key is checked and a slot is hel
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -16,7 +16,15 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
 from grpc_status import rpc_status
 
-from autoglm.common.errors import InvalidRequest, MeshError, MethodNotFound, RequestTooLarge, to_status
+from autoglm.common.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    MeshError,
+    MethodNotFound,
+    RateLimited,
+    RequestTooLarge,
+    to_status,
+)
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import RequestContext, new_context
@@ -26,6 +34,13 @@ Rpc = grpc.aio.ServicerContext[Any, Any]
 FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 STANDARD = "/grpc."  # health and reflection, which need no key
+SPARE_STREAMS = 64
+HANDSHAKE_MILLISECONDS = 20_000  # for TLS and the first settings of HTTP/2
+IDLE_MILLISECONDS = 300_000  # without a call, after which clients reconnect for the next one
+KEEPALIVE_MILLISECONDS = 60_000  # between pings, which find out that a client with open calls is gone
+PROMPT_SECONDS = 1.0  # a message that takes longer to arrive counts with the most bytes that it may have
+SMALL_SECONDS = 10.0  # for a message of a method that needs no slot
+MAX_STANDARD_CALLS = 1000  # of gRPC's own methods, at a time
 GZIP_MAGIC = b"\x1f\x8b"  # no protobuf message begins like this: its first field would be of a kind that is not there
 _GZIP_WBITS = 31
 _IDENTITY_AND_GZIP = 0b101  # gRPC's bit set of compression algorithms; the bit between is deflate
@@ -40,6 +55,15 @@ def server_options(settings: Settings) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", 2 * settings.max_body_bytes),
         ("grpc.per_message_decompression", 0),  # which would have no limit
         ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_AND_GZIP),
+        # gRPC notes each ping too many in 4 kB that stay until the connection is written to. With as many pings as a
+        # client likes, it stops reading once too many of its answers are unwritten.
+        ("grpc.http2.max_ping_strikes", 0),
+        # A stream costs 16 kB before its call is seen. A few more, so that calls over the limit are refused in words.
+        ("grpc.max_concurrent_streams", settings.max_concurrent_requests + SPARE_STREAMS),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
+        ("grpc.max_connection_idle_ms", IDLE_MILLISECONDS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     )
 
 
@@ -76,28 +100,64 @@ async def authenticated(backend: Backend, rpc: Rpc, method: str) -> AsyncIterato
 async def admitted(backend: Backend, rpc: Rpc, method: str, request: ProtoMessage) -> AsyncIterator[AdmittedSlot]:
     """The same for a call that makes the services work: it holds a slot, and then its message is read."""
     async with authenticated(backend, rpc, method) as context, backend.admission.slot(context) as slot:
-        slot.reserve(await receive(backend, rpc, request, context))
+        slot.reserve(await receive(backend, rpc, request, context, slot))
         yield slot
 
 
-async def receive(backend: Backend, rpc: Rpc, request: ProtoMessage, context: RequestContext) -> int:
+async def receive(
+    backend: Backend, rpc: Rpc, request: ProtoMessage, context: RequestContext, slot: AdmittedSlot | None = None
+) -> int:
     """Read the call's message into `request`, which is empty, and return its size in bytes.
 
-    Raises RequestTooLarge, InvalidRequest for bytes that cannot be parsed, TimeoutError past the deadline.
+    Raises RequestTooLarge, InvalidRequest for bytes that cannot be parsed, TimeoutError past the deadline, RateLimited
+    when the bytes of a message that arrives slowly exceed the budget.
     """
-    limit = backend.settings.max_body_bytes
-    async with asyncio.timeout(context.deadline.remaining()):
-        data = await rpc.read()
+    limit, left = backend.settings.max_body_bytes, context.deadline.remaining()
+    allowed = SMALL_SECONDS if slot is None else backend.settings.default_timeout
+    async with asyncio.timeout(allowed if left is None else min(left, allowed)):
+        async with _counted(slot, limit):
+            data = await backend.drain.run(rpc.read())
     if data is grpc.aio.EOF:
         raise RequestTooLarge(f"no message arrived: there is none, or it is larger than {2 * limit} bytes")
     return _parse(data, request, limit)
+
+
+@asynccontextmanager
+async def _counted(slot: AdmittedSlot | None, size: int) -> AsyncIterator[None]:
+    """Count `size` bytes for a message that takes long to arrive in the block; raises RateLimited beyond the budget.
+
+    gRPC holds what has arrived of it, and does not say how much that is.
+    """
+    refused: RateLimited | None = None
+    held, loop = 0, asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal held, refused
+        try:
+            if slot is not None:
+                slot.reserve(size)
+                held = size
+        except RateLimited as error:
+            refused = error
+            timeout.reschedule(loop.time())
+
+    timer = loop.call_later(PROMPT_SECONDS, count)
+    try:
+        async with asyncio.timeout(None) as timeout:
+            yield
+    except TimeoutError:
+        raise refused or TimeoutError from None
+    finally:
+        timer.cancel()
+        if slot is not None:
+            slot.give_back(held)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Hands each call to its method with the message unread, and refuses calls of unknown methods."""
 
     def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+        self._backend, self._standard_calls = backend, 0
 
     async def intercept_service(self, continuation: FindHandler, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a call."""
@@ -121,24 +181,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limit = self._backend.settings.max_body_bytes
 
         async def parsed(messages: AsyncIterator[bytes]) -> AsyncGenerator[ProtoMessage, None]:
-            async for data in messages:
+            while (data := await _soon(messages)) is not None:
                 request = _empty(handler)
                 _parse(data, request, limit)
                 yield request
 
         async def call(messages: AsyncIterator[bytes], rpc: Rpc) -> AsyncGenerator[Any, None]:
             try:
-                requests = parsed(messages)
-                request = requests if handler.request_streaming else await anext(requests, None)
-                if request is None:
-                    raise InvalidRequest("no message arrived")
-                async for answer in _answers(handler, request, rpc):
-                    yield answer
+                with self._standard_slot():
+                    requests = parsed(messages)
+                    request = requests if handler.request_streaming else await anext(requests, None)
+                    if request is None:
+                        raise InvalidRequest("no message arrived")
+                    async for answer in self._backend.drain.until_end(_answers(handler, request, rpc)):
+                        yield answer
             except MeshError:
                 async with answered(self._backend, rpc, name):
                     raise
 
         return grpc.stream_stream_rpc_method_handler(call, response_serializer=handler.response_serializer)
+
+    @contextmanager
+    def _standard_slot(self) -> Iterator[None]:
+        if self._standard_calls >= MAX_STANDARD_CALLS:
+            raise RateLimited("too many calls of health and reflection are open; try again shortly")
+        self._standard_calls += 1
+        try:
+            yield
+        finally:
+            self._standard_calls -= 1
 
 
 def _unread(handler: Any) -> Any:
@@ -155,6 +226,15 @@ def _unread(handler: Any) -> Any:
     if handler.response_streaming:
         return grpc.stream_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
     return grpc.stream_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
+
+
+async def _soon(messages: AsyncIterator[bytes]) -> bytes | None:
+    """Return the next message, None after the last."""
+    try:
+        async with asyncio.timeout(SMALL_SECONDS):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no whole message arrived within {SMALL_SECONDS:g} s") from None
 
 
 async def _answers(handler: Any, request: Any, rpc: Rpc) -> AsyncGenerator[Any, None]:

@@ -167,6 +167,15 @@ class Settings(BaseSettings):
         default=20.0, description="Seconds that running requests get to finish when the process stops."
     )
 
+    max_connections: PositiveInt = Field(
+        default=1000,
+        description="Maximum open connections of the HTTP server, and of the gRPC server; more are refused.",
+    )
+    max_connections_per_address: PositiveInt = Field(
+        default=250,
+        description="Maximum open connections to the HTTP server from one IPv4 address or IPv6 /64 network; the proxies"
+        " in `forwarded_allow_ips` have no such limit.",
+    )
     max_body_bytes: PositiveInt = Field(
         default=32 * MIB,
         description="Maximum request body in bytes. Media fetched from URLs has a separate budget of the same size.",
@@ -258,6 +267,11 @@ class Settings(BaseSettings):
     def model_names(self) -> tuple[str, ...]:
         """The model names that requests may use, if any are set."""
         return tuple(dict.fromkeys(_split(self.served_model_names)))
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The proxies that are believed, unless all are."""
+        return () if self.forwarded_allow_ips == "*" else tuple(map(ip_network, _split(self.forwarded_allow_ips)))
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from grpc_status import rpc_status
 
 from autoglm.client import AsyncClient, base
 from autoglm.common.errors import InvalidRequest, UnsupportedMedia
-from autoglm.gateway import app
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, StreamCompleteRequest
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
@@ -264,7 +263,6 @@ async def test_a_client_may_ask_whether_the_connection_stands(
     serve: Serve, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six pings of one that waits: by gRPC's own rules the gateway would end the connection at the fifth."""
-    monkeypatch.setattr(app, "PING_MILLISECONDS", app.PING_MILLISECONDS // 20)  # the client is as much quicker
     gateway, options = await serve(), dict(base.OPTIONS)
     options["grpc.keepalive_time_ms"] //= 20
     monkeypatch.setattr(base, "OPTIONS", tuple(options.items()))

@@ -74,7 +74,6 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(shared: Cli
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40) + b"\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
         POST + b"content-length: many\r\n\r\n",
         POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\nabcdef",
         POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -90,4 +89,6 @@ async def test_what_is_no_http_is_answered_and_closed(
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json\r\n" in head
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
-    assert len(caplog.records) == 1
+    assert caplog.records == []  # a client could fill the log
+    counted = 'autoglm_request_errors_total{code="invalid_request_error"}'
+    assert counted in (await shared.http.get("/metrics")).text

@@ -40,6 +40,10 @@ class AdmittedSlot:
         """Reserve memory for `size` more bytes of the request; raises RateLimited when the budget is used up."""
         self._budget.reserve(self.context, size)
 
+    def give_back(self, size: int) -> None:
+        """Give back `size` of the bytes reserved."""
+        self._budget.give_back(self.context, size)
+
 
 class Admission:
     """Checks keys, and gives each request a slot within the limits of the gateway and of its tenant."""

@@ -20,6 +20,11 @@ class ByteBudget:
         self._reserved += size
         context.received += size
 
+    def give_back(self, context: RequestContext, size: int) -> None:
+        """Give back `size` bytes of a request."""
+        self._reserved -= size
+        context.received -= size
+
     def release(self, context: RequestContext) -> None:
         """Give back all bytes of a request that has ended."""
         self._reserved -= context.received

@@ -30,8 +30,8 @@ class Exchange(Response, Generic[P]):
         request = Request(scope, receive)
         context = authenticate(request, self._backend)
         async with self._backend.admission.slot(context) as slot:
-            parsed = await self._read(request, slot)
-            model = await self._backend.assistant.resolve(parsed.model, "model")
+            parsed = await self._backend.drain.run(self._read(request, slot))
+            model = await self._backend.drain.run(self._backend.assistant.resolve(parsed.model, "model"))
             left = context.deadline.remaining()
             limit = None if left is None else left + STALLED_SECONDS
             respond = Responder(self._backend, slot, model, send)
