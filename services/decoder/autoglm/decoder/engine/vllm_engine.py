@@ -26,8 +26,8 @@ from autoglm.common.bundle import BundleError
 from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavailable
 from autoglm.decoder.engine.adapter_files import AdapterConfig
-from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.decoder.engine.lora import Adapter, Adapters
+from autoglm.decoder.engine.matchers import JSON_STYLE
 from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence
