@@ -25,6 +25,8 @@ from autoglm.v1 import decoder_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
+OFF_LOOP_BYTES = 4 * 1024  # text of this size is tokenized in a few milliseconds
+
 
 class DecoderServicer:
     """Generates answers with one engine, and makes vectors in a thread of its own."""
@@ -92,14 +94,16 @@ class DecoderServicer:
             adapters=self.model.adapters.names,
             int8=self.model.int8,
             embedding_width=fusion.width,
+            max_text_bytes=self.model.max_text_bytes,
         )
 
     async def _generate(
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        in_thread = has_format(message)  # other answers go on meanwhile
-        request = await asyncio.to_thread(read, message, self.model) if in_thread else read(message, self.model)
+        in_thread = has_format(message) or message.ByteSize() > OFF_LOOP_BYTES  # other answers go on meanwhile
+        work = partial(read, message, self.model, deadline)
+        request = await asyncio.to_thread(work) if in_thread else work()
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
         responses = ResponseBuilder.of(message, request, self.model.composer)
