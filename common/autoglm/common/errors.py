@@ -42,12 +42,15 @@ ELLIPSIS = "…"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Code = Literal[
+    "array_above_max_length",
     "context_length_exceeded",
     "image_too_large",
     "invalid_api_key",
     "invalid_image_format",
     "invalid_image_url",
     "model_not_found",
+    "object_above_max_properties",
+    "string_above_max_length",
     "unsupported_parameter",
     "unsupported_value",
 ]

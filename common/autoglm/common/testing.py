@@ -178,7 +178,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
     pieces."""
 
     bundle = BUNDLE
-    context_length = 2048
+    context_length, max_text_bytes = 2048, 0
 
     def __init__(self) -> None:
         self.generate, self.describe, self.embed = Control(), Control(), Control()
@@ -232,6 +232,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
             bundle=self.bundle,
             modalities=self.modalities,
             context_length=self.context_length,
+            max_text_bytes=self.max_text_bytes,
             embedding_width=2,
             adapters=self.adapters,
         )

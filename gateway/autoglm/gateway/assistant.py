@@ -9,7 +9,7 @@ from autoglm.common.bundle import ALIASES
 from autoglm.common.errors import InvalidRequest, NotFound, RequestTooLarge, UnsupportedMedia
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.context import RequestContext
-from autoglm.gateway.conversation import Conversation, EmbeddingInputs, MediaPart
+from autoglm.gateway.conversation import Conversation, EmbeddingInputs, MediaPart, check_input, check_text
 from autoglm.gateway.drain import Drain
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.fetch import Fetcher
@@ -88,6 +88,9 @@ class Assistant:
     ) -> AsyncGenerator[Step, None]:
         """Stream an answer and record its latencies; raises MeshError."""
         context, latest = slot.context, dict[int, float]()
+        decoder = await self._state.decoder()
+        if decoder.max_text_bytes:
+            check_text(conversation, decoder.context_length, decoder.max_text_bytes)
         async with (
             aclosing(self._pipeline.answer(conversation, model.adapter, context)) as answer,
             aclosing(self._drain.until_end(answer)) as steps,
@@ -103,11 +106,14 @@ class Assistant:
         context = slot.context
         if model.adapter:
             raise InvalidRequest(f"model: adapters do not change embeddings; use {model.base}", param="model")
-        width = (await self._state.decoder()).embedding_width
+        decoder = await self._state.decoder()
+        width = decoder.embedding_width
         if inputs.dimensions not in (None, width):
             raise InvalidRequest(
                 f"dimensions: vectors of {model.base} have {width}", param="dimensions", code="unsupported_value"
             )
+        if decoder.max_text_bytes:
+            check_input(inputs, decoder.context_length, decoder.max_text_bytes)
         return await self._drain.run(self._pipeline.pool(inputs, context))
 
     async def transcribe(self, slot: AdmittedSlot, audio: MediaPart) -> SpeechServiceTranscribeResponse:

@@ -8,7 +8,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autoglm.common.context_length import PromptText, context_exceeded, is_longer
 from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.limits import (
+    MAX_CHOICE_TEXTS,
+    MAX_CHOICES,
+    MAX_LOGIT_BIASES,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    check_count,
+    check_length,
+)
 from autoglm.v1.generation_pb2 import Role, SamplingParams, Tool, ToolCall, ToolChoice
 from autoglm.v1.modality_pb2 import Modality
 
@@ -16,9 +28,6 @@ from autoglm.v1.modality_pb2 import Modality
 _SAMPLING = "sampling."
 _STRUCTURE = re.compile(r"sampling\.(json_schema|regex|choice|grammar)")
 _FUNCTION = re.compile(r"tools\[(\d+)\]\.function")
-MAX_CHOICES = 8
-MAX_STOPS = 4
-MAX_EMBEDDING_INPUTS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +171,32 @@ def check_messages(messages: Sequence[ConversationMessage], param: str, max_medi
     """Raise InvalidRequest unless `messages` is a conversation that can be answered."""
     if not messages:
         raise InvalidRequest(f"{param} must contain at least one message", param=param)
+    check_count(len(messages), MAX_MESSAGES, "messages", param)
+    check_count(sum(len(each.parts) + len(each.calls) for each in messages), MAX_PARTS, "parts and calls", param)
     if sum(isinstance(part, MediaPart) for message in messages for part in message.parts) > max_media:
         raise InvalidRequest(f"{param} contains more than {max_media} images and recordings", param=param)
+
+
+def check_text(conversation: Conversation, context: int, most: int) -> None:
+    """Raise InvalidRequest if the text of `conversation` has more than `most` bytes, which cannot fit into `context`
+    tokens."""
+    parts = [part for message in conversation.messages for part in message.parts]
+    text = PromptText(
+        texts=[part.text for part in parts if isinstance(part, TextPart)],
+        calls=[call.function for message in conversation.messages for call in message.calls],
+        tools=[tool.function for tool in conversation.tools],
+    )
+    paths = conversation.paths
+    text.check(context, most, paths.messages, f"{paths.root}tools")
+
+
+def check_input(inputs: EmbeddingInputs, context: int, most: int) -> None:
+    """Raise InvalidRequest for the first text of `inputs` with more than `most` bytes, which cannot fit into `context`
+    tokens."""
+    for number, part in enumerate(inputs.parts):
+        if isinstance(part, TextPart) and is_longer([part.text], most):
+            param = inputs.param if len(inputs.parts) == 1 else f"input[{number}]"
+            raise context_exceeded(context, "the text has more; shorten it", param)
 
 
 def check_choices(n: int, param: str) -> None:
@@ -178,6 +211,11 @@ def check_choices(n: int, param: str) -> None:
 
 def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
     """Raise InvalidRequest for the first field of `sampling` that is out of range; `prefix` leads its path."""
+    check_count(len(sampling.logit_bias), MAX_LOGIT_BIASES, "tokens", f"{prefix}logit_bias")
+    check_count(len(sampling.choice.texts), MAX_CHOICE_TEXTS, "texts", f"{prefix}choice")
+    check_count(len(sampling.stop), MAX_STOPS, "strings", f"{prefix}stop")
+    for number, stop in enumerate(sampling.stop):
+        check_length(stop, MAX_STOP_LENGTH, f"{prefix}stop[{number}]")
     given = {field.name: value for field, value in sampling.ListFields()}
     for name, allowed in SAMPLING_RANGES.items():
         if name in given and not (math.isfinite(given[name]) and given[name] in allowed):
@@ -186,5 +224,5 @@ def check_sampling(sampling: SamplingParams, prefix: str = "") -> None:
         raise InvalidRequest(f"{prefix}logit_bias must be {LOGIT_BIAS}", param=prefix + "logit_bias")
     if sampling.HasField("choice") and not (sampling.choice.texts and all(sampling.choice.texts)):
         raise InvalidRequest(f"{prefix}choice needs at least one text, and no empty ones", param=prefix + "choice")
-    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
-        raise InvalidRequest(f"{prefix}stop takes up to {MAX_STOPS} non-empty strings", param=prefix + "stop")
+    if not all(sampling.stop):
+        raise InvalidRequest(f"{prefix}stop takes no empty strings", param=prefix + "stop")

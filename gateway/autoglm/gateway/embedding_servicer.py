@@ -4,8 +4,9 @@ import asyncio
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.backend import Backend
-from autoglm.gateway.conversation import MAX_EMBEDDING_INPUTS, EmbeddingInputs, MediaPart, TextPart
+from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart
 from autoglm.gateway.grpc_calls import Rpc, admitted
+from autoglm.gateway.limits import MAX_EMBEDDING_INPUTS, check_count
 from autoglm.gateway.servicer import content_part
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 from autoglm.v1.embeddings_pb2 import EmbedRequest, EmbedResponse
@@ -33,8 +34,9 @@ class EmbeddingServicer(EmbeddingServiceServicer):
 
 def to_inputs(request: EmbedRequest, max_media: int) -> EmbeddingInputs:
     """Return what `request` asks to embed; raises InvalidRequest naming the first invalid field."""
-    if not 1 <= len(request.input) <= MAX_EMBEDDING_INPUTS:
-        raise InvalidRequest(f"input must contain 1 to {MAX_EMBEDDING_INPUTS} parts", param="input")
+    if not request.input:
+        raise InvalidRequest("input must contain at least one part", param="input")
+    check_count(len(request.input), MAX_EMBEDDING_INPUTS, "parts", "input")
     parts = [content_part(part, f"input[{i}]") for i, part in enumerate(request.input)]
     for i, part in enumerate(parts):
         if isinstance(part, TextPart) and not part.text:

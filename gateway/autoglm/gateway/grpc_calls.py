@@ -28,7 +28,9 @@ from autoglm.common.errors import (
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import RequestContext, new_context
+from autoglm.gateway.message_bounds import check_fields
 from autoglm.gateway.settings import Settings
+from autoglm.gateway.tasks import off_loop
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
 FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -117,9 +119,9 @@ async def receive(
     async with asyncio.timeout(allowed if left is None else min(left, allowed)):
         async with _counted(slot, limit):
             data = await backend.drain.run(rpc.read())
-    if data is grpc.aio.EOF:
-        raise RequestTooLarge(f"no message arrived: there is none, or it is larger than {2 * limit} bytes")
-    return _parse(data, request, limit)
+        if data is grpc.aio.EOF:
+            raise RequestTooLarge(f"no message arrived: there is none, or it is larger than {2 * limit} bytes")
+        return await off_loop(len(data), lambda: _parse(data, request, limit))
 
 
 @asynccontextmanager
@@ -258,6 +260,7 @@ def _parse(data: bytes, request: ProtoMessage, limit: int) -> int:
         plain = _decompressed(data, limit) if data[:2] == GZIP_MAGIC else data
         if len(plain) > limit:
             raise RequestTooLarge(f"the message is larger than {limit} bytes")
+        check_fields(plain, request.DESCRIPTOR)
         request.MergeFromString(plain)
     except (DecodeError, zlib.error):
         raise InvalidRequest(f"the message is not a valid {request.DESCRIPTOR.full_name}") from None

@@ -8,6 +8,8 @@ import orjson
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import Conversation
+from autoglm.gateway.json_bounds import num_values
+from autoglm.gateway.limits import MAX_SCHEMA_LENGTH, MAX_VALUES, check_count, check_length
 
 # A schema is one if any of these takes it: clients rarely say which they mean, and later drafts refuse what earlier
 # ones allow, such as a list of schemas in `items`.
@@ -38,10 +40,19 @@ def read_schema(text: str, param: str) -> dict[str, Any]:
 
 
 def check_format(conversation: Conversation) -> None:
-    """Raise InvalidRequest unless the schema that the answer has to follow, if there is one, is a JSON Schema."""
+    """Raise InvalidRequest for a format that is too long, or for a schema that is no JSON Schema."""
     sampling = conversation.sampling
-    if sampling.WhichOneof("structured_output") == "json_schema":
-        read_schema(sampling.json_schema, conversation.paths.blamed("sampling.json_schema"))
+    kind = sampling.WhichOneof("structured_output")
+    if kind is None:
+        return
+    param = conversation.paths.blamed(f"sampling.{kind}")
+    if kind == "choice":
+        check_length("".join(sampling.choice.texts), MAX_SCHEMA_LENGTH, param)
+        return
+    check_length(getattr(sampling, kind), MAX_SCHEMA_LENGTH, param)
+    if kind == "json_schema":
+        check_count(num_values(sampling.json_schema), MAX_VALUES, "values", param)
+        read_schema(sampling.json_schema, param)
 
 
 def _error(schema: dict[str, Any], draft: str) -> tuple[str, object] | None:

@@ -1,5 +1,6 @@
 """The gRPC server: protobuf in, the same admission and assistant, protobuf out; errors are google.rpc.Status."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 from google.protobuf.message import Message as ProtoMessage
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.assistant import ResolvedModel
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.conversation import (
@@ -20,10 +22,12 @@ from autoglm.gateway.conversation import (
     check_sampling,
 )
 from autoglm.gateway.grpc_calls import Rpc, admitted, authenticated, receive
+from autoglm.gateway.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, check_count
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.pipeline import Step, collect
 from autoglm.gateway.pipeline import Summary as AnswerSummary
 from autoglm.gateway.schema_checks import check_format
+from autoglm.gateway.tasks import off_loop
 from autoglm.gateway.tool_checks import with_usable_tools
 from autoglm.v1.chat_pb2 import (
     ChatMessage,
@@ -60,7 +64,7 @@ class ChatServicer(ChatServiceServicer):
     async def Complete(self, request: CompleteRequest, context: Rpc) -> CompleteResponse:
         """Answer in one message."""
         async with admitted(self._backend, context, "ChatService/Complete", request) as slot:
-            conversation, model = await self._read(request)
+            conversation, model = await self._read(request, slot)
             async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
                 choices, summary = await collect(steps, conversation.n)
             return CompleteResponse(
@@ -86,14 +90,18 @@ class ChatServicer(ChatServiceServicer):
     ) -> AsyncGenerator[StreamCompleteResponse, None]:
         """Answer step by step."""
         async with admitted(self._backend, context, "ChatService/StreamComplete", request) as slot:
-            conversation, model = await self._read(request)
+            conversation, model = await self._read(request, slot)
             async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
                 async for step in steps:
                     yield _step(step, slot.context.request_id, model.name)
 
-    async def _read(self, request: CompleteRequest | StreamCompleteRequest) -> tuple[Conversation, ResolvedModel]:
+    async def _read(
+        self, request: CompleteRequest | StreamCompleteRequest, slot: AdmittedSlot
+    ) -> tuple[Conversation, ResolvedModel]:
         """Return what `request` asks for, and clear it so that its media is not held twice."""
-        conversation = to_conversation(request.chat, self._backend.settings.max_media_parts)
+        most = self._backend.settings.max_media_parts
+        async with asyncio.timeout(slot.context.deadline.remaining()):
+            conversation = await off_loop(slot.context.received, lambda: to_conversation(request.chat, most))
         model = await self._backend.assistant.resolve(request.chat.model, "chat.model")
         request.Clear()
         return conversation, model
@@ -129,6 +137,10 @@ class TranscriptionServicer(TranscriptionServiceServicer):
 
 def to_conversation(chat: ChatRequest, max_media: int) -> Conversation:
     """Return the conversation of `chat`; raises InvalidRequest naming the first invalid field."""
+    check_count(len(chat.messages), MAX_MESSAGES, "messages", PATHS.messages)
+    count = sum(len(message.parts) + len(message.tool_calls) for message in chat.messages)
+    check_count(count, MAX_PARTS, "parts and calls", PATHS.messages)
+    check_count(len(chat.tools), MAX_TOOLS, "tools", "chat.tools")
     messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
     check_messages(messages, PATHS.messages, max_media)
     check_sampling(chat.sampling, "chat.sampling.")

@@ -1,13 +1,21 @@
-"""Concurrent work in which the first failure cancels the rest."""
+"""Concurrent work in which the first failure cancels the rest, and work that others should not have to wait for."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from autoglm.common.errors import MeshError
 
 T = TypeVar("T")
+
+OFF_LOOP_BYTES = 64 * 1024  # a request of this size is read in about a millisecond
+
+
+async def off_loop(size: int, work: Callable[[], T]) -> T:
+    """Return the result of `work` on `size` bytes, done in a thread if they are many: the event loop goes on meanwhile,
+    and whoever waits can stop waiting."""
+    return await asyncio.to_thread(work) if size > OFF_LOOP_BYTES else work()
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -8,6 +8,8 @@ from itertools import groupby
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import Conversation, ConversationMessage
+from autoglm.gateway.json_bounds import num_values
+from autoglm.gateway.limits import MAX_SCHEMA_LENGTH, MAX_TOOLS, MAX_VALUES, check_count, check_length
 from autoglm.gateway.schema_checks import read_schema
 from autoglm.v1.generation_pb2 import (
     ROLE_ASSISTANT,
@@ -19,7 +21,6 @@ from autoglm.v1.generation_pb2 import (
     ToolChoice,
 )
 
-MAX_TOOLS = 128
 MODES = {"none": TOOL_CHOICE_MODE_NONE, "auto": TOOL_CHOICE_MODE_AUTO, "required": TOOL_CHOICE_MODE_REQUIRED}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
@@ -40,16 +41,17 @@ def with_usable_tools(conversation: Conversation) -> Conversation:
 
 
 def _check_tools(conversation: Conversation) -> None:
-    paths, choice, names = conversation.paths, conversation.tool_choice, set()
-    if len(conversation.tools) > MAX_TOOLS:
-        param = f"{paths.root}tools"
-        raise InvalidRequest(f"{param} contains more than {MAX_TOOLS} tools", param=param)
+    paths, choice, names, values = conversation.paths, conversation.tool_choice, set(), 0
+    check_count(len(conversation.tools), MAX_TOOLS, "tools", f"{paths.root}tools")
     for number, tool in enumerate(conversation.tools):
         param = paths.tool(number)
         _check_name(tool.function.name, f"{param}.name")
         if tool.function.name in names:
             raise InvalidRequest(f"{param}.name is already the name of another tool", param=f"{param}.name")
         names.add(tool.function.name)
+        check_length(tool.function.parameters, MAX_SCHEMA_LENGTH, f"{param}.parameters")
+        values += num_values(tool.function.parameters)
+        check_count(values, MAX_VALUES, "values", f"{param}.parameters")
         _check_parameters(tool.function.parameters, f"{param}.parameters")
     if choice is not None:
         _check_choice(choice, names, f"{paths.root}tool_choice")

@@ -155,7 +155,7 @@ class ChatRequest(_message.Message):
     """Whether it may call more than one function in a turn; unset means yes."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The conversation, oldest first; at least one message."""
+        """The conversation, oldest first; 1 to 2048 messages, with at most 4096 parts and tool calls together."""
 
     @_builtins.property
     def sampling(self) -> _generation_pb2.SamplingParams:
@@ -163,7 +163,7 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.Tool]:
-        """The tools that the model may call."""
+        """The tools that the model may call; 128 at most."""
 
     @_builtins.property
     def tool_choice(self) -> _generation_pb2.ToolChoice:

@@ -352,6 +352,7 @@ class DecoderServiceDescribeResponse(_message.Message):
     KV_CACHE_USAGE_PERC_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     EMBEDDING_WIDTH_FIELD_NUMBER: _builtins.int
+    MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """The bundle's name."""
     context_length: _builtins.int
@@ -368,6 +369,8 @@ class DecoderServiceDescribeResponse(_message.Message):
     """The share of the KV cache that running requests use, from 0 to 1."""
     embedding_width: _builtins.int
     """Elements of a vector that Embed returns."""
+    max_text_bytes: _builtins.int
+    """The most bytes of text that context_length tokens can stand for; longer text is refused without being tokenized."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality.ValueType]:
         """What the fusion understands, text included."""
@@ -389,10 +392,11 @@ class DecoderServiceDescribeResponse(_message.Message):
         kv_cache_usage_perc: _builtins.float = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         embedding_width: _builtins.int = ...,
+        max_text_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bundle", b"bundle", "context_length", b"context_length", "device", b"device", "embedding_width", b"embedding_width", "int8", b"int8", "kv_cache_usage_perc", b"kv_cache_usage_perc", "modalities", b"modalities", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bundle", b"bundle", "context_length", b"context_length", "device", b"device", "embedding_width", b"embedding_width", "int8", b"int8", "kv_cache_usage_perc", b"kv_cache_usage_perc", "max_text_bytes", b"max_text_bytes", "modalities", b"modalities", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,7 +156,7 @@ class Function(_message.Message):
     description: _builtins.str
     """What it does; the model decides by this."""
     parameters: _builtins.str
-    """A JSON Schema of its arguments, an object; empty for a function without arguments."""
+    """A JSON Schema of its arguments, an object of at most 262 144 characters; empty for a function without arguments."""
     strict: _builtins.bool
     """Whether a call that is required has to follow `parameters` in full. If it cannot be made to, the request fails with
     INVALID_ARGUMENT, which names the keyword; otherwise the call follows what can be enforced.
@@ -376,11 +376,13 @@ class SamplingParams(_message.Message):
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the answer; four at most. They are part of it only with `include_stop_str_in_output`."""
+        """Strings that end the answer; four at most, of up to 1024 characters each. They are part of it only with
+        `include_stop_str_in_output`.
+        """
 
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of these token ids, each in [-100, 100]."""
+        """Added to the logits of these token ids, each in [-100, 100]; 4096 at most."""
 
     @_builtins.property
     def choice(self) -> Global___TextChoice:
@@ -473,7 +475,7 @@ class TextChoice(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts: at least one, none of them empty."""
+        """The texts: 1 to 4096, none of them empty."""
 
     def __init__(
         self,

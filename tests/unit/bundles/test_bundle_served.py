@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, GlmForCausalLM, MobileViTForImageClassif
 
 from autoglm.bundles.preset import Sources
 from autoglm.common.bundle import Bundle
+from autoglm.common.deadlines import Deadline
 from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
@@ -165,7 +166,7 @@ def test_earlier_calls_are_words_to_a_template_without_tools(decoder: DecoderMod
         decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_ASSISTANT, tool_calls=[call, call]),
         decoder_pb2.DecoderMessage(role=generation_pb2.ROLE_TOOL, parts=[decoder_pb2.DecoderPart(text="noon")]),
     ]
-    request = read(decoder_pb2.DecoderServiceGenerateRequest(messages=turns), decoder)
+    request = read(decoder_pb2.DecoderServiceGenerateRequest(messages=turns), decoder, Deadline())
     prompt = decoder.composer.tokenizer.decode(request.prompt.token_ids, skip_special_tokens=False)
     assert prompt.count('now({"zone": "东京"})') == 2
     assert prompt.index("what time?") < prompt.index("now(") < prompt.index("noon")

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.bundle import Bundle, default_bundle
+from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import RateLimited
 from autoglm.decoder.engine.request import (
     AdapterRef,
@@ -286,10 +287,10 @@ def test_an_answer_without_a_limit_has_the_bundles(model: DecoderModel, plain: P
         messages=[DecoderMessage(role=ROLE_USER, parts=[DecoderPart(text="你好")])],
         sampling=SamplingParams(temperature=0, json_schema='{"type": "object"}'),
     )
-    request = read(message, model)
+    request = read(message, model, Deadline())
     assert (request.sampling.max_tokens, request.max_new_tokens) == (limit, limit)
     message.sampling.max_tokens = limit + 100
-    assert read(message, model).max_new_tokens == limit + 100
+    assert read(message, model, Deadline()).max_new_tokens == limit + 100
     endless = replace(request.sampling, logit_bias=dict.fromkeys(plain.token_ids.stops, -100.0))
     outputs: Outputs = SimpleQueue()
     model.engine.submit(replace(request, sampling=endless, grammar=None, max_backlog=None), outputs.put)

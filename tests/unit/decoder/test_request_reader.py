@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from autoglm.common.bundle import Bundle, chosen_bundle
+from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import MeshError
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.request_reader import read
@@ -27,7 +28,7 @@ def said(role: Role.ValueType, text: str) -> DecoderMessage:
 
 def refused(model: DecoderModel, request: DecoderServiceGenerateRequest) -> tuple[str, str, str | None]:
     with pytest.raises(MeshError) as caught:
-        read(request, model)
+        read(request, model, Deadline())
     return caught.value.type, caught.value.code, caught.value.param
 
 

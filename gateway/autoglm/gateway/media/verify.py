@@ -24,6 +24,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
 
 MAX_ESCAPED_CHARACTERS = 256 * 1024
+UNESCAPED_PIECE = 64 * 1024  # characters
 _ESCAPED = "+/=-_\r\n\t "
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BLANKS = string.whitespace.encode()
@@ -80,11 +81,21 @@ def in_data_url(url: str, param: str) -> bytes | str:
 
 
 def _unescaped(text: str) -> str:
-    """Return base64 `text` without the escapes of its characters; others make it invalid."""
-    for character in _ESCAPED:
-        code = f"%{ord(character):02X}"
-        text = text.replace(code, character).replace(code.lower(), character)
-    return text
+    """Return base64 `text` without the escapes of its characters; others make it invalid.
+
+    A piece at a time: in a thread, other threads take turns with it.
+    """
+    pieces, end = list[str](), 0
+    while end < len(text):
+        start, end = end, end + UNESCAPED_PIECE
+        if (cut := text.rfind("%", end - 2, end)) >= 0:  # an escape is not cut in two
+            end = cut + 3
+        piece = text[start:end]
+        for character in _ESCAPED:
+            code = f"%{ord(character):02X}"
+            piece = piece.replace(code, character).replace(code.lower(), character)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 async def verified(parts: Sequence[MediaPart], limits: MediaLimits) -> list[VerifiedMedia]:

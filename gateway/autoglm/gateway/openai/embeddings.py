@@ -15,11 +15,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import MAX_EMBEDDING_INPUTS, EmbeddingInputs, MediaPart, TextPart, check_messages
+from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart, check_messages
+from autoglm.gateway.limits import MAX_EMBEDDING_INPUTS, MAX_MESSAGES
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.openapi import Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
-from autoglm.gateway.openai.types import WHOLE, Strict, by_content, parse_json
+from autoglm.gateway.openai.types import WHOLE, Strict, at_most, by_content, read_json
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 
 PIECE = 32  # vectors rendered at a time, in about a millisecond
@@ -38,7 +39,7 @@ def _no_token_ids(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_no_token_ids, json_schema_input_type=str), Field(min_length=1)]
-Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_EMBEDDING_INPUTS)]
+Texts = Annotated[list[Text], at_most(MAX_EMBEDDING_INPUTS), Field(min_length=1)]
 
 
 def _one_of(given: str, other: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class EmbeddingRequest(Strict):
     input: Annotated[Annotated[Text, Tag("~text")] | Annotated[Texts, Tag("~parts")], by_content("strings")] | None = (
         Field(None, description="A text, or up to 2048 texts; each becomes a vector.")
     )
-    messages: list[ChatMessage] | None = Field(
+    messages: Annotated[list[ChatMessage], at_most(MAX_MESSAGES)] | None = Field(
         None,
         description="As in a chat, with exactly one text, image or recording, which becomes a vector.",
         json_schema_extra={"minItems": 1},
@@ -104,7 +105,10 @@ class ParsedEmbeddingRequest:
 
 async def read(incoming: Incoming) -> ParsedEmbeddingRequest:
     """Read a request; raises InvalidRequest naming the first invalid field."""
-    request = parse_json(EmbeddingRequest, incoming.body)
+    return await read_json(EmbeddingRequest, incoming.body, _parsed)
+
+
+def _parsed(request: EmbeddingRequest) -> ParsedEmbeddingRequest:
     if (request.input is None) == (request.messages is None):
         raise InvalidRequest("input: exactly one of input and messages is required", param="input")
     texts = [request.input] if isinstance(request.input, str) else request.input

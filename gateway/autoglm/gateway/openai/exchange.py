@@ -40,7 +40,8 @@ class Exchange(Response, Generic[P]):
     async def _read(self, request: Request, slot: AdmittedSlot) -> P:
         settings = self._backend.settings
         body = await read_body(request, slot, settings.max_body_bytes)
-        return await self._route.read(Incoming(request.headers, body, settings.max_media_parts))
+        async with asyncio.timeout(slot.context.deadline.remaining()):
+            return await self._route.read(Incoming(request.headers, body, settings.max_media_parts))
 
 
 def authenticate(request: Request, backend: Backend) -> RequestContext:

@@ -71,16 +71,17 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
 
     Backpressure: the next step is read only after the client's connection took the last one.
     """
-    opening = renderer.opening(conversation.n)
+    opened = False
     try:
         async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
             async for step in steps:
-                if opening:
-                    await respond.start(EVENT_STREAM, *STREAM_HEADERS)
-                await respond.write(opening + renderer.chunk(step))
                 opening = b""
+                if not opened:
+                    await respond.start(EVENT_STREAM, *STREAM_HEADERS)
+                    opening, opened = renderer.opening(conversation.n), True
+                await respond.write(opening + renderer.chunk(step))
     except Exception as error:
-        if opening:
+        if not opened:
             raise
         await respond.finish(renderer.failed(respond.backend.failed(error)))
     else:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.gateway.backend import Backend
-from autoglm.gateway.conversation import MAX_CHOICES
+from autoglm.gateway.limits import MAX_CHOICES
 from autoglm.gateway.openai import openapi
 from autoglm.gateway.openai.canonical_path import MODELS
 from autoglm.gateway.openai.errors import JsonResponse

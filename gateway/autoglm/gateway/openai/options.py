@@ -6,16 +6,31 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.gateway.conversation import LOGIT_BIAS, MAX_STOPS, SAMPLING_RANGES, SEED, SEEDS
+from autoglm.gateway.conversation import LOGIT_BIAS, SAMPLING_RANGES, SEED, SEEDS
+from autoglm.gateway.limits import (
+    MAX_LABEL_LENGTH,
+    MAX_LOGIT_BIASES,
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+)
 from autoglm.gateway.openai.fields import Refused, refuse
-from autoglm.gateway.openai.types import WHOLE, Strict, bounded, within
+from autoglm.gateway.openai.types import WHOLE, Strict, at_most, bounded, within
 from autoglm.v1.generation_pb2 import SamplingParams
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 EFFORTS = "`none` switches the reasoning off, every other effort on."
-Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-Stops = Annotated[list[str], Field(max_length=MAX_STOPS)]
-LogitBias = dict[Annotated[int, Field(strict=False, ge=0, lt=2**32)], Annotated[float, within(LOGIT_BIAS)]]
+Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH)]
+Metadata = dict[
+    Annotated[str, Field(max_length=MAX_METADATA_KEY)], Annotated[str, Field(max_length=MAX_METADATA_VALUE)]
+]
+Stops = Annotated[list[Annotated[str, Field(max_length=MAX_STOP_LENGTH)]], at_most(MAX_STOPS)]
+LogitBias = Annotated[
+    dict[Annotated[int, Field(strict=False, ge=0, lt=2**32)], Annotated[float, within(LOGIT_BIAS)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+]
 Budget = Annotated[int | None, bounded("max_thinking_tokens"), WHOLE]
 V = TypeVar("V")
 
@@ -81,11 +96,11 @@ class AnswerOptions(Strict):
     )
     include_reasoning: bool | None = Field(None, description="vLLM's name of return_reasoning.")
     stream: bool | None = None
-    metadata: Annotated[Metadata | None, Field(max_length=16)] = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
+    metadata: Annotated[Metadata | None, Field(max_length=MAX_METADATA)] = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    service_tier: Label | None = None
     store: bool | None = None
 
     @model_validator(mode="before")

@@ -4,6 +4,7 @@ The speech service returns all segments at once; a stream has a delta for each. 
 temperature) are accepted without effect. What would change the answer and cannot be had is refused by its name.
 """
 
+import asyncio
 import re
 import zlib
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
@@ -18,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.recordings import NAMES
 from autoglm.gateway.conversation import MediaPart, Range
+from autoglm.gateway.limits import MAX_FORM_FIELD_BYTES, MAX_FORM_FIELDS
 from autoglm.gateway.openai.generation import EVENT_STREAM, STREAM_HEADERS
 from autoglm.gateway.openai.openapi import TEXT, Events, Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
@@ -33,7 +35,7 @@ FORMATS = {
 STREAMED_FORMATS = ("json", "text")
 GRANULARITIES = ("segment", "word")
 TEMPERATURES = Range(0, 1)
-MAX_FIELDS = 64
+PIECE = 256 * 1024  # bytes of a form that are read in one go, in about a millisecond
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _SPEAKERS = "speakers are not told apart"
 _HINT = {"type": "string", "description": "A hint without effect."}
@@ -202,12 +204,16 @@ def _check_unsupported(form: FormData) -> None:
 
 
 async def _form(headers: Headers, body: bytearray) -> FormData:
-    async def once() -> AsyncGenerator[bytes, None]:
-        yield bytes(body)
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(body), PIECE):
+            yield bytes(body[start : start + PIECE])
+            await asyncio.sleep(0)  # let other requests run
 
     if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("the body must be multipart/form-data with the recording in the field file")
-    parser = MultiPartParser(headers, once(), max_files=1, max_fields=MAX_FIELDS)
+    parser = MultiPartParser(
+        headers, pieces(), max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FORM_FIELD_BYTES
+    )
     parser.spool_max_size = len(body) + 1  # a request is never written to disk
     try:
         return await parser.parse()

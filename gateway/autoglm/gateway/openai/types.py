@@ -5,17 +5,20 @@ InvalidRequest whose `param` is the field's path, such as `messages[0].content[1
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from autoglm.common.errors import InvalidRequest
+from autoglm.common.errors import Code, InvalidRequest
 from autoglm.common.recordings import AudioFormat
 from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
+from autoglm.gateway.json_bounds import check_values
 from autoglm.gateway.media.verify import in_data_url, is_data_url
+from autoglm.gateway.tasks import off_loop
 from autoglm.gateway.tool_checks import MODES
 from autoglm.v1 import generation_pb2
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, Role
@@ -47,9 +50,17 @@ class Strict(BaseModel):
 
 
 T = TypeVar("T", bound=Strict)
+R = TypeVar("R")
 # What pydantic says in terms of Python: what an object should be, and that the key of one is wrong.
 _PYTHON_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
 _KEY = "[key]"
+
+
+async def read_json(kind: type[T], body: bytearray, read: Callable[[T], R]) -> R:
+    """Parse a JSON body as `kind` and return what `read` makes of it; raises InvalidRequest naming the first invalid
+    field. A large body is parsed in a thread, and one with too many values not at all."""
+    await check_values(body)
+    return await off_loop(len(body), lambda: read(parse_json(kind, body)))
 
 
 def parse_json(kind: type[T], body: bytes | bytearray) -> T:
@@ -63,7 +74,14 @@ def parse_json(kind: type[T], body: bytes | bytearray) -> T:
         path, why = _path(first["loc"]), _PYTHON_OBJECT.sub("an object", first["msg"])
         if first["type"] == "part_kind":
             path, why = f"{path}.type", _why_not(first["input"]) or why
-        raise InvalidRequest(f"{path or 'the body'}: {why}", param=path or None) from None
+        raise InvalidRequest(f"{path or 'the body'}: {why}", param=path or None, code=_code(first)) from None
+
+
+def _code(error: ErrorDetails) -> Code | None:
+    """Return OpenAI's code of an error, where it has one that is finer than the type."""
+    if error["type"] == "too_long":
+        return "object_above_max_properties" if isinstance(error["input"], dict) else "array_above_max_length"
+    return "string_above_max_length" if error["type"] == "string_too_long" else None
 
 
 def _why_not(part: object) -> str | None:
@@ -79,6 +97,11 @@ def _path(location: tuple[int | str, ...]) -> str:
 def bounded(name: str) -> Any:
     """Return what limits a pydantic field to a number of SAMPLING_RANGES."""
     return within(SAMPLING_RANGES[name])
+
+
+def at_most(count: int) -> Any:
+    """Return what limits a list to `count` items; what follows the first invalid one is not looked at."""
+    return Field(max_length=count, fail_fast=True)
 
 
 def within(allowed: Range) -> Any:

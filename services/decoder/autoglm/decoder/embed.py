@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from autoglm.common.context_length import context_exceeded, is_longer
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
 from autoglm.common.torch_tensors import from_torch
@@ -66,14 +67,10 @@ class Embedder:
     def _text(self, text: str, param: str) -> tuple[Tensor, int]:
         model, most = self._model, self._model.context
         # A text that is too long for certain is not tokenized.
-        ids = model.composer.encode(text) if len(text) <= most * model.composer.longest else None
+        ids = None if is_longer([text], model.max_text_bytes) else model.composer.encode(text)
         if ids is None or len(ids) > most:
             has = "more" if ids is None else len(ids)
-            raise InvalidRequest(
-                f"this model's maximum context length is {most} tokens, but the text has {has}; shorten it",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise context_exceeded(most, f"the text has {has}; shorten it", param)
         if not ids:
             raise InvalidRequest("a text must not be empty", param=param)
         return model.fusion.pool_text(model.embed, ids), len(ids)

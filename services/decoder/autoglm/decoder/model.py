@@ -110,6 +110,11 @@ class DecoderModel:
             raise InvalidRequest(f"the {kind} embedding has grid {list(grid)} and {len(tokens)} tokens", param=param)
         return Media(kind, tokens, embedding.transcript, grid)
 
+    @property
+    def max_text_bytes(self) -> int:
+        """Return the most bytes of text that the context can hold, were each of its tokens the longest."""
+        return self.context * self.composer.longest
+
     def thinking(self, prompt: Prompt, budget: int | None) -> Thinking | None:
         """Return how the answer to `prompt` reasons; None for a tokenizer without the marks of reasoning."""
         marks = self.composer.layout.thinking

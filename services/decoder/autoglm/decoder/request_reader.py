@@ -1,5 +1,8 @@
 """A Generate request in protobuf as the engine's Request: prompt, sampling, reasoning, format and adapter."""
 
+from collections.abc import Sequence
+
+from autoglm.common.context_length import PromptText, context_exceeded
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.decoder.engine.request import AdapterRef, Request, SamplingConfig
@@ -8,7 +11,7 @@ from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
 from autoglm.decoder.tools import description, in_words, written
-from autoglm.fusion.prompt import Prompt, PromptMessage, Role
+from autoglm.fusion.prompt import Media, Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
 ROLES: dict[generation_pb2.Role.ValueType, Role] = {
@@ -24,10 +27,14 @@ def read(
     model: DecoderModel,
     deadline: Deadline = Deadline(),  # noqa: B008 - it is frozen
 ) -> Request:
-    """Return what `message` asks of the engine; raises InvalidRequest, which names the field, for what `model` cannot
-    do, NotFound for an adapter that its bundle does not have, and what read_format raises."""
+    """Return what `message` asks of the engine.
+
+    Raises InvalidRequest, which names the field, for what `model` cannot do, NotFound for an adapter that its bundle
+    does not have, DeadlineExceeded between two steps past `deadline`, and what read_format raises.
+    """
     check_sizes(message)
-    prompt = _prompt(message, model)
+    prompt = _prompt(message, model, deadline)
+    deadline.remaining()
     return Request(
         prompt,
         _sampling(message.sampling, model),
@@ -40,22 +47,39 @@ def read(
     )
 
 
-def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel) -> Prompt:
+def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel, deadline: Deadline) -> Prompt:
     if not message.messages:
         raise InvalidRequest("a conversation needs at least one message", param="messages")
     if message.tools and not model.composer.takes_tools:
         raise InvalidRequest(f"the chat template of {model.bundle.name} does not support tools", param="tools")
+    # Text that is too long for certain is neither parsed nor tokenized.
+    _text(message).check(model.context, model.max_text_bytes, messages="messages", tools="tools")
     turns = [_turn(turn, model) for turn in message.messages]
+    if _least_tokens(turns) >= model.context:
+        raise context_exceeded(model.context, "the messages have more; shorten them", "messages")
+    deadline.remaining()
     thinking = message.enable_thinking if message.HasField("enable_thinking") else None
-    prompt = model.composer.compose(turns, thinking, [description(tool) for tool in message.tools])
+    tools = [description(tool) for tool in message.tools]
+    prompt = model.composer.compose(turns, thinking, tools, checkpoint=deadline.remaining)
     if (used := len(prompt.token_ids)) >= model.context:
-        raise InvalidRequest(
-            f"this model's maximum context length is {model.context} tokens, but the messages have {used}; shorten"
-            " them",
-            param="messages",
-            code="context_length_exceeded",
-        )
+        raise context_exceeded(model.context, f"the messages have {used}; shorten them", "messages")
     return prompt
+
+
+def _text(message: decoder_pb2.DecoderServiceGenerateRequest) -> PromptText:
+    return PromptText(
+        texts=[part.text for turn in message.messages for part in turn.parts],
+        calls=[call.function for turn in message.messages for call in turn.tool_calls],
+        tools=[tool.function for tool in message.tools],
+    )
+
+
+def _least_tokens(turns: Sequence[PromptMessage]) -> int:
+    """Return the fewest tokens that `turns` can have: one for each text, name and argument, those of media in full."""
+    parts = [part for turn in turns for part in turn.parts]
+    calls = [call for turn in turns for call in turn.calls]
+    texts = [*parts, *(each for call in calls for each in (call.name, *call.arguments, *call.arguments.values()))]
+    return sum(len(each.tokens) if isinstance(each, Media) else each != "" for each in texts)
 
 
 def _turn(turn: decoder_pb2.DecoderMessage, model: DecoderModel) -> PromptMessage:

@@ -29,6 +29,7 @@ from autoglm.v1 import decoder_pb2, modality_pb2
 logger = logging.getLogger("autoglm.decoder")
 
 FORMAT_THREADS = 64  # formats that are known need not wait for new ones
+OFF_LOOP_BYTES = 4 * 1024  # text of this size is tokenized in a few milliseconds
 
 
 class DecoderServicer:
@@ -103,17 +104,21 @@ class DecoderServicer:
             adapters=self.model.adapters.names,
             int8=self.model.int8,
             embedding_width=fusion.width,
+            max_text_bytes=self.model.max_text_bytes,
         )
 
     async def _generate(
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        if has_format(message):  # other answers go on meanwhile
-            loop = asyncio.get_running_loop()
-            request, grammar = await loop.run_in_executor(self._formats, self._read_with_format, message, deadline)
+        work = partial(self._read, message, deadline)
+        loop = asyncio.get_running_loop()
+        if has_format(message):  # in threads, so that other answers go on meanwhile
+            request, grammar = await loop.run_in_executor(self._formats, work)
+        elif message.ByteSize() > OFF_LOOP_BYTES:
+            request, grammar = await loop.run_in_executor(None, work)
         else:
-            request, grammar = read(message, self.model), None
+            request, grammar = work()
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
         responses = ResponseBuilder.of(message, request, self.model.composer)
@@ -126,7 +131,7 @@ class DecoderServicer:
             self.engine.abort(request.id)
             del grammar  # until here it has been held for the engine
 
-    def _read_with_format(
+    def _read(
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> tuple[Request, CompiledGrammar | None]:
         """Read a request, and compile its format if it has one: who holds it keeps it compiled."""

@@ -29,6 +29,7 @@ Marks = tuple[str, str]  # that open and close a call
 _NAME = re.compile(r"\s*([\w-]*)\s*")
 _ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 _UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
+_to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each value
 _DEFINITIONS = ("$defs", "definitions")
 _NOT_IN_TEXTS = ("format", "allOf", "anyOf", "oneOf", "not", "if")
 _NOT_IN_CALLS = (
@@ -286,4 +287,4 @@ def _call(name: str, arguments: Mapping[str, Any]) -> generation_pb2.ToolCall:
 
 
 def _written(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else _to_json(value)

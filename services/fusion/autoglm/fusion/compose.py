@@ -7,7 +7,7 @@ never forge a special token. The layout says how media are written and in which 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ _SLOT = re.compile("\ue000(\\d+)\ue001")
 class Composer:
     """The tokenizer and chat template of a decoder, applied to conversations with media.
 
-    `vocabulary` is one more than the highest token id, gaps included; `longest` is the number of characters of the
-    longest token; `takes_tools` says whether the template writes tools, and calls with the marks of the layout.
+    `vocabulary` is one more than the highest token id, gaps included; no token stands for more than `longest` bytes;
+    `takes_tools` says whether the template writes tools, and calls with the marks of the layout.
     Raises ValueError when the tokenizer lacks a media token of the layout.
     """
 
@@ -43,19 +43,29 @@ class Composer:
         self.takes_tools = layout.tool_call[0] in source and "tools" in variables
         vocabulary = self.tokenizer.get_vocab()
         self.vocabulary = max(vocabulary.values()) + 1
-        self.longest = max(map(len, vocabulary))
+        self.longest = max(len(token.encode()) for token in vocabulary)
         ids = {text: _id(self.tokenizer, text) for text in layout.media_tokens}
         self._placeholder_ids = {row.kind: ids[row.placeholder] for row in layout.media}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that a client wrote; special tokens in it are encoded as ordinary text."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+        return _encoded(self._plain, text)
+
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of a text that the template wrote; it may hold special tokens."""
+        return _encoded(self.tokenizer, text)
 
     def compose(
-        self, messages: Sequence[PromptMessage], enable_thinking: bool | None = None, tools: Sequence[str] = ()
+        self,
+        messages: Sequence[PromptMessage],
+        enable_thinking: bool | None = None,
+        tools: Sequence[str] = (),
+        checkpoint: Callable[[], object] = lambda: None,
     ) -> Prompt:
-        """Lay out `messages`, after the descriptions of `tools`, with the start of the next assistant turn."""
+        """Lay out `messages`, after the descriptions of `tools`, with the start of the next assistant turn.
+
+        `checkpoint` is called before each part is tokenized; what it raises ends the work.
+        """
         slots = _Slots()
         last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
         rendered = self._template.render(
@@ -67,6 +77,7 @@ class Composer:
         builder = _Builder(self, self._placeholder_ids)
         position = 0
         for match in _SLOT.finditer(rendered):
+            checkpoint()
             builder.template(rendered[position : match.start()])
             builder.part(*slots.held[int(match[1])])
             position = match.end()
@@ -122,6 +133,13 @@ def _to_json(value: object, **options: Any) -> str:
     return json.dumps(value, **{"ensure_ascii": False} | options)
 
 
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of `text`. Unlike `encode`, this lets other threads run meanwhile, and leaves out the offsets,
+    which take most of the time."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
+
+
 def _id(tokenizer: Tokenizer, text: str) -> int:
     token_id = tokenizer.token_to_id(text)
     if token_id is None:
@@ -136,14 +154,17 @@ class _Builder:
         self._composer, self._placeholder_ids = composer, placeholder_ids
         self.token_ids: list[int] = []
         self.runs: list[Run] = []
+        self._templates: dict[str, list[int]] = {}  # between parts it repeats itself
 
     def template(self, text: str) -> None:
         """Add text that the template wrote; it may hold special tokens."""
-        self._add(self._composer.tokenizer.encode(text, add_special_tokens=False).ids)
+        if text not in self._templates:
+            self._templates[text] = self._composer.encode_template(text)
+        self._add(self._templates[text])
 
     def echo(self, text: str) -> None:
         """Add the start of the answer, which takes nothing from media, like the tokens that the decoder generates."""
-        self._add(self._composer.tokenizer.encode(text, add_special_tokens=False).ids, enriched=False)
+        self._add(self._composer.encode_template(text), enriched=False)
 
     def part(self, part: str | Media, role: Role, asked: bool) -> None:
         """Add a part that a client sent."""

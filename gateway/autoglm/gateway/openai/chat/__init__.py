@@ -9,15 +9,18 @@ from autoglm.gateway.openai.errors import Error
 from autoglm.gateway.openai.generation import Generation, generate
 from autoglm.gateway.openai.openapi import Events, Spec
 from autoglm.gateway.openai.route import Incoming, Route
-from autoglm.gateway.openai.types import parse_json
+from autoglm.gateway.openai.types import read_json
 
 
 async def read(incoming: Incoming) -> Generation:
     """Read a chat request; raises InvalidRequest naming the first invalid field."""
-    request = parse_json(ChatCompletionRequest, incoming.body)
-    conversation = to_conversation(request, incoming.max_media_parts)
-    renderer = partial(ChatRenderer, include_usage=request.include_usage, service_tier=request.service_tier)
-    return Generation(request.model, conversation, bool(request.stream), renderer)
+
+    def generation(request: ChatCompletionRequest) -> Generation:
+        conversation = to_conversation(request, incoming.max_media_parts)
+        renderer = partial(ChatRenderer, include_usage=request.include_usage, service_tier=request.service_tier)
+        return Generation(request.model, conversation, bool(request.stream), renderer)
+
+    return await read_json(ChatCompletionRequest, incoming.body, generation)
 
 
 ROUTE = Route(

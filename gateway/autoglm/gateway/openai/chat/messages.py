@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import ConversationMessage, MediaPart, TextPart
+from autoglm.gateway.limits import MAX_PARTS
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.openai.types import (
     ROLES,
@@ -17,6 +18,7 @@ from autoglm.gateway.openai.types import (
     FunctionCallParam,
     RefusalContent,
     Strict,
+    at_most,
     by_content,
     by_type,
     custom_call_of,
@@ -94,16 +96,23 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
-        Annotated[Annotated[str, Tag("~text")] | Annotated[list[Content], Tag("~parts")], by_content("parts")] | None
+        Annotated[
+            Annotated[str, Tag("~text")] | Annotated[list[Content], at_most(MAX_PARTS), Tag("~parts")],
+            by_content("parts"),
+        ]
+        | None
     ) = None
     refusal: str | None = None
     audio: SpokenAnswer | None = None
     tool_calls: (
-        list[
-            Annotated[
-                Annotated[ToolCallParam, Tag("~function")] | Annotated[CustomToolCallParam, Tag("~custom")],
-                by_type("function", "custom", default="function"),
-            ]
+        Annotated[
+            list[
+                Annotated[
+                    Annotated[ToolCallParam, Tag("~function")] | Annotated[CustomToolCallParam, Tag("~custom")],
+                    by_type("function", "custom", default="function"),
+                ]
+            ],
+            at_most(MAX_PARTS),
         ]
         | None
     ) = None

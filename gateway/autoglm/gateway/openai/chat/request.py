@@ -7,12 +7,12 @@ from pydantic import Discriminator, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import (
-    MAX_CHOICES,
     Conversation,
     FieldPaths,
     check_choices,
     check_messages,
 )
+from autoglm.gateway.limits import MAX_CHOICE_TEXTS, MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.fields import CHAT_REFUSED
 from autoglm.gateway.openai.options import AnswerOptions
@@ -23,6 +23,7 @@ from autoglm.gateway.openai.types import (
     FunctionName,
     Mode,
     Strict,
+    at_most,
     bounded,
     by_type,
     restricted,
@@ -61,7 +62,7 @@ class AllowedToolSet(Strict):
     """The subset of `tools` that the model may call, or must call one of."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedChoice] = Field(min_length=1)
+    tools: Annotated[list[NamedChoice], at_most(MAX_TOOLS)] = Field(min_length=1)
 
 
 class AllowedToolChoice(Strict):
@@ -117,7 +118,9 @@ class StructuredOutputs(Strict):
         Field(None, alias="json", description="A JSON Schema, or one as text.")
     )
     regex: str | None = None
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    choice: Annotated[list[Annotated[str, Field(min_length=1)]], at_most(MAX_CHOICE_TEXTS)] | None = Field(
+        None, min_length=1
+    )
     grammar: str | None = Field(None, description="A grammar in llguidance's dialect of Lark.")
 
 
@@ -126,7 +129,7 @@ class ChatCompletionRequest(AnswerOptions):
 
     refused = CHAT_REFUSED
 
-    messages: list[ChatMessage] = Field(json_schema_extra={"minItems": 1})
+    messages: Annotated[list[ChatMessage], at_most(MAX_MESSAGES)] = Field(json_schema_extra={"minItems": 1})
     max_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = None
     max_completion_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = Field(
         None, description="The newer name of max_tokens, which it overrides."
@@ -137,7 +140,7 @@ class ChatCompletionRequest(AnswerOptions):
     logprobs: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], at_most(MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     stream_options: StreamOptions | None = None
 

@@ -8,15 +8,18 @@ from autoglm.gateway.openai.responses.render import ResponsesRenderer
 from autoglm.gateway.openai.responses.request import ResponseRequest, to_conversation
 from autoglm.gateway.openai.responses.schema import Response, ResponseEvent
 from autoglm.gateway.openai.route import Incoming, Route
-from autoglm.gateway.openai.types import parse_json
+from autoglm.gateway.openai.types import read_json
 
 
 async def read(incoming: Incoming) -> Generation:
     """Read a request for a response; raises InvalidRequest naming the first invalid field."""
-    request = parse_json(ResponseRequest, incoming.body)
-    conversation = to_conversation(request, incoming.max_media_parts)
-    renderer = partial(ResponsesRenderer, echo=request.echo())
-    return Generation(request.model, conversation, bool(request.stream), renderer)
+
+    def generation(request: ResponseRequest) -> Generation:
+        conversation = to_conversation(request, incoming.max_media_parts)
+        renderer = partial(ResponsesRenderer, echo=request.echo())
+        return Generation(request.model, conversation, bool(request.stream), renderer)
+
+    return await read_json(ResponseRequest, incoming.body, generation)
 
 
 ROUTE = Route(

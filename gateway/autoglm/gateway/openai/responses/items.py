@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autoglm.gateway.conversation import ConversationMessage, MediaPart, TextPart
+from autoglm.gateway.limits import MAX_PARTS
 from autoglm.gateway.media.verify import at_url
 from autoglm.gateway.openai.types import (
     ROLES,
@@ -19,6 +20,7 @@ from autoglm.gateway.openai.types import (
     FunctionCallParam,
     RefusalContent,
     Strict,
+    at_most,
     by_content,
     by_type,
     custom_call_of,
@@ -61,7 +63,8 @@ ResponsePart = Annotated[
     by_type(("input_text", "output_text"), "refusal", ("input_image", "computer_screenshot"), "input_audio"),
 ]
 ResponseContent = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], Tag("~parts")], by_content("parts")
+    Annotated[str, Tag("~text")] | Annotated[list[ResponsePart], at_most(MAX_PARTS), Tag("~parts")],
+    by_content("parts"),
 ]
 
 

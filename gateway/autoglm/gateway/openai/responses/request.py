@@ -16,6 +16,7 @@ from autoglm.gateway.conversation import (
     TextPart,
     check_messages,
 )
+from autoglm.gateway.limits import MAX_MESSAGES, MAX_TOOLS
 from autoglm.gateway.openai.chat.request import StructuredOutputs, structure, structure_path
 from autoglm.gateway.openai.fields import RESPONSES_REFUSED
 from autoglm.gateway.openai.options import AnswerOptions
@@ -27,6 +28,7 @@ from autoglm.gateway.openai.types import (
     FunctionName,
     Mode,
     Strict,
+    at_most,
     bounded,
     by_content,
     by_type,
@@ -62,7 +64,7 @@ class AllowedTools(Strict):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[FunctionChoice] = Field(min_length=1)
+    tools: Annotated[list[FunctionChoice], at_most(MAX_TOOLS)] = Field(min_length=1)
 
 
 ToolRule = Annotated[
@@ -105,14 +107,17 @@ class ResponseRequest(AnswerOptions):
 
     refused = RESPONSES_REFUSED
 
-    input: Annotated[Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], Tag("~parts")], by_content("items")]
+    input: Annotated[
+        Annotated[str, Tag("~text")] | Annotated[list[ResponseItem], at_most(MAX_MESSAGES), Tag("~parts")],
+        by_content("items"),
+    ]
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, bounded("max_tokens"), WHOLE] = None
     text: TextOptions | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[FunctionTool] | None = None
+    tools: Annotated[list[FunctionTool], at_most(MAX_TOOLS)] | None = None
     tool_choice: ResponseToolChoice | None = None
-    include: list[Included] | None = Field(
+    include: Annotated[list[Included], Field(fail_fast=True)] | None = Field(
         None, description="`message.output_text.logprobs`; the other values are without effect."
     )
     max_tool_calls: Annotated[int | None, WHOLE] = None
