@@ -1,9 +1,9 @@
 """What clients see when vLLM refuses or ends a request. vLLM itself is a fake here: it does so when it is told to."""
 
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from queue import SimpleQueue
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +49,7 @@ class FakeVllm:
 class PlainFusion:
     """Embeds text alone."""
 
-    media_widths: dict[Any, int] = {}
+    media_widths: Mapping[Any, int] = MappingProxyType({})
     text_width = width = 1
 
     def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
