@@ -14,6 +14,7 @@ logger = logging.getLogger("ray.serve")
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
+HAPROXY_RETRY_SECONDS = 0.5
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
@@ -81,8 +82,15 @@ def restart_haproxy() -> None:
                 async with self._changing:
                     if self._proc is process:  # not the one before a reload
                         logger.warning("HAProxy ended with status %s, starting it again", process.returncode)
-                        self._old_procs.append(process)  # the next reload keeps or removes its logs
-                        self._proc = await self._start_and_wait_for_haproxy()
+                        await self._restart(process)
+
+        async def _restart(self, ended: asyncio.subprocess.Process) -> None:
+            try:
+                self._proc = await self._start_and_wait_for_haproxy()
+                self._old_procs.append(ended)  # the next reload keeps or removes its logs
+            except (RuntimeError, OSError) as error:
+                logger.warning("%s", error)
+                await asyncio.sleep(HAPROXY_RETRY_SECONDS)
 
     haproxy.HAProxyApi = RestartingHAProxy
 
