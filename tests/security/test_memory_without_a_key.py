@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+import grpc
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ..faults.attacks import connections
 from ..faults.attacks.sending import (
@@ -20,7 +22,7 @@ from ..faults.attacks.sending import (
     request_headers,
 )
 from ..mesh import Mesh, running_mesh
-from ..waiting import eventually
+from ..waiting import NET_SECONDS, eventually
 
 MIB = 2**20
 GROWTH = 100 * MIB  # of all processes; what is sent would be several times as much
@@ -36,7 +38,9 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 
 def held(mesh: Mesh) -> int:
-    """Return the bytes that the processes hold which clients can reach."""
+    """Return the bytes that the processes hold which clients can reach, once what came before has been dealt with."""
+    with grpc.insecure_channel(mesh.grpc_address) as channel:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=NET_SECONDS)
     children = psutil.Process(mesh.process.pid).children()
     return sum(child.memory_info().rss for child in children if child.name() != "valkey-server")
 
