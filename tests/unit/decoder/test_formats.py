@@ -9,7 +9,8 @@ from queue import SimpleQueue
 import pytest
 
 from autoglm.decoder.engine.cache import num_blocks
-from autoglm.decoder.engine.grammar import Grammars, UnusableGrammar
+from autoglm.decoder.engine.grammar import Grammars
+from autoglm.decoder.engine.matchers import UnusableGrammar
 from autoglm.decoder.engine.request import GrammarKind, GrammarSpec, Request, SamplingConfig, Thinking
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.prompt import PromptMessage

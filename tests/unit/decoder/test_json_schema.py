@@ -8,7 +8,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import default_bundle
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.grammar import JSON_STYLE, Grammars
+from autoglm.decoder.engine.grammar import Grammars
+from autoglm.decoder.engine.matchers import JSON_STYLE
 from autoglm.decoder.formats import read_format
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest

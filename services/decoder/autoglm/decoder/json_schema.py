@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.grammar import EmptyGrammar, UnusableGrammar
+from autoglm.decoder.engine.matchers import EmptyGrammar, UnusableGrammar
 
 Schema: TypeAlias = dict[str, Any]
 MAX_REPAIRS = 6

@@ -1,7 +1,9 @@
 """A Generate request in protobuf as the engine's Request: prompt, sampling, reasoning, format and adapter."""
 
+from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.decoder.engine.request import AdapterRef, Request, SamplingConfig
+from autoglm.decoder.format_limits import check_sizes
 from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
@@ -17,9 +19,14 @@ ROLES: dict[generation_pb2.Role.ValueType, Role] = {
 }
 
 
-def read(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel) -> Request:
+def read(
+    message: decoder_pb2.DecoderServiceGenerateRequest,
+    model: DecoderModel,
+    deadline: Deadline = Deadline(),  # noqa: B008 - it is frozen
+) -> Request:
     """Return what `message` asks of the engine; raises InvalidRequest, which names the field, for what `model` cannot
-    do, NotFound for an adapter that its bundle does not have."""
+    do, NotFound for an adapter that its bundle does not have, and what read_format raises."""
+    check_sizes(message)
     prompt = _prompt(message, model)
     return Request(
         prompt,
@@ -27,7 +34,7 @@ def read(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderModel
         model.context,
         salt=message.cache_salt.encode(),
         thinking=model.thinking(prompt, _thinking_budget(message.sampling)),
-        grammar=read_format(message, model.grammars, model.composer.layout.tool_call),
+        grammar=read_format(message, model.grammars, model.composer.layout.tool_call, deadline),
         adapter=_adapter(message.adapter, model) if message.adapter else None,
         max_backlog=MAX_BACKLOG,
     )

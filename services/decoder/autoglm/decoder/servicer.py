@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from queue import SimpleQueue
@@ -14,6 +15,7 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.modalities import BY_KIND
 from autoglm.common.server import Context, fail
 from autoglm.decoder.embed import Embedder
+from autoglm.decoder.engine.grammar import CompiledGrammar
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.formats import has_format
 from autoglm.decoder.model import DecoderModel
@@ -25,12 +27,15 @@ from autoglm.v1 import decoder_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
+FORMAT_THREADS = 64  # formats that are known need not wait for new ones
+
 
 class DecoderServicer:
     """Generates answers with one engine, and makes vectors in a thread of its own."""
 
     def __init__(self, model: DecoderModel) -> None:
         self.model, self.engine, self._embedder = model, model.engine, Embedder(model)
+        self._formats = ThreadPoolExecutor(FORMAT_THREADS, "formats")
 
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
@@ -98,8 +103,11 @@ class DecoderServicer:
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        in_thread = has_format(message)  # other answers go on meanwhile
-        request = await asyncio.to_thread(read, message, self.model) if in_thread else read(message, self.model)
+        if has_format(message):  # other answers go on meanwhile
+            loop = asyncio.get_running_loop()
+            request, grammar = await loop.run_in_executor(self._formats, self._read_with_format, message, deadline)
+        else:
+            request, grammar = read(message, self.model), None
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
         responses = ResponseBuilder.of(message, request, self.model.composer)
@@ -110,3 +118,11 @@ class DecoderServicer:
                 yield response
         finally:
             self.engine.abort(request.id)
+            del grammar  # until here it has been held for the engine
+
+    def _read_with_format(
+        self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
+    ) -> tuple[Request, CompiledGrammar | None]:
+        """Read a request, and compile its format if it has one: who holds it keeps it compiled."""
+        request = read(message, self.model, deadline)
+        return request, request.grammar and self.model.grammars.compiled(request.grammar)

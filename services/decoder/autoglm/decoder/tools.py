@@ -18,7 +18,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from autoglm.decoder.detokenizer import overlap
-from autoglm.decoder.engine.grammar import JSON_STYLE
+from autoglm.decoder.engine.matchers import JSON_STYLE
 from autoglm.fusion.prompt import PromptMessage, ToolCall
 from autoglm.v1 import generation_pb2
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest

@@ -23,8 +23,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavailable
-from autoglm.decoder.engine.grammar import JSON_STYLE
 from autoglm.decoder.engine.lora import Adapter, Adapters
+from autoglm.decoder.engine.matchers import JSON_STYLE
 from autoglm.decoder.engine.protocol import Consumer, Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence

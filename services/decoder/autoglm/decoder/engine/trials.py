@@ -1,0 +1,118 @@
+"""Tries formats where they can do no harm; see trial_process."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited, UpstreamUnavailable
+from autoglm.decoder.engine import trial_process
+from autoglm.decoder.engine.matchers import EmptyGrammar, UnusableGrammar
+from autoglm.decoder.engine.request import GrammarSpec
+
+MAX_TRIALS = 4  # at a time, each with the memory of trial_process
+QUEUE_SECONDS = 10.0  # that a trial may wait for its turn
+REPLY_SECONDS = trial_process.SECONDS + 2.0  # the kernel has ended the child by then
+logger = logging.getLogger("autoglm.decoder")
+TOO_COMPLEX = "this is too complex to be enforced"
+
+
+class Trials:
+    """Tries formats for one tokenizer in a process of its own, which is started again when it has ended."""
+
+    def __init__(self, tokenizer: Path, stops: Sequence[int]) -> None:
+        module = ["-m", trial_process.__name__]
+        self._command = [sys.executable, *module, str(tokenizer), *(str(stop) for stop in stops)]
+        self._turns, self._starting = threading.Semaphore(MAX_TRIALS), threading.Lock()
+        self._start()
+
+    def check(self, spec: GrammarSpec, until: float = float("inf")) -> None:
+        """Return if `spec` is a format that can be compiled, within the limits of trial_process and before `until` on
+        the monotonic clock.
+
+        Raises UnusableGrammar for one that is not, InvalidRequest for one that takes too much, RateLimited when too
+        many are being tried, and DeadlineExceeded.
+        """
+        if not self._turns.acquire(timeout=min(QUEUE_SECONDS, max(0.0, until - time.monotonic()))):
+            raise RateLimited("too many new formats are being compiled; try again")
+        try:
+            reply = self._try(spec, until)
+        finally:
+            self._turns.release()
+        if reply == trial_process.BEGUN:
+            raise InvalidRequest(TOO_COMPLEX, param=spec.param)
+        outcome = json.loads(reply.removeprefix(trial_process.BEGUN))
+        if outcome["error"] is not None:
+            raise (EmptyGrammar if outcome["empty"] else UnusableGrammar)(outcome["error"])
+
+    @property
+    def pid(self) -> int:
+        """The process that forks."""
+        return self._process.pid
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:  # a session, so that its children end with it, and a signal at the terminal is not for it
+            self._process = subprocess.Popen(
+                self._command, stdin=theirs, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        self._end = weakref.finalize(self, _end, self._process, self._control)
+
+    def _try(self, spec: GrammarSpec, until: float) -> bytes:
+        """Return what the child says; nothing after BEGUN if it died. Raises UpstreamUnavailable if there is none."""
+        for _ in range(2):
+            process = self._process
+            with self._trial() as trial, suppress(ConnectionError):
+                trial.sendall(json.dumps({"kind": spec.kind, "given": spec.given}).encode())
+                trial.shutdown(socket.SHUT_WR)
+                if reply := _read(trial, min(until, time.monotonic() + REPLY_SECONDS)):
+                    return reply
+            self._restart(process)
+        raise UpstreamUnavailable("formats cannot be checked at the moment; try again")
+
+    def _trial(self) -> socket.socket:
+        """Return the socket of a new trial, which nobody answers if the process has ended."""
+        ours, theirs = socket.socketpair()
+        with theirs, suppress(ConnectionError):
+            socket.send_fds(self._control, [b"."], [theirs.fileno()])
+        return ours
+
+    def _restart(self, process: "subprocess.Popen[bytes]") -> None:
+        """Start the process again, unless another thread has."""
+        with self._starting:
+            if self._process is process:
+                logger.warning("the process that tries formats has ended, starting it again")
+                self._end()
+                self._start()
+
+
+def _read(trial: socket.socket, until: float) -> bytes:
+    """Return all that comes; raises DeadlineExceeded when nothing more has come by `until`."""
+    parts = []
+    while (left := until - time.monotonic()) > 0:
+        trial.settimeout(left)
+        try:
+            part = trial.recv(2**16)
+        except TimeoutError:
+            break
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+    raise DeadlineExceeded("the deadline passed before the format was compiled; allow more time")
+
+
+def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    """End the process and its children; those of one that has ended have seconds left."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    control.close()

@@ -1,0 +1,250 @@
+"""Formats that crash llguidance or keep it busy: their sender alone is told, and everybody else is answered."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+
+from autoglm.common.bundle import default_bundle
+from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited
+from autoglm.decoder.engine import grammar, trials
+from autoglm.decoder.engine.grammar import COMPILED, Grammars
+from autoglm.decoder.engine.matchers import spelling
+from autoglm.decoder.engine.request import GrammarSpec, Request
+from autoglm.decoder.formats import read_format
+from autoglm.fusion.compose import Composer
+from autoglm.fusion.gcma.layout import GCMA_LAYOUT
+from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
+from autoglm.v1.generation_pb2 import (
+    TOOL_CHOICE_MODE_REQUIRED,
+    Function,
+    SamplingParams,
+    TextChoice,
+    Tool,
+    ToolChoice,
+)
+
+from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, prompts, submit
+
+PATH = default_bundle() / "decoder" / "tokenizer.json"
+LONG = 5000  # links of a chain that no stack holds
+
+
+@pytest.fixture(scope="module")
+def grammars() -> Grammars:
+    return Grammars(PATH, [2585, 2604])
+
+
+def asked(schema: Any) -> SamplingParams:
+    return SamplingParams(json_schema=json.dumps(schema))
+
+
+def chained(link: Callable[[str], Any], names: int = LONG) -> SamplingParams:
+    """Return a schema in which every definition leads to the next."""
+    chain = {f"n{n}": link(f"#/$defs/n{n + 1}") for n in range(names)}
+    return asked({"$ref": "#/$defs/n0", "$defs": {**chain, f"n{names}": {"type": "null"}}})
+
+
+def nested(link: Callable[[Any], Any], depth: int) -> SamplingParams:
+    schema: Any = {"type": "boolean"}
+    for _ in range(depth):
+        schema = link(schema)
+    return asked(schema)
+
+
+def ambiguous(rules: int) -> str:
+    """Return rules of a grammar in which every text can be read in ever more ways; `many` is the first."""
+    names = [f"m{n}" for n in range(rules)]
+    return "\n".join([f"many: {' | '.join(names)}", *(f'{name}: many many | "q" | "r"' for name in names)])
+
+
+def tools(count: int, properties: int) -> DecoderServiceGenerateRequest:
+    kinds = ("string", "number", "boolean", "array")
+    parameters = json.dumps({"properties": {f"argument_{n}": {"type": kinds[n % 4]} for n in range(properties)}})
+    return DecoderServiceGenerateRequest(
+        tools=[Tool(function=Function(name=f"function_{n}", parameters=parameters)) for n in range(count)],
+        tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED),
+    )
+
+
+@contextmanager
+def stopped(grammars: Grammars) -> Iterator[None]:
+    """Let no new format be tried meanwhile, as if the trials took for ever."""
+    os.kill(grammars.trials.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(grammars.trials.pid, signal.SIGCONT)
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(
+            grammar="\n".join(f'r{n}: "-" r{n + 1} | "."' for n in range(LONG)) + f'\nr{LONG}: "!"\nstart: r0'
+        ),
+        SamplingParams(grammar="start: r0\n" + "\n".join(f"r{n}: r{n + 1}" for n in range(LONG)) + f'\nr{LONG}: "!"'),
+        SamplingParams(grammar="start: R0\n" + "\n".join(f"R{n}: R{n + 1}" for n in range(LONG)) + f"\nR{LONG}: /!/"),
+        SamplingParams(grammar=f'start: "q" many\n{ambiguous(400)}'),
+        SamplingParams(grammar=f"start: {'(' * 60_000}/a/{')' * 60_000}"),
+        SamplingParams(regex="((z{900}){900}){900}"),
+        SamplingParams(regex="(.?[d-k]?)" * 3000),
+        chained(lambda following: {"$ref": following}),
+        chained(lambda following: {"properties": {"x": {"$ref": following}}}, 3000),
+        chained(lambda following: {"type": "array", "items": {"$ref": following}}, 3000),
+        chained(lambda following: {"anyOf": [{"$ref": following}, {"type": "null"}]}, 3000),
+    ],
+)
+def test_what_takes_too_much_is_refused(grammars: Grammars, sampling: SamplingParams) -> None:
+    trying = grammars.trials.pid
+    with pytest.raises(InvalidRequest) as refused:
+        read_format(DecoderServiceGenerateRequest(sampling=sampling), grammars, GCMA_LAYOUT.tool_call)
+    assert refused.value.param == f"sampling.{sampling.WhichOneof('structured_output')}"
+    assert grammars.trials.pid == trying
+    assert grammars.takes(GrammarSpec("regex", "the next one"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        DecoderServiceGenerateRequest(sampling=nested(lambda inner: {"type": "array", "items": inner}, 90)),
+        DecoderServiceGenerateRequest(sampling=nested(lambda inner: {"properties": {"p": inner}}, 45)),
+        DecoderServiceGenerateRequest(sampling=nested(lambda inner: {"allOf": [inner]}, 45)),
+        DecoderServiceGenerateRequest(sampling=nested(lambda inner: {"anyOf": [inner, {"const": 1}]}, 45)),
+        DecoderServiceGenerateRequest(sampling=chained(lambda following: {"$ref": following}, 100)),
+        DecoderServiceGenerateRequest(sampling=asked({"enum": [f"value {n}" for n in range(1000)]})),
+        DecoderServiceGenerateRequest(
+            sampling=SamplingParams(choice=TextChoice(texts=[f"text {n}" for n in range(10_000)]))
+        ),
+        tools(32, 10),
+    ],
+)
+def test_what_is_large_and_takes_little_is_taken(grammars: Grammars, message: DecoderServiceGenerateRequest) -> None:
+    assert read_format(message, grammars, GCMA_LAYOUT.tool_call) is not None
+
+
+def test_many_choices_are_told_apart(grammars: Grammars) -> None:
+    """Texts that begin others, and as many as the parser alone could not hold."""
+    texts = (*(f"{n}" for n in range(5000)), "12 and more")
+    compiled, spell = grammars.compiled(GrammarSpec("choice", texts)), spelling(PATH, [2585, 2604])
+    for text, fits in (("12", True), ("1234", True), ("12 and more", True), ("12 and", False), ("5000", False)):
+        matcher = compiled.matcher.deep_copy()
+        assert (matcher.consume_tokens(spell.tokenize_str(text)) and matcher.is_accepting()) == fits, text
+
+
+# --- what goes on meanwhile -----------------------------------------------------------------------------
+
+
+def test_the_engine_waits_for_no_compilation(grammars: Grammars) -> None:
+    """What is held stays compiled however many others come, and is there while another is compiled."""
+    first = GrammarSpec("regex", "first")
+    held = grammars.compiled(first)
+    for n in range(COMPILED + 1):
+        grammars.compiled(GrammarSpec("regex", f"other {n}"))
+    with stopped(grammars):
+        thread = threading.Thread(target=grammars.takes, args=[GrammarSpec("regex", "is tried meanwhile")])
+        thread.start()
+        assert grammars.compiled(first) is held
+        assert grammars.make(first)
+        assert thread.is_alive()
+    thread.join()
+
+
+def test_a_mask_that_takes_too_long_ends_its_answer_alone(
+    engines: Engines,
+    composer: Composer,
+    expected: list[list[int]],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    composer.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    end = composer.tokenizer.token_to_id("<|user|>")
+    assert end is not None
+    grammars = Grammars(tmp_path / "tokenizer.json", [end])
+    sampling = SamplingParams(grammar=f'start: ("q" | "r") ("q" | "r") many\n{ambiguous(250)}')
+    message = DecoderServiceGenerateRequest(sampling=sampling)
+    spec = read_format(message, grammars, GCMA_LAYOUT.tool_call)
+    engine = engines(WIDE, [end], grammars)
+    _, free = submit(engine, prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3]))
+    outputs: Outputs = SimpleQueue()
+    engine.submit(Request(prompts(composer)[1], replace(GREEDY, max_tokens=200), CONTEXT, grammar=spec), outputs.put)
+    tokens, finish = collect(outputs)
+    assert tokens
+    assert isinstance(finish, InvalidRequest)
+    assert finish.param == "sampling.grammar"
+    assert collect(free)[0] == expected[3]
+    monkeypatch.setattr(grammar, "MAX_SLOW", 0)  # as with that many masks at work
+    with pytest.raises(RateLimited):
+        read_format(message, grammars, GCMA_LAYOUT.tool_call)
+
+
+def test_a_trial_ends_with_its_request(grammars: Grammars) -> None:
+    with stopped(grammars), pytest.raises(DeadlineExceeded):
+        read_format(
+            DecoderServiceGenerateRequest(sampling=SamplingParams(regex="is not tried in time")),
+            grammars,
+            GCMA_LAYOUT.tool_call,
+            Deadline.after(0.2),
+        )
+
+
+def test_only_so_many_are_tried_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "MAX_TRIALS", 0)  # as with that many under way
+    with pytest.raises(RateLimited):
+        Grammars(PATH, [2585]).compiled(GrammarSpec("regex", "one too many"), until=time.monotonic())
+
+
+# --- the process that forks -----------------------------------------------------------------------------
+
+
+def test_the_process_that_tries_is_started_again() -> None:
+    grammars = Grammars(PATH, [2585])
+    assert grammars.takes(GrammarSpec("regex", "before"))
+    ended = grammars.trials.pid
+    os.kill(ended, signal.SIGKILL)
+    assert grammars.takes(GrammarSpec("regex", "after"))
+    assert grammars.trials.pid != ended
+
+
+def test_the_process_that_tries_ends_with_the_decoder() -> None:
+    """Even if that is killed, and while a format is being tried."""
+    program = (
+        "import sys, threading; from pathlib import Path; from autoglm.decoder.engine.grammar import Grammars\n"
+        "from autoglm.decoder.engine.request import GrammarSpec\n"
+        "grammars = Grammars(Path(sys.argv[1]), [2585]); grammars.takes(GrammarSpec('regex', 'a'))\n"
+        "threading.Thread(target=grammars.takes, args=[GrammarSpec('grammar', sys.argv[2])]).start()\n"
+        "print(grammars.trials.pid, flush=True)"
+    )
+    slow = f'start: "q" many\n{ambiguous(400)}'
+    with subprocess.Popen([sys.executable, "-c", program, str(PATH), slow], stdout=subprocess.PIPE) as decoder:
+        assert decoder.stdout is not None
+        process = psutil.Process(int(decoder.stdout.readline()))
+        while not (children := process.children()):
+            time.sleep(0.01)
+        decoder.kill()
+    gone, alive = psutil.wait_procs([process, *children], timeout=60)
+    assert len(gone) == 2
+    assert not alive
+
+
+def test_the_process_that_tries_is_small(grammars: Grammars) -> None:
+    """It has llguidance and the tokenizer, and no torch."""
+    assert grammars.takes(GrammarSpec("regex", "it is up"))
+    process = psutil.Process(grammars.trials.pid)
+    assert not [mapped.path for mapped in process.memory_maps() if "torch" in mapped.path]
+    assert process.num_threads() == 1
