@@ -1,5 +1,6 @@
 """Formats that crash llguidance or keep it busy: their sender alone is told, and everybody else is answered."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from autoglm.common.bundle import default_bundle
+from autoglm.common.bundle import Bundle, default_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited
 from autoglm.decoder.engine import grammar, trials
@@ -24,10 +25,14 @@ from autoglm.decoder.engine.grammar import COMPILED, Grammars
 from autoglm.decoder.engine.matchers import spelling
 from autoglm.decoder.engine.request import GrammarSpec, Request
 from autoglm.decoder.formats import read_format
+from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.servicer import DecoderServicer
+from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
-from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
+from autoglm.v1.decoder_pb2 import DecoderMessage, DecoderPart, DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import (
+    ROLE_USER,
     TOOL_CHOICE_MODE_REQUIRED,
     Function,
     SamplingParams,
@@ -40,6 +45,17 @@ from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, 
 
 PATH = default_bundle() / "decoder" / "tokenizer.json"
 LONG = 5000  # links of a chain that no stack holds
+
+
+class Unused:
+    """A context on which no error may be set."""
+
+    def set_code(self, code: object) -> None:
+        raise AssertionError(code)
+
+    def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, metadata: object) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +179,26 @@ def test_the_engine_waits_for_no_compilation(grammars: Grammars) -> None:
         assert grammars.make(first)
         assert thread.is_alive()
     thread.join()
+
+
+async def test_an_answer_goes_on_while_a_format_is_tried() -> None:
+    settings = DecoderSettings.model_validate({"device": "cpu", "max_num_seqs": 2})
+    servicer = DecoderServicer(DecoderModel.load(Bundle.open(default_bundle()), settings))
+
+    async def said(sampling: SamplingParams) -> str:
+        turn = DecoderMessage(role=ROLE_USER, parts=[DecoderPart(text="hi")])
+        request = DecoderServiceGenerateRequest(messages=[turn], sampling=sampling)
+        return "".join([message.text async for message in servicer.generate(request, Unused())])
+
+    known = SamplingParams(regex="known", max_tokens=8)
+    assert await said(known) == "known"
+    with stopped(servicer.model.grammars):
+        waits = asyncio.create_task(said(SamplingParams(regex="anew", max_tokens=8)))
+        assert await said(SamplingParams(max_tokens=4))
+        assert await said(known) == "known"
+        assert not waits.done()
+    assert await waits == "anew"
+    servicer.engine.close()
 
 
 def test_a_mask_that_takes_too_long_ends_its_answer_alone(

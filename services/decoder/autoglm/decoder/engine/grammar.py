@@ -25,16 +25,17 @@ _NOT_ALLOWED = "doesn't satisfy the grammar"
 
 
 class Grammar:
-    """How far one answer is in what it has to match; `param` is the field of the request that asks for it."""
+    """How far one answer is in what it has to match; `param` is the field of the request that asks for it, and `masks`
+    computes its masks if they can take long."""
 
-    def __init__(self, matcher: LLMatcher, masks: MaskThread, param: str | None = None) -> None:
+    def __init__(self, matcher: LLMatcher, masks: MaskThread | None = None, param: str | None = None) -> None:
         self._matcher, self._masks, self._param = matcher, masks, param
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Return `logits` [vocabulary] with −∞ for what cannot follow; raises InvalidRequest when nothing can, or when
         llguidance's limits or the time for a mask do not suffice to find out."""
         try:
-            mask = self._masks.compute(self._matcher)
+            mask = self._masks.compute(self._matcher) if self._masks else self._matcher.compute_logit_bias()
         except SlowMask:
             raise _too_complex(self._param) from None
         allowed = torch.frombuffer(bytearray(mask), dtype=torch.uint8).bool()
@@ -81,7 +82,8 @@ class Grammars:
 
     def make(self, spec: GrammarSpec) -> Grammar:
         """Return the grammar of an answer that has not begun; see `compiled` for what is raised."""
-        return Grammar(self.compiled(spec).matcher.deep_copy(), self._masks, spec.param)
+        may_be_ambiguous = spec.kind == "grammar"  # for all others the limits of llguidance suffice
+        return Grammar(self.compiled(spec).matcher.deep_copy(), self._masks if may_be_ambiguous else None, spec.param)
 
     def takes(self, spec: GrammarSpec) -> bool:
         """Return whether `spec` is one that a grammar can be made of."""
