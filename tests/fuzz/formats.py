@@ -21,6 +21,7 @@ from .values import damaged, text
 T = TypeVar("T")
 
 DEPTH = 4
+DEPTHS = (100, 250, 900, 4000)  # of what is nested, or refers to the next
 MAX_TOKENS = 6
 _ATOMS = (
     "a", "b+", ".", "\\d", "\\w", "\\s", "[a-z]", "[^a]", "\\p{L}", "é", "😀", "[\\s\\S]", "yes", "</answer>",
@@ -114,6 +115,8 @@ def regex(draw: Random, depth: int = DEPTH) -> str:
 
 def grammar(draw: Random) -> str:
     """Return a grammar in Lark's syntax whose rules name each other, and rules that are not there."""
+    if draw.random() < 0.02:
+        return _chain(draw)
     names = _RULES if draw.random() < 0.8 else draw.sample(_RULES, 3)
     lines = [_mostly(draw, ("",), _HEADS), *(_rule(draw, name) for name in names)]
     return "\n".join(lines)
@@ -240,10 +243,20 @@ def _name(draw: Random) -> str:
 
 
 def _nested(draw: Random) -> str:
-    """Return schemas in schemas, a few hundred deep, or a chain of as many references."""
-    depth = draw.choice((100, 250, 900))
+    """Return schemas in schemas, or a chain of references, so deep that a parser may run out of its stack."""
+    depth = draw.choice(DEPTHS)
     if draw.random() < 0.5:
         opening, closing = draw.choice((('{"items":', "}"), ('{"properties":{"a":', "}}"), ('{"anyOf":[', "]}")))
         return opening * depth + "{}" + closing * depth
-    definitions = {f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(depth)}
-    return json.dumps({"$ref": "#/$defs/d0", "$defs": definitions | {f"d{depth}": {"type": "string"}}})
+    links: Sequence[dict[str, Any]] = [{"$ref": f"#/$defs/d{number + 1}"} for number in range(depth)]
+    if draw.random() < 0.5:
+        links = [{"type": "object", "properties": {"a": link}} for link in links]
+    definitions = {f"d{number}": link for number, link in enumerate(links)} | {f"d{depth}": {"type": "string"}}
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": definitions})
+
+
+def _chain(draw: Random) -> str:
+    """Return rules, or terminals, of which each is the next."""
+    depth, letter = draw.choice(DEPTHS), draw.choice("rR")
+    rules = (f"{letter}{number}: {letter}{number + 1}" for number in range(depth))
+    return "\n".join((f"start: {letter}0", *rules, f'{letter}{depth}: "a"'))

@@ -63,6 +63,7 @@ def _recording(kind: str, channels: int, seconds: float) -> bytes:
     tone = (np.sin(np.arange(int(RATE * seconds)) / 20) * 8000).astype(np.int16)
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=RATE, layout=layout)
+        assert isinstance(stream, av.AudioStream)
         frame = av.AudioFrame.from_ndarray(np.repeat(tone, channels)[None], format="s16", layout=layout)
         frame.sample_rate = RATE
         resampler = av.AudioResampler(stream.format, layout, RATE, frame_size=stream.frame_size or None)

@@ -1,6 +1,7 @@
 """Protobuf messages with odd values in any field, made from their descriptors, and bytes that are no message."""
 
 import math
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -40,9 +41,10 @@ def on_the_wire(draw: Random, message: Message) -> bytes:
 
 def _change(draw: Random, message: Message, depth: int) -> None:
     """Change a field of `message`, or of a message inside."""
-    field = draw.choice(message.DESCRIPTOR.fields) if message.DESCRIPTOR.fields else None
-    if field is None:
+    fields: Sequence[Any] = message.DESCRIPTOR.fields
+    if not fields:
         return
+    field = draw.choice(fields)
     if field.message_type and field.message_type.GetOptions().map_entry:
         _add_entry(draw, getattr(message, field.name), field.message_type)
     elif field.is_repeated:
@@ -83,7 +85,9 @@ def _scalar(draw: Random, field: FieldDescriptor) -> Any:
     if kind in _WHOLE:
         return _whole(draw, *_WHOLE[kind])
     if kind == FieldDescriptor.CPPTYPE_ENUM:
-        return draw.choice((*field.enum_type.values_by_number, -1, 99, 2**31 - 1, -(2**31)))
+        return draw.choice(
+            (*(field.enum_type.values_by_number if field.enum_type else ()), -1, 99, 2**31 - 1, -(2**31))
+        )
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return draw.random() < 0.5
     if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
@@ -95,8 +99,8 @@ def _scalar(draw: Random, field: FieldDescriptor) -> Any:
 
 
 def _whole(draw: Random, bits: int, signed: bool) -> int:
-    number = draw.choice(INTEGERS) % 2**bits
-    return number - 2**bits if signed and number >= 2 ** (bits - 1) else number
+    number = draw.choice(INTEGERS) % (1 << bits)
+    return number - (1 << bits) if signed and number >= 1 << bits - 1 else number
 
 
 def _unknown(draw: Random) -> bytes:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import grpc
 from grpc_status import rpc_status
@@ -108,7 +109,8 @@ GRPC: Mapping[str, Callable[[Random], GrpcCall]] = {
 
 async def send(channel: grpc.aio.Channel, call: GrpcCall) -> Result:
     """Make a call and return what came of it."""
-    started, stub = time.monotonic(), channel.unary_stream(call.method)
+    started = time.monotonic()
+    stub: Any = channel.unary_stream(call.method)
     asked = stub(call.data, metadata=call.metadata, timeout=call.timeout, compression=call.compression)
     try:
         async with asyncio.timeout(NET_SECONDS):

@@ -3,11 +3,13 @@
 import asyncio
 import itertools
 import json
+import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -97,12 +99,10 @@ class Worker:
 
     async def _started(self) -> asyncio.subprocess.Process:
         command = (sys.executable, "-m", "tests.fuzz.worker", self._kind, str(self._seed))
-        pipes = {
-            "stdin": asyncio.subprocess.PIPE,
-            "stdout": asyncio.subprocess.PIPE,
-            "stderr": asyncio.subprocess.DEVNULL,
-        }
-        self._process = await asyncio.create_subprocess_exec(*command, **pipes, cwd=ROOT, start_new_session=True)
+        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        self._process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, stderr=null, cwd=ROOT, start_new_session=True
+        )
         assert await self._line(self._process), f"the worker with {self._kind} does not start"
         return self._process
 
@@ -112,11 +112,11 @@ class Worker:
         return await process.stdout.readline()
 
     async def close(self) -> None:
-        """End the process."""
+        """End the process, and those that it started."""
         process, self._process = self._process, None
         if process is not None:
-            if process.returncode is None:
-                process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 

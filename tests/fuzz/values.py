@@ -79,7 +79,7 @@ def _flipped(draw: Random, data: bytes) -> bytes:
 def _overwritten(draw: Random, data: bytes) -> bytes:
     """Write an odd number somewhere: sizes, rates and counts are such."""
     at, size = _anywhere(draw, data), draw.choice((1, 2, 4, 8))
-    number = draw.choice(INTEGERS) % 2 ** (8 * size)
+    number = draw.choice(INTEGERS) % (1 << 8 * size)
     return data[:at] + number.to_bytes(size, draw.choice(("little", "big"))) + data[at + size :]
 
 

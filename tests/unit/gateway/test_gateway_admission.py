@@ -22,7 +22,7 @@ from autoglm.v1.modality_pb2 import MODALITY_AUDIO
 SETTINGS = Settings(max_concurrent_requests=1, max_body_bytes=100, max_bytes_in_progress=100)
 BUDGET = ByteBudget(SETTINGS, GatewayMetrics())
 MODEL = ResolvedModel("bundle", "")
-ASSISTANT = Assistant(*(cast(Any, None) for _ in range(5)))  # whatever would ask a service fails otherwise
+ASSISTANT = Assistant(*(cast(Any, None) for _ in range(6)))  # whatever would ask a service fails otherwise
 WORK: dict[str, Callable[[AdmittedSlot], Awaitable[Any]]] = {
     "chat": lambda slot: anext(
         ASSISTANT.chat(slot, MODEL, Conversation([], SamplingParams(), FieldPaths(messages="messages")))
