@@ -15,6 +15,7 @@ from autoglm.gateway.context import Tenant
 from autoglm.gateway.openai.errors import error_response
 
 MAX_HEADER_BYTES = 64 * 1024  # of a request's line and header, and of anything between two pieces of its body
+FIELD_BYTES = 32  # that each field costs beside its name and value, as HTTP/2 counts them
 MAX_PIPELINED = 16  # requests that a client may send ahead of their answers
 RECEIVE_SECONDS = 30.0  # for a whole header; a body has to bring its least bytes in each such period
 MIN_BODY_RATE = 500  # bytes per second
@@ -98,7 +99,7 @@ class PlainHttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or after the body a trailer, has arrived."""
-        self._fields += len(name) + len(value)
+        self._fields += len(name) + len(value) + FIELD_BYTES
         self._check_header(self._fields)
         super().on_header(name, value)
 
