@@ -136,4 +136,4 @@ class DecoderServicer:
     ) -> tuple[Request, CompiledGrammar | None]:
         """Read a request, and compile its format if it has one: who holds it keeps it compiled."""
         request = read(message, self.model, deadline)
-        return request, request.grammar and self.model.grammars.compiled(request.grammar)
+        return request, None if request.grammar is None else self.model.grammars.compiled(request.grammar)

@@ -62,8 +62,8 @@ class Trials:
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:  # a session, so that its children end with it, and a signal at the terminal is not for it
-            self._process = subprocess.Popen(
-                self._command, stdin=theirs, stdout=subprocess.DEVNULL, start_new_session=True
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
             )
         self._end = weakref.finalize(self, _end, self._process, self._control)
 
@@ -97,7 +97,7 @@ class Trials:
 
 def _read(trial: socket.socket, until: float) -> bytes:
     """Return all that comes; raises DeadlineExceeded when nothing more has come by `until`."""
-    parts = []
+    parts = list[bytes]()
     while (left := until - time.monotonic()) > 0:
         trial.settimeout(left)
         try:
