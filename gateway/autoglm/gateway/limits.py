@@ -12,6 +12,7 @@ MAX_MESSAGES = 2048  # as OpenAI's; items of a Responses input too
 MAX_PARTS = 4096  # parts and earlier tool calls of all messages together
 MAX_TOOLS = 128  # as OpenAI's
 MAX_SCHEMA_LENGTH = 256 * 1024  # characters of the parameters of a tool, or of a format
+MAX_ID_LENGTH = 4096  # characters of the id of a call
 MAX_CHOICES = 8  # answers to one request
 MAX_CHOICE_TEXTS = 4096  # that an answer may be chosen from
 MAX_STOPS, MAX_STOP_LENGTH = 4, 1024  # characters, which are compared with the answer at each token

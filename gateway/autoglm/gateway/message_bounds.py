@@ -3,9 +3,8 @@ parser makes an object of a hundred."""
 
 from collections.abc import Mapping
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from autoglm.common.errors import InvalidRequest
@@ -13,6 +12,8 @@ from autoglm.gateway.limits import MAX_VALUES
 
 _VARINT, _FIXED64, _BYTES, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
 _MAX_VARINT = 10  # bytes
+
+Descriptor = Any  # the DESCRIPTOR of a message, whose class depends on how protobuf is built
 
 
 class _Inner(NamedTuple):

@@ -121,7 +121,7 @@ class Pipeline:
             DecoderMessage(
                 role=message.role,
                 parts=[_decoder_part(part, found) for part in message.parts],
-                tool_calls=[ToolCall(function=call.function) for call in message.calls],  # the model reads no ids
+                tool_calls=message.calls,
             )
             for message in conversation.messages
         ]

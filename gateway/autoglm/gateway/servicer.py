@@ -52,6 +52,7 @@ from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceServicer
 P = TypeVar("P", bound=ProtoMessage)
 
 SHA256_BYTES = 32
+_ROLES = frozenset(Role.values())
 PATHS = FieldPaths(messages="chat.messages", root="chat.", sampling="chat.sampling.")
 
 
@@ -166,7 +167,7 @@ def _own(message: P) -> P:
 
 
 def _message(message: ChatMessage, param: str) -> ConversationMessage:
-    if message.role == ROLE_UNSPECIFIED or message.role not in Role.values():
+    if message.role == ROLE_UNSPECIFIED or message.role not in _ROLES:
         raise InvalidRequest(f"{param}.role must be a known role", param=f"{param}.role")
     parts = [content_part(part, f"{param}.parts[{i}]") for i, part in enumerate(message.parts)]
     calls = [_own(call) for call in message.tool_calls]

@@ -9,7 +9,7 @@ from autoglm.common.errors import MeshError
 
 T = TypeVar("T")
 
-OFF_LOOP_BYTES = 64 * 1024  # a request of this size is read in about a millisecond
+OFF_LOOP_BYTES = 8 * 1024  # a request of this size is read in a few milliseconds, whatever is in it
 
 
 async def off_loop(size: int, work: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from itertools import groupby
 from autoglm.common.errors import InvalidRequest
 from autoglm.gateway.conversation import Conversation, ConversationMessage
 from autoglm.gateway.json_bounds import num_values
-from autoglm.gateway.limits import MAX_SCHEMA_LENGTH, MAX_TOOLS, MAX_VALUES, check_count, check_length
+from autoglm.gateway.limits import MAX_ID_LENGTH, MAX_SCHEMA_LENGTH, MAX_TOOLS, MAX_VALUES, check_count, check_length
 from autoglm.gateway.schema_checks import read_schema
 from autoglm.v1.generation_pb2 import (
     ROLE_ASSISTANT,
@@ -87,6 +87,8 @@ def _check_results(messages: Sequence[ConversationMessage]) -> None:
         param = message.param
         if message.calls and message.role != ROLE_ASSISTANT:
             raise InvalidRequest(f"{param} is allowed only in assistant messages", param=param)
+        for call in message.calls:
+            check_length(call.id, MAX_ID_LENGTH, param)
         waiting.update(call.id for call in message.calls)
         if message.role == ROLE_TOOL:
             if not waiting[message.call_id]:

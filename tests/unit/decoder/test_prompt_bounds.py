@@ -18,6 +18,7 @@ from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.request_reader import read
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
+from autoglm.fusion.compose import START_CHARACTERS
 from autoglm.v1.decoder_pb2 import (
     DecoderMessage,
     DecoderPart,
@@ -102,11 +103,22 @@ def test_what_cannot_fit_is_not_tokenized(name: str, model: DecoderModel, monkey
     assert str(model.context) in caught.value.message
 
 
+def watched(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each text is added that is tokenized."""
+    encoded, encode = list[str](), model.composer.encode
+
+    def watch(text: str) -> list[int]:
+        encoded.append(text)
+        return encode(text)
+
+    monkeypatch.setattr(model.composer, "encode", watch)
+    return encoded
+
+
 def test_the_longest_tokens_in_a_row_are_not_refused_as_text(model: DecoderModel) -> None:
-    tokenizer = model.composer.tokenizer
-    word = max(tokenizer.get_vocab(), key=lambda token: len(tokenizer.decode([tokenizer.token_to_id(token)])))
-    count = model.context - 100
-    request = asking([user(tokenizer.decode([tokenizer.token_to_id(word)] * count))])
+    tokenizer, count = model.composer.tokenizer, model.context - 100
+    longest = max(tokenizer.get_vocab().values(), key=lambda token_id: len(tokenizer.decode([token_id])))
+    request = asking([user(tokenizer.decode([longest] * count))])
     assert len(request.messages[0].parts[0].text.encode()) <= model.max_text_bytes
     found = read(request, model, Deadline())
     assert count <= len(found.prompt.token_ids) < model.context
@@ -116,6 +128,22 @@ def test_every_token_stands_for_at_most_the_longest(model: DecoderModel) -> None
     tokenizer = model.composer.tokenizer
     texts = (tokenizer.decode([token_id], skip_special_tokens=False) for token_id in tokenizer.get_vocab().values())
     assert max(len(text.encode()) for text in texts) <= model.composer.longest
+
+
+def test_of_a_long_text_only_the_start_is_tokenized(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = watched(model, monkeypatch)
+    words = "a b " * (model.max_text_bytes // 4 - 10)
+    with pytest.raises(InvalidRequest) as caught:
+        read(asking([user("hi"), user(words)]), model, Deadline())
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert [len(text) for text in encoded] == [START_CHARACTERS * model.context]
+    assert len(words) > START_CHARACTERS * model.context
+
+
+def test_a_long_text_of_long_tokens_is_tokenized_in_full(model: DecoderModel) -> None:
+    assert not model.composer.exceeds("a b " * 40, most=20)
+    assert not model.composer.exceeds("congratulations " * 400, most=400)
+    assert model.composer.exceeds("a b " * 4000, most=20)
 
 
 class ExpiringAfter:
@@ -135,9 +163,7 @@ class ExpiringAfter:
 def test_a_prompt_is_left_where_its_deadline_passes(
     checks: int, model: DecoderModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[str] = []
-    encode = model.composer.encode
-    monkeypatch.setattr(model.composer, "encode", lambda text: encoded.append(text) or encode(text))
+    encoded = watched(model, monkeypatch)
     deadline: Any = ExpiringAfter(checks)
     with pytest.raises(DeadlineExceeded):
         read(asking([user("one"), user("two"), user("three"), user("four"), user("five")]), model, deadline)

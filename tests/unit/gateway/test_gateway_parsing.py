@@ -62,7 +62,6 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
         ({"max_tokens": 2**40}, "max_tokens"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": [1]}, "stop[0]"),
         ({"stop": 1}, "stop"),
         ({"seed": -(2**64)}, "seed"),

@@ -67,7 +67,8 @@ class Embedder:
     def _text(self, text: str, param: str) -> tuple[Tensor, int]:
         model, most = self._model, self._model.context
         # A text that is too long for certain is not tokenized.
-        ids = None if is_longer([text], model.max_text_bytes) else model.composer.encode(text)
+        too_long = is_longer([text], model.max_text_bytes) or model.composer.exceeds(text, most)
+        ids = None if too_long else model.composer.encode(text)
         if ids is None or len(ids) > most:
             has = "more" if ids is None else len(ids)
             raise context_exceeded(most, f"the text has {has}; shorten it", param)

@@ -55,7 +55,8 @@ def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderMo
     # Text that is too long for certain is neither parsed nor tokenized.
     _text(message).check(model.context, model.max_text_bytes, messages="messages", tools="tools")
     turns = [_turn(turn, model) for turn in message.messages]
-    if _least_tokens(turns) >= model.context:
+    long = (part for turn in turns for part in turn.parts if isinstance(part, str))
+    if _least_tokens(turns) >= model.context or any(model.composer.exceeds(text, model.context) for text in long):
         raise context_exceeded(model.context, "the messages have more; shorten them", "messages")
     deadline.remaining()
     thinking = message.enable_thinking if message.HasField("enable_thinking") else None

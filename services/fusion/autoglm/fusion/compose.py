@@ -19,6 +19,8 @@ from autoglm.common.modalities import MediaKind
 from autoglm.fusion.layout import Layout
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage, Role, Run
 
+START_CHARACTERS = 16  # for each token allowed; four times as many as the tokens of most texts have
+
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -50,6 +52,15 @@ class Composer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that a client wrote; special tokens in it are encoded as ordinary text."""
         return _encoded(self._plain, text)
+
+    def exceeds(self, text: str, most: int) -> bool:
+        """Return whether a long `text` has more than `most` tokens for certain, by its start alone.
+
+        A vocabulary with a token of many spaces admits texts that take minutes to tokenize. What follows the start
+        changes no more than its last tokens, so twice as many tokens as allowed leave no doubt.
+        """
+        start = text[: START_CHARACTERS * most]
+        return len(start) < len(text) and len(self.encode(start)) > 2 * most
 
     def encode_template(self, text: str) -> list[int]:
         """Return the ids of a text that the template wrote; it may hold special tokens."""
