@@ -56,7 +56,7 @@ def restart_haproxy() -> None:
     """
     from ray.serve._private import haproxy
 
-    class RestartingHAProxy(haproxy.HAProxyApi):
+    class RestartingHAProxy(haproxy.HAProxyApi):  # type: ignore[misc]  # Ray has no types for it
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._changing = asyncio.Lock()
