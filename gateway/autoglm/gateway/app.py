@@ -86,6 +86,7 @@ def main(settings: Settings | None = None) -> int:
     try:
         settings = settings or Settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that cannot be read
         for warning in (*reviewed.warnings, *settings.warnings):
             logger.warning(warning)
         uvloop.run(_serve(settings))

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -90,10 +91,10 @@ class Watched(Generic[T]):
             self.deployed, self.up, self._logged = deployed, False, None
             logger.info("application %s is %s", self.name, "deployed" if deployed else "not deployed")
 
-    async def ask(self, answer: Awaitable[T]) -> None:
-        """Record the service's answer. A service that is full or slow stays up for a few polls."""
+    async def ask(self, describe: Callable[[], Awaitable[T]]) -> None:
+        """Record how the service describes itself. One that is full or slow stays up for a few polls."""
         try:
-            self.info, self.up, self._misses = await answer, True, 0
+            self.info, self.up, self._misses = await describe(), True, 0
         except (RateLimited, DeadlineExceeded):
             self._misses += 1
             self.up = self.up and self._misses < PATIENCE
@@ -136,9 +137,11 @@ class MeshState:
         """Ask Serve once which services are deployed, and each service for its description."""
         await self._find()
         context = self._context()
-        encoders = [service.ask(self._mesh.describe_encoder(m, context)) for m, service in self._deployed.items()]
+        encoders = [
+            service.ask(partial(self._mesh.describe_encoder, m, context)) for m, service in self._deployed.items()
+        ]
         pings = [] if self._redis is None else [self._redis.ping()]
-        await asyncio.gather(self._decoder.ask(self._mesh.describe_decoder(context)), *encoders, *pings)
+        await asyncio.gather(self._decoder.ask(partial(self._mesh.describe_decoder, context)), *encoders, *pings)
         await self._publish()
         self._polled.set()
 

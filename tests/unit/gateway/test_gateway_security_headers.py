@@ -89,3 +89,19 @@ async def test_origins_that_are_named_may_ask_and_others_may_not(serve: Serve) -
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValidationError, match="is not an origin"):
         Settings(cors_allow_origins=origin)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"origin": "https://evil.example", "access-control-request-method": "POST"}, "origin"),
+        ({"origin": "https://app.example", "access-control-request-method": "DELETE"}, "method"),
+        ({"origin": "https://evil.example", "access-control-request-method": "PUT"}, "origin, method"),
+    ],
+)
+async def test_a_preflight_that_is_refused_has_the_error_body(serve: Serve, asked: dict[str, str], reason: str) -> None:
+    client = await serve(cors_allow_origins="https://app.example")
+    answer = await client.http.options("/v1/chat/completions", headers=asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (403, "permission_error")
+    assert error["message"] == f"a page may not send this request: its {reason} is not allowed"

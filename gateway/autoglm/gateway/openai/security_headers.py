@@ -1,10 +1,12 @@
 """Security headers and CORS: which origins may read answers, and what a page may load."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from autoglm.common.errors import PermissionDenied
+from autoglm.gateway.openai.errors import JsonResponse, error_body
 from autoglm.gateway.settings import Settings
 
 # The headers that scripts of other origins may read, in addition to the body.
@@ -31,12 +33,26 @@ def add_security_headers(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(SecurityHeaders)
     if settings.origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             expose_headers=EXPOSED,
         )
+
+
+class Cors(CORSMiddleware):
+    """CORS, with our errors."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer what a browser asks before a page's request."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        reason = bytes(answer.body).decode().removeprefix("Disallowed CORS ")
+        error = PermissionDenied(f"a page may not send this request: its {reason} is not allowed")
+        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        return JsonResponse(error_body(error), error.http_status, headers)
 
 
 class SecurityHeaders:
