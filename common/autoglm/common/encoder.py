@@ -18,6 +18,7 @@ import torch
 from autoglm.common.batching import Batcher
 from autoglm.common.deadlines import Deadline, Timed, seconds_to_duration
 from autoglm.common.errors import Code, RequestTooLarge, UnsupportedMedia
+from autoglm.common.memory import release_free_memory
 from autoglm.common.modalities import MediaModality
 from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.server import Context, fail
@@ -115,6 +116,8 @@ class EncoderServicer(Generic[Item, Value]):
             queue += max(each.queue for each in batched)
             compute += max(each.compute for each in batched)
             metrics.batched(batched[0].size)
+        if len(items) > self._max_batch:  # a long recording leaves much free memory behind
+            await asyncio.get_running_loop().run_in_executor(self._pool, release_free_memory)
         metrics.encoded(preprocess, queue, compute)
         return Encoding(items, values, preprocess, queue, compute)
 

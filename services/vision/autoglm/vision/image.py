@@ -10,6 +10,8 @@ from PIL.Image import Transpose
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 40_000_000
+LARGE_PIXELS = 4_000_000  # of a picture that leaves much free memory behind
+_BAND_PIXELS = 2**20  # of a picture with transparency, laid on white at a time
 _UPRIGHT: Mapping[object, Transpose] = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -36,19 +38,41 @@ def decode_image(data: bytes) -> Image.Image:
     and ImageError for anything else that is not a whole file of these formats.
     """
     try:
+        return _decoded(data)
+    except Exception as error:
+        fault = _as_image_error(error)
+    raise fault.with_traceback(None)  # the frames and causes of the first error would keep the pixels alive
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
+        image.load()
+        return _on_white(_in_8_bits(_upright(image)))
+
+
+def _as_image_error(error: Exception) -> Exception:
+    """Return what an error means; Pillow's parsers raise whatever they run into, struct.error and AssertionError
+    too."""
+    match error:
+        case ImageError() | MemoryError():
+            return error
+        case UnidentifiedImageError():
+            return ImageError("not a JPEG, PNG, WebP or GIF image")
+        case Image.DecompressionBombError():
+            return ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels")
+        case _:
+            return ImageError("image is truncated or broken")
+
+
+def is_large(data: bytes) -> bool:
+    """Return whether the header of a file says that it has more than `LARGE_PIXELS` pixels."""
+    try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
-            image.load()
-            return _on_white(_in_8_bits(_upright(image)))
-    except (ImageError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError("not a JPEG, PNG, WebP or GIF image") from error
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"image is over the limit of {MAX_PIXELS} pixels") from error
-    except Exception as error:  # Pillow's parsers raise whatever they run into, struct.error and AssertionError too
-        raise ImageError("image is truncated or broken") from error
+            return image.width * image.height > LARGE_PIXELS
+    except Exception:
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -75,7 +99,12 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, and what is transparent white: some rows at a time, as an RGBA copy takes much memory."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        whole.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return whole
