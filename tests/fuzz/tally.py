@@ -56,7 +56,7 @@ class Tally:
         """Return the counts as a table in Markdown. Without columns for statuses that never came."""
         columns = [*(each for each in ANSWERED if each in ("OK", "503") or self.total(each)), *FAULTS]
         lines = [f"| Cases | sent | {' | '.join(columns)} |", "|---|" + "--:|" * (len(columns) + 1)]
-        for kind, counted in self.counts.items():
+        for kind, counted in sorted(self.counts.items()):
             cells = " | ".join(str(counted[column]) for column in columns)
             lines.append(f"| {kind} | {counted.total()} | {cells} |")
         return "\n".join(lines) + "\n"
