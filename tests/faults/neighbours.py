@@ -74,7 +74,7 @@ def measure(name: str, quiet: Neighbour, attacker: Attacker) -> NoiseResult:
                 quiet.stream(noisy)
         seen += attacker.seen
     seconds = percentile([taken for _, taken in seen], 0.5)
-    outcomes = Counter(outcome for outcome, _ in seen)
+    outcomes = dict(Counter(outcome for outcome, _ in seen).most_common())
     return NoiseResult(name, outcomes, seconds, Noticed.of(alone), Noticed.of(noisy), alone.faults + noisy.faults)
 
 

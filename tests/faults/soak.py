@@ -87,7 +87,7 @@ def send_all(http: httpx.Client, media: Sequence[Parts]) -> Pass:
     started = time.monotonic()
     with ThreadPoolExecutor(USERS) as users:
         found = Counter(cache for seen in users.map(send, range(len(media))) for cache in seen)
-    return Pass(time.monotonic() - started, found)
+    return Pass(time.monotonic() - started, dict(found))
 
 
 def processes(mesh: Mesh) -> dict[str, psutil.Process]:
