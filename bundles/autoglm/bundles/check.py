@@ -103,7 +103,8 @@ def _whole(bundle: Bundle, report: BundleReport) -> list[PartName]:
 
 
 def _damaged(bundle: Bundle) -> list[str]:
-    parts: dict[str, Part] = {**bundle.parts, **{f"{ADAPTERS}/{name}": part for name, part in bundle.adapters.items()}}
+    parts: dict[str, Part] = {f"{ADAPTERS}/{name}": part for name, part in bundle.adapters.items()}
+    parts |= {str(name): part for name, part in bundle.parts.items()}
     return [
         f"{name}: {file} differs from the SHA-256 in bundle.json; restore the file"
         for name, part in parts.items()

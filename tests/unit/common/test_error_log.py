@@ -44,7 +44,13 @@ def test_one_kind_is_logged_once_a_minute_and_counted_meanwhile(caplog: pytest.L
 
 def test_other_types_and_places_are_other_kinds(caplog: pytest.LogCaptureFixture) -> None:
     log = ErrorLog(logger, lambda: 0)
-    for work in (lambda: refuse("a"), lambda: int("b"), lambda: [][1], lambda: refuse("c"), lambda: {}["d"]):
+    for work in (
+        lambda: refuse("a"),
+        lambda: int("b"),
+        lambda: [][1],
+        lambda: refuse("c"),
+        lambda: dict[str, int]()["d"],
+    ):
         log.error("failed", caught(work))
     log.error("failed", KeyError("never raised"))
     log.error("failed", KeyError("never raised"))

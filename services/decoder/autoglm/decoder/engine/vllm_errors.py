@@ -7,7 +7,9 @@ from autoglm.decoder.engine.request import Request, SamplingConfig
 def refused(error: ValueError, request: Request) -> InvalidRequest:
     """Return the error for what vLLM's validation says; newer versions of vLLM name the parameter."""
     name, form = getattr(error, "parameter", None), request.grammar
-    param = f"sampling.{name}" if name in SamplingConfig.__slots__ else form and form.param
+    param = form.param if form else None
+    if name in SamplingConfig.__slots__:
+        param = f"sampling.{name}"
     return InvalidRequest(f"vLLM does not take this request: {error}", param=param)
 
 
