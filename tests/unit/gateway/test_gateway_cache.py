@@ -354,7 +354,7 @@ async def test_a_single_failure_does_not_open_the_breaker(valkey: str) -> None:
         assert await store.ask("ping", store.client.ping)
         for failures in range(1, FAILURES_TO_OPEN):
             for _ in range(failures):
-                assert await store.ask("fail", fail) is None
+                await store.ask("fail", fail)
             assert store.up
             assert await store.ask("ping", store.client.ping)
 

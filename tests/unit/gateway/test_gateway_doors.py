@@ -279,7 +279,7 @@ async def test_a_message_that_needs_no_key_has_to_come_soon(
 ) -> None:
     monkeypatch.setattr(grpc_calls, "SMALL_SECONDS", 0.2)
     client = await serve()
-    call = client.channel.stream_stream(path)()
+    call: Any = client.channel.stream_stream(path)()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await soon(call.read())
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -288,7 +288,7 @@ async def test_a_message_that_needs_no_key_has_to_come_soon(
 async def test_a_message_that_comes_slowly_counts(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grpc_calls, "PROMPT_SECONDS", 0.05)
     client = await serve(max_body_bytes=MIB, max_bytes_in_progress=2 * MIB)
-    slow = [client.channel.stream_unary("/autoglm.v1.ChatService/Complete")() for _ in range(3)]
+    slow: list[Any] = [client.channel.stream_unary("/autoglm.v1.ChatService/Complete")() for _ in range(3)]
     codes = [asyncio.ensure_future(call.code()) for call in slow]
     done, _ = await soon(asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED))
     assert [code.result() for code in done] == [grpc.StatusCode.RESOURCE_EXHAUSTED]

@@ -185,8 +185,7 @@ async def test_a_recording_being_read_is_503(mesh: FakeMesh, monkeypatch: pytest
     monkeypatch.setattr("autoglm.gateway.upstream.Mesh.transcribe", transcribe)
     gateway = Gateway(mesh)
     async with gateway.clients() as (http, channel):
-        form = {"data": {"model": ""}, "files": {"file": wav()}}
-        asking = asyncio.create_task(http.post("/v1/audio/transcriptions", **form))
+        asking = asyncio.create_task(http.post("/v1/audio/transcriptions", data={"model": ""}, files={"file": wav()}))
         await soon(entered.wait())
         entered.clear()
         request = TranscribeRequest(audio=Media(data=wav()))
