@@ -20,6 +20,7 @@ check:  ## Style, types, imports, tables, contract.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_tables.py --check
+	$(BIN)/python tools/fault_tables.py --check
 	$(BIN)/python tools/openai_fields.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/autoglm-v1.binpb

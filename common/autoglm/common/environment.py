@@ -31,6 +31,8 @@ GATEWAY = frozenset(
         "MAX_BODY_BYTES",
         "MAX_BYTES_IN_PROGRESS",
         "MAX_CONCURRENT_REQUESTS",
+        "MAX_CONNECTIONS",
+        "MAX_CONNECTIONS_PER_ADDRESS",
         "MAX_IMAGE_PIXELS",
         "MAX_MEDIA_BYTES",
         "MAX_MEDIA_PARTS",
