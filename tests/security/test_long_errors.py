@@ -65,7 +65,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "a type of a schema": schema({"type": TEXT}),
     "a keyword of a schema": schema({"type": "object", "properties": {TEXT: {"type": TEXT}}}),
     "a reference of a schema": schema({"$ref": f"#/$defs/{TEXT}"}),
-    "a name of a schema": {"response_format": {"type": "json_schema", "json_schema": {"name": TEXT, "schema": {}}}},
     "a format": {"response_format": {"type": TEXT}},
     "a name of a function": tool(name=TEXT),
     "parameters of a function": tool(parameters={"type": TEXT}),

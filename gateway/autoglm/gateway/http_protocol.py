@@ -8,7 +8,7 @@ import re
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from autoglm.common.errors import InvalidRequest, MeshError, RateLimited, RequestTooLarge
+from autoglm.common.errors import DeadlineExceeded, InvalidRequest, MeshError, RateLimited, RequestTooLarge
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.connections import ConnectionLimit
 from autoglm.gateway.context import Tenant
@@ -156,6 +156,8 @@ class PlainHttpProtocol(HttpToolsProtocol):
         enough = self._in_message and self._in_body and self._received >= MIN_BODY_RATE * RECEIVE_SECONDS
         if self.flow.read_paused or enough:
             self._watch()
+        elif self._in_message:
+            self._refuse(DeadlineExceeded("the request arrives too slowly; send it again over a faster connection"))
         else:
             self.transport.abort()
 
@@ -167,7 +169,7 @@ class PlainHttpProtocol(HttpToolsProtocol):
         """Answer what does not reach the application, and close the connection."""
         self._refusal = self.backend.failed(error)
         self._unwatch()
-        if self._is_idle:
+        if self._take_over():
             answer = error_response(error)
             fields = [*answer.raw_headers, (b"connection", b"close")]
             lines = [name + b": " + value + b"\r\n" for name, value in fields]
@@ -178,6 +180,16 @@ class PlainHttpProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)
         else:
             self.transport.abort()
+
+    def _take_over(self) -> bool:
+        """Return whether nobody answers the client at the moment; what is still being read is given up."""
+        if self._is_idle:
+            return True
+        if self.cycle.response_started:
+            return False
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        return True
 
 
 def _invalid() -> MeshError:

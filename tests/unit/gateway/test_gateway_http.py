@@ -77,6 +77,8 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(shared: Cli
         POST + b"content-length: many\r\n\r\n",
         POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\nabcdef",
         POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        POST + b"transfer-encoding: chunked\r\n\r\n5\r\nabcdefgh\r\n",
         "GET /v1/models/手机 HTTP/1.1\r\nhost: x\r\n\r\n".encode(),
     ],
 )
