@@ -60,7 +60,7 @@ def asking(messages: Sequence[DecoderMessage], *tools: Function) -> DecoderServi
 
 
 LONG, MANY = 200_000, 9000  # bytes and tokens, both more than the nano bundle's context can hold
-SCHEMA = orjson.dumps({"type": "object", "properties": {f"p{i}": {"enum": ["x" * 90]} for i in range(2500)}}).decode()
+SCHEMA = orjson.dumps({"type": "object", "properties": {f"p{i}": {"enum": ["x" * 90]} for i in range(1900)}}).decode()
 DEEP = '{"a":' + "[" * (LONG // 2) + "]" * (LONG // 2) + "}"
 TOO_LONG = {
     "a text": (asking([user("a" * LONG)]), "messages"),

@@ -12,7 +12,7 @@ from autoglm.v1 import decoder_pb2, generation_pb2
 MAX_SCHEMA_BYTES = 256 * 1024  # the parameters of all tools together, too
 MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_REGEX_BYTES = 32 * 1024  # the work for each token grows with it
-MAX_CHOICES, MAX_CHOICE_BYTES = 10_000, 256 * 1024
+MAX_CHOICES, MAX_CHOICE_BYTES = 4096, 256 * 1024
 MAX_DEPTH = 100  # of arrays and objects in a schema; OpenAI takes 10 levels of objects, which are about 30
 
 _MAX_BYTES = {"json_schema": MAX_SCHEMA_BYTES, "grammar": MAX_GRAMMAR_BYTES, "regex": MAX_REGEX_BYTES}
