@@ -69,16 +69,24 @@ def ask_fragile(fragile: Mesh) -> Iterator[Asker]:
 def test_a_replica_whose_thread_hangs_is_replaced(
     fragile: Mesh, ask_fragile: Asker, faults: Path, thread: str, application: str
 ) -> None:
-    image = screen_cases("open", "home", 1, seed=int.from_bytes(os.urandom(3)))[0].image
     replica = fragile.replica(application)
     (faults / thread).touch()
     started = time.monotonic()
-    with suppress(httpx.TimeoutException):
-        ask_fragile.http.post("/v1/chat/completions", json=body(image), timeout=5)
-    eventually(lambda: not is_alive(replica), "the replica ends")
+
+    def is_gone() -> bool:
+        with suppress(httpx.TimeoutException):  # an early request may be answered before the fault is there
+            ask_fragile.http.post("/v1/chat/completions", json=body(fresh()), timeout=5)
+        return not is_alive(replica)
+
+    eventually(is_gone, "the replica ends")
     (faults / thread).unlink()
-    eventually(lambda: ask_fragile.post(image).status_code == 200, "there is another")
+    eventually(lambda: ask_fragile.post(fresh()).status_code == 200, "there is another")
     print(f"{thread} of {application} hangs: {time.monotonic() - started:.1f} s until it answers again")
+
+
+def fresh() -> object:
+    """Return a picture that no cache has seen."""
+    return screen_cases("open", "home", 1, seed=int.from_bytes(os.urandom(3)))[0].image
 
 
 def body(image: object) -> dict[str, object]:
