@@ -11,7 +11,11 @@ from .causes import FAULTS, Fault
 from .clients import CUT_OFF, NO_CONNECTION
 from .outages import measure
 
-ENDING = {"Ray's raylet is killed", "Ray's control server is killed"}  # the mesh ends with them
+ENDING = {  # the mesh ends with them; Ray's raylet does with its agent
+    "Ray's agent is killed",
+    "Ray's raylet is killed",
+    "Ray's control server is killed",
+}
 TYPED = {
     OK,
     "503 upstream_unavailable",

@@ -100,8 +100,8 @@ def test_a_cache_killed_again_and_again_comes_back(mesh: Mesh, ask: Asker) -> No
 
 def test_a_gateway_whose_port_is_taken_waits_for_it(mesh: Mesh) -> None:
     with taken_port(mesh):
-        before = restarts(mesh, "The gateway ended with status 1")
-        eventually(lambda: restarts(mesh, "The gateway ended with status 1") >= before + 2, "it was tried twice")
+        before = restarts(mesh, "The gateway ended with status 1;")
+        eventually(lambda: restarts(mesh, "The gateway ended with status 1;") >= before + 2, "it was tried twice")
         server = cache(mesh)
         assert server is not None
         kill(server)
