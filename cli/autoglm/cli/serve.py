@@ -1,5 +1,6 @@
 """`autoglm serve`: runs the whole mesh on this machine; nothing is left of it when it stops."""
 
+import http.client
 import json
 import os
 import secrets
@@ -213,7 +214,7 @@ class Supervisor:
         try:
             with urllib.request.urlopen(f"http://{host}:{self._options.http_port}/health/ready", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError, http.client.HTTPException):  # the last: something else has the port
             return False
 
     def _own(self) -> list[int]:
