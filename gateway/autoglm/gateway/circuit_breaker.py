@@ -23,7 +23,7 @@ class CircuitBreaker:
 
     @contextmanager
     def admit(self) -> Iterator[bool]:
-        """Give whether this call may go through; whoever may has to call `succeed` or `fail`, unless cancelled."""
+        """Yield whether this call may go through. If so, report `succeed` or `fail` after it, unless cancelled."""
         if self.closed:
             yield True
         elif self._probing or time.monotonic() < self._resume:
