@@ -67,7 +67,7 @@ def explored(url: str, tally: Tally, examples: int) -> None:
     except Exception as error:  # schemathesis' failures, one or a group
         tally.add(SCHEMATHESIS, 0, Result("internal", str(error)))
         return
-    for status, times in sum(seen.values(), Counter[int]()).items():
+    for status, times in sum((each.valid + each.invalid for each in seen.values()), Counter[int]()).items():
         for number in range(times):
             tally.add(SCHEMATHESIS, number, of_http(status))
 

@@ -12,7 +12,7 @@ import pytest
 
 from autoglm.common.errors import UpstreamUnavailable
 
-from ...exploring import explore, share, stream
+from ...exploring import explore, stream
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import audio_part, image_part, png, wav
 from .test_gateway_response_tools import FLAT
@@ -173,9 +173,11 @@ async def test_a_stream_that_fails_is_as_described(client: Client, mesh: FakeMes
 
 
 async def test_generated_requests_find_no_fault(shared: Client) -> None:
-    """Whatever a request holds, valid or not, the answer is a described one, and never a fault of the server."""
+    """Whatever a request holds, valid or not, the answer is a described one, and never a fault of the server.
+
+    Half of the valid requests have to get an answer: what is refused before it reaches the model shows little of it.
+    """
     statuses = await asyncio.to_thread(explore, shared.url, 15)
-    for route in ("chat/completions", "responses", "embeddings"):
-        assert {200, 400} <= statuses[f"POST /v1/{route}"].keys()
-        assert share(statuses[f"POST /v1/{route}"]) >= 0.5
-    assert statuses["GET /v1/models"].keys() == {200}
+    routes = [statuses[f"POST /v1/{route}"] for route in ("chat/completions", "responses", "embeddings")]
+    assert all(400 in route.invalid and route.share >= 0.5 for route in routes), routes
+    assert statuses["GET /v1/models"].valid.keys() == {200}
