@@ -2,11 +2,11 @@
 
 With Ray Serve's HAProxy, a request for an application without replicas falls back to a Python proxy, which would hold
 it until a replica is back or the deadline passes. The functions below are named in the Serve config, and Serve calls
-them in that proxy as well as in the replicas. In the proxy they register handlers that refuse at once, with a typed
-error that says when to try again.
+them in that proxy as well as in the replicas. In the proxy they register handlers that refuse at once while there is no
+replica, with a typed error that says when to try again.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from autoglm.common.errors import RETRY_SECONDS, MeshError, ModalityUnavailable, UpstreamUnavailable, to_status
 from autoglm.common.modalities import ApplicationName
-from autoglm.common.ray_internals import is_fallback_proxy, pass_through
+from autoglm.common.ray_internals import is_fallback_proxy, refusing_without_replicas
 from autoglm.common.services import SERVICES
 
 
@@ -33,25 +33,18 @@ def add_decoder(servicer: Any, server: Any) -> None:
     _add("decoder", servicer, server)
 
 
-class RefusingServicer:
-    """A servicer that answers every method with the same error."""
-
-    def __init__(self, error: MeshError) -> None:
-        self._status = rpc_status.to_status(to_status(error))
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        return self._refuse
-
-    async def _refuse(self, _request: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(self._status.code, self._status.details, self._status.trailing_metadata)
-
-
 def _add(application: ApplicationName, servicer: Any, server: Any) -> None:
     service = SERVICES[application]
-    if is_fallback_proxy(server):
-        pass_through(server, service.name)
-        servicer = RefusingServicer(_down(application))
-    service.register(servicer, server)
+    if not is_fallback_proxy(server):
+        service.register(servicer, server)
+        return
+    with refusing_without_replicas(server, application, partial(_refuse, _down(application))):
+        service.register(servicer, server)
+
+
+async def _refuse(error: MeshError, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
 
 
 def _down(application: ApplicationName) -> MeshError:

@@ -4,13 +4,17 @@ Ray is imported inside the functions: the module can be imported where Ray is no
 """
 
 import asyncio
+import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
 logger = logging.getLogger("ray.serve")
+
+Refuse = Callable[[Any], Awaitable[None]]  # ends the call of a gRPC context
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
@@ -101,9 +105,48 @@ def is_fallback_proxy(server: Any) -> bool:
     return os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" and type(owner).__name__ == FALLBACK_PROXY
 
 
-def pass_through(server: Any, service: str) -> None:
-    """Have the fallback proxy's `server` pass the calls of `service` on to handlers that are registered on it."""
-    server.add_passthrough_service(service)
+@contextmanager
+def refusing_without_replicas(server: Any, application: str, refuse: Refuse) -> Iterator[None]:
+    """Have the fallback proxy's `server` answer calls of the service that is registered in the block with `refuse`
+    while the application has no replica. While it has, the proxy passes them on, as it always would.
+
+    HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run.
+    """
+    factory = server.service_handler_factory
+    router = factory.__self__.proxy_router
+
+    def make(service_method: str, streaming_type: Any) -> Any:
+        handler = factory(service_method, streaming_type)
+
+        async def unary(request: Any, context: Any) -> Any:
+            if not has_replicas(router, application):
+                await refuse(context)
+            return await handler(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            if not has_replicas(router, application):
+                await refuse(context)
+            async with aclosing(handler(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+        return stream if inspect.isasyncgenfunction(handler) else unary
+
+    server.service_handler_factory = make
+    try:
+        yield
+    finally:
+        server.service_handler_factory = factory
+
+
+def has_replicas(router: Any, application: str) -> bool:
+    """Return whether a proxy's router knows a replica of an application that has not died."""
+    found = router.get_handle_for_endpoint(application)
+    if found is None:
+        return False
+    routing = found[1]._router._asyncio_router
+    chooser = routing._request_router  # made with the first request
+    return bool(routing._running_replicas if chooser is None else chooser.curr_replicas)
 
 
 def slim_start(agent_ports: Mapping[str, int]) -> None:

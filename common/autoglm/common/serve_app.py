@@ -29,6 +29,9 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
         health_check_period_s=1,
         health_check_timeout_s=15,
         graceful_shutdown_timeout_s=10,
+        # A new version's replicas start before the old ones end, so that a deployment interrupts nothing. A GPU has no
+        # room for both: there the old ones end first.
+        max_surge_percent=0 if settings.num_gpus else 100,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},

@@ -15,8 +15,11 @@ import pytest
 from ray._common.utils import load_class
 from ray._private import parameter, ray_constants
 from ray._private.node import Node
-from ray.serve._private import default_impl, grpc_util, haproxy, proxy, replica
+from ray.serve._private import default_impl, grpc_util, haproxy, proxy, proxy_router, replica, router
+from ray.serve._private.proxy_request_response import gRPCStreamingType
+from ray.serve._private.request_router import request_router
 from ray.serve.config import HTTPOptions
+from ray.serve.handle import DeploymentHandle
 
 from autoglm.cli import isolation
 from autoglm.cli.isolation import Ports, free_ports
@@ -140,7 +143,6 @@ def test_the_fallback_proxy_is_known_by_its_class_and_handler_factory() -> None:
     assert proxy.gRPCProxy.__name__ == ray_internals.FALLBACK_PROXY
     assert names(proxy.gRPCProxy.service_handler_factory)[0] == "self"
     assert names(grpc_util.gRPCGenericServer.__init__)[1] == "service_handler_factory"
-    assert names(grpc_util.gRPCGenericServer.add_passthrough_service) == ["self", "service_name"]
     server = grpc_util.gRPCGenericServer.__new__(grpc_util.gRPCGenericServer)
     server.service_handler_factory = proxy.gRPCProxy.__new__(proxy.gRPCProxy).service_handler_factory
     with pytest.MonkeyPatch.context() as patch:
@@ -149,6 +151,22 @@ def test_the_fallback_proxy_is_known_by_its_class_and_handler_factory() -> None:
         assert not ray_internals.is_fallback_proxy(object())
         patch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0")
         assert not ray_internals.is_fallback_proxy(server)
+
+
+def test_the_fallback_proxy_can_see_which_replicas_run() -> None:
+    """tests/integration/test_redeploy.py and tests/faults/test_replica.py show what it does with that."""
+    assert "self.proxy_router = proxy_router" in inspect.getsource(proxy.GenericProxy.__init__)
+    assert names(proxy_router.ProxyRouter.get_handle_for_endpoint) == ["self", "target_app_name"]
+    assert "self._router: Optional[Router]" in inspect.getsource(DeploymentHandle.__mro__[1].__init__)
+    for wrapper in (router.CurrentLoopRouter, router.SingletonThreadRouter):
+        assert "self._asyncio_router = AsyncioRouter(" in inspect.getsource(wrapper.__init__)
+    made = inspect.getsource(router.AsyncioRouter.__init__)
+    assert "self._request_router: Optional[RequestRouter]" in made
+    assert "self._running_replicas: Optional[List[RunningReplicaInfo]]" in made
+    assert isinstance(request_router.RequestRouter.curr_replicas, property)
+    for kind, is_stream in ((gRPCStreamingType.UNARY_UNARY, False), (gRPCStreamingType.UNARY_STREAM, True)):
+        handler = proxy.gRPCProxy.service_handler_factory(object.__new__(proxy.gRPCProxy), "/a.B/C", kind)
+        assert inspect.isasyncgenfunction(handler) is is_stream
 
 
 def test_a_slim_start_patches_what_ray_init_uses(monkeypatch: pytest.MonkeyPatch) -> None:
