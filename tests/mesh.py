@@ -31,16 +31,21 @@ class Mesh(LocalMesh):
 
     def running(self, part: str) -> psutil.Process | None:
         """Return the first process below whose command line has `part` in it, if any has."""
+        return next(self._all_running(part), None)
+
+    def _all_running(self, part: str) -> Iterator[psutil.Process]:
         for process in self.descendants():
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):  # a zombie has no command line either
                 if part in " ".join(process.cmdline()):
-                    return process
-        return None
+                    yield process
+
+    def replicas(self, application: str) -> Sequence[psutil.Process]:
+        """The processes of an application's replicas."""
+        return list(self._all_running(f"ray::ServeReplica:{application}:"))
 
     def replica(self, application: str) -> psutil.Process:
-        """The process of an application's replica."""
-        title = f"ray::ServeReplica:{application}:"
-        return next(process for process in self.descendants() if "".join(process.cmdline()).startswith(title))
+        """The process of an application's only replica."""
+        return self.replicas(application)[0]
 
     def gateway(self) -> psutil.Process:
         """The gateway's process."""

@@ -1,38 +1,51 @@
-"""Deploys applications of a running mesh again with other settings: python -m tests.redeploy GCS_ADDRESS NAME…
+"""Deploys a Serve config on a running mesh, as Serve's REST API and so KubeRay does: python -m tests.redeploy ADDRESS.
 
-It runs in the environment of the mesh's process that owns Ray, and returns when the new replicas run.
+The config comes from stdin as YAML. It runs in the environment of the mesh's process that owns Ray, and returns when
+the config is accepted.
 """
 
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
-from autoglm.cli.mesh import ServeConfig, config_path, deploy
+import yaml
+
+from autoglm.cli.mesh import config_path
 
 from .mesh import Mesh
+from .waiting import NET_SECONDS
 
 
-def redeploy(mesh: Mesh, *names: str) -> "subprocess.Popen[bytes]":
-    """Start this program on a mesh."""
+def redeploy(mesh: Mesh, **args: Any) -> None:
+    """Deploy the mesh's own config again, with other `args` of every application."""
+    config = yaml.safe_load(config_path().read_text(encoding="utf-8"))
+    for application in config["applications"]:
+        application["args"] |= args
+    _apply(mesh, config)
+
+
+def _apply(mesh: Mesh, config: Mapping[str, Any]) -> None:
     owner, raylet = mesh.running("autoglm.cli.mesh"), mesh.running("raylet/raylet")
     assert owner is not None
     assert raylet is not None
     (address,) = [part.partition("=")[2] for part in raylet.cmdline() if part.startswith("--gcs-address=")]
-    return subprocess.Popen([sys.executable, "-m", __name__, address, *names], env=owner.environ())
+    command = (sys.executable, "-m", __name__, address)
+    subprocess.run(
+        command, input=yaml.safe_dump(config), text=True, env=owner.environ(), check=True, timeout=NET_SECONDS
+    )
 
 
-def main(address: str, *names: str) -> None:
-    """Give each application one more place in its queue, which is another version of it."""
+def main(address: str) -> None:
+    """Apply the config."""
     import ray
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
     ray.init(address=address, log_to_driver=False)
-    deploy(
-        [
-            replace(application, args={**application.args, "max_queued_requests": 65})
-            for application in ServeConfig.load(config_path()).applications
-            if application.name in names
-        ]
-    )
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(ServeDeploySchema.model_validate(yaml.safe_load(sys.stdin)))
 
 
 if __name__ == "__main__":
