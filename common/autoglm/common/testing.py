@@ -291,7 +291,7 @@ class FakeMesh:
 @asynccontextmanager
 async def serving(mesh: FakeMesh, credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[FakeMesh]:
     """Serve the fakes on a free port inside the block, with `credentials` over TLS."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=(("grpc.http2.max_ping_strikes", 0),))  # HAProxy answers every ping
     server.add_generic_rpc_handlers((mesh.serve.handler(),))
     vision_pb2_grpc.add_VisionServiceServicer_to_server(mesh.vision, server)
     speech_pb2_grpc.add_SpeechServiceServicer_to_server(mesh.speech, server)

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
     http_port: Port = Field(default=8000, description="Port of the OpenAI API; 0 picks a free one.")
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 picks a free one.")
     serve_address: str = Field(
-        default="127.0.0.1:9000", description="Address of Ray Serve's gRPC ingress, as host:port."
+        default="127.0.0.1:9000",
+        description="Address of Ray Serve's gRPC ingress, as host:port. Calls are spread over all addresses that the"
+        " host's name has, such as that of a headless Service.",
     )
 
     served_model_names: Annotated[str, AfterValidator(_known_names)] = Field(

@@ -61,7 +61,9 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # Serve refuses calls for a moment when an application is re-deployed or HAProxy is started again. gRPC sends them again
 # within the deadline, while nothing of an answer has come. While most calls fail it does not (retryThrottling).
-_RETRIES = {
+# Each node of a cluster has an ingress, which the name of a headless Service resolves to: all of them get calls.
+_SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": service.name} for service in SERVICES.values()],
@@ -76,15 +78,20 @@ _RETRIES = {
     ],
     "retryThrottling": {"maxTokens": 400, "tokenRatio": 1},
 }
+KEEPALIVE_MILLISECONDS, KEEPALIVE_TIMEOUT_MILLISECONDS = 10_000, 5_000
 
 _OPTIONS = (
-    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # gRPC would wait up to two minutes before it reconnects to a restarted Serve.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # A node that vanishes closes no connection. Pings find it out, also while a call waits for its answer.
+    ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MILLISECONDS),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 
