@@ -21,7 +21,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ...waiting import soon
 from .conftest import Client, FakeMesh, Serve
-from .test_gateway_cache import silent_server
+from .test_gateway_circuit_breaker import silent_server
 from .test_gateway_faults import CHAT, HI, abandon
 
 
