@@ -1,4 +1,4 @@
-"""The limits that docs/errors.md and docs/openai-api.md list are those that gateway and decoder check."""
+"""The limits that docs/errors.md, docs/openai-api.md and docs/operate.md list are those that the code has."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,8 @@ import pytest
 
 from autoglm.common import format_sizes as sizes
 from autoglm.gateway import limits
+from autoglm.gateway.memory_bound import memory_bound
+from autoglm.gateway.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NUMBER = re.compile(r"\d+(?: \d{3})*")
@@ -38,11 +40,11 @@ FORMATS: dict[str, tuple[int, ...]] = {
 }
 
 
-def cell(page: str, section: str, row: str) -> str:
-    """Return the second cell of the row of a section that begins with `row`."""
+def cell(page: str, section: str, row: str, number: int = 2) -> str:
+    """Return a cell, by default the second, of the row of a section that begins with `row`."""
     _, _, rest = (DOCS / page).read_text(encoding="utf-8").partition(f"\n## {section}\n")
-    (found,) = re.findall(rf"^\| {re.escape(row)} \| (.*?) \|", rest.partition("\n## ")[0], re.MULTILINE)
-    return str(found)
+    (found,) = re.findall(rf"^\| {re.escape(row)} \|.*", rest.partition("\n## ")[0], re.MULTILINE)
+    return str(found).split("|")[number].strip()
 
 
 def numbers(text: str) -> list[int]:
@@ -78,3 +80,19 @@ def test_no_limit_is_missing_from_the_tables(module: ModuleType) -> None:
 def test_both_modules_name_different_things() -> None:
     """One name, one meaning: what both sides check has its number in `format_sizes` alone."""
     assert not {name for name in vars(limits) if name.startswith("MAX_")} & set(vars(sizes))
+
+
+BOUND = memory_bound(Settings())
+MEMORY = {
+    "the idle process ([above](#memory-when-idle))": BOUND.idle,
+    "bodies in progress and their fetched media": BOUND.in_progress,
+    "cached embeddings": BOUND.cached,
+    "connections": BOUND.connections,
+    "together": BOUND.total,
+}
+
+
+@pytest.mark.parametrize("row", MEMORY)
+def test_the_table_of_memory_is_what_the_settings_allow(row: str) -> None:
+    """The code that makes these figures is that of `autoglm doctor`."""
+    assert cell("operate.md", "Memory of the gateway", row, 3).startswith(f"{MEMORY[row] / 1e6:.0f} MB")
