@@ -25,8 +25,11 @@ check:  ## Style, types, imports, tables, contract.
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/autoglm-v1.binpb
 
-test:  ## Every test, against the real mesh.
-	$(BIN)/python -m pytest
+test:  ## Every test: those of single parts in two processes, then those of the real mesh, which the others would disturb.
+	@failed=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit || failed=$$?; \
+	$(BIN)/python -m pytest --ignore=tests/unit || failed=$$?; \
+	exit $$failed
 
 bench:  ## Time to first token, tokens per second and stages of a mesh started for it.
 	$(BIN)/autoglm bench smoke

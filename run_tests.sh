@@ -5,7 +5,8 @@ set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 sh "$root/tools/venv.sh" dev
 cd "$root"
-if [ $# -eq 0 ]; then
-    make check
+if [ $# -gt 0 ]; then
+    exec "$root/.venv/bin/python" -m pytest "$@"
 fi
-exec "$root/.venv/bin/python" -m pytest "$@"
+make check
+exec make test

@@ -1,6 +1,5 @@
 """The faults: how each is caused in a running mesh, and how it is undone."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ import psutil
 import redis
 
 from ..mesh import Mesh
-from ..waiting import NET_SECONDS, POLL_SECONDS
+from ..waiting import NET_SECONDS, comes_true
 
 Undo = Callable[[], str]  # returns what is to be said of it, if anything
 Cause = Callable[[Mesh], Undo]
@@ -59,13 +58,17 @@ def suspended(find: Find) -> Cause:
 
 def gateway_killed_again_and_again(mesh: Mesh) -> Undo:
     """Kill the gateway as soon as it runs, ten times."""
-    limit, deaths = time.monotonic() + DEATHS_SECONDS, 0
-    while deaths < DEATHS and time.monotonic() < limit and mesh.process.poll() is None:
+    deaths = 0
+
+    def is_over() -> bool:
+        nonlocal deaths
         if found := mesh.running("autoglm.gateway.app"):
             found.kill()
             found.wait(NET_SECONDS)
             deaths += 1
-        time.sleep(POLL_SECONDS)
+        return deaths == DEATHS or mesh.process.poll() is not None
+
+    comes_true(is_over, DEATHS_SECONDS)
     return lambda: f"{deaths} times"
 
 

@@ -21,7 +21,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER, SamplingParams
 
 from ..asking import CHAT
 from ..mesh import Mesh
-from ..waiting import NET_SECONDS
+from ..waiting import NET_SECONDS, at_the_same_time
 from .attacks.media import small_picture
 from .attacks.sending import LATE, OK, grpc_outcome, http_outcome, user
 from .neighbour import contents, request
@@ -42,7 +42,6 @@ class Watcher:
 
     def __init__(self, question: Question) -> None:
         self._question, self._started = question, time.monotonic()
-        self._ended = threading.Event()
         self.seen: Counter[str] = Counter()
         self.in_a_row, self.last_failure = 0, 0.0
 
@@ -50,16 +49,11 @@ class Watcher:
     def watching(self) -> Iterator["Watcher"]:
         """Ask inside the block; times count from its start."""
         self._started = time.monotonic()
-        thread = threading.Thread(target=self._watch)
-        thread.start()
-        try:
+        with at_the_same_time(self._watch):
             yield self
-        finally:
-            self._ended.set()
-            thread.join()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(PAUSE):
+    def _watch(self, ended: threading.Event) -> None:
+        while not ended.wait(PAUSE):
             outcome = self._question()
             self.seen[outcome] += 1
             self.in_a_row = self.in_a_row + 1 if outcome == OK else 0

@@ -4,15 +4,16 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import httpx
 
 from ..asking import CHAT, MODEL
-from ..waiting import NET_SECONDS
+from ..waiting import NET_SECONDS, at_the_same_time
 from .attacks.sending import http_outcome
 
 PAUSE = 0.2  # seconds between short questions
@@ -51,17 +52,9 @@ class Neighbour:
         if text != TEXT:
             stay.faults.append(f"{len(text)} of {len(TEXT)} characters came: …{text[-20:]}")
 
-    @contextmanager
-    def asking(self, stay: Stay) -> Iterator[None]:
+    def asking(self, stay: Stay) -> AbstractContextManager[None]:
         """Ask short questions, one after the other, inside the block."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._ask, args=(stay, ended))
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        return at_the_same_time(partial(self._ask, stay))
 
     def _ask(self, stay: Stay, ended: threading.Event) -> None:
         while not ended.wait(PAUSE):

@@ -19,7 +19,7 @@ from autoglm.bench.smoke.report import machine_lines, write
 from autoglm.training.measured import conditions, short
 
 from ..mesh import Mesh
-from ..waiting import POLL_SECONDS
+from ..waiting import comes_true
 from .attacker import ROOT
 from .causes import FAULTS, Fault
 from .clients import IN_A_ROW, PAUSE, TIMEOUT, Streams, Watcher, over_grpc, over_http
@@ -61,11 +61,13 @@ def until_answered(mesh: Mesh, watchers: Sequence[Watcher]) -> bool:
     """Wait until all are answered again, or the mesh has ended, or for as long as clients go on asking; return whether
     they are."""
     started = time.monotonic()
-    while (passed := time.monotonic() - started) < AT_MOST and mesh.process.poll() is None:
-        if passed > AT_LEAST and all(watcher.in_a_row >= IN_A_ROW for watcher in watchers):
-            return True
-        time.sleep(POLL_SECONDS)
-    return False
+
+    def are_answered() -> bool:
+        enough = time.monotonic() - started > AT_LEAST  # a fault may show only after some seconds
+        return enough and all(watcher.in_a_row >= IN_A_ROW for watcher in watchers)
+
+    comes_true(lambda: are_answered() or mesh.process.poll() is not None, AT_MOST)
+    return mesh.process.poll() is None and are_answered()
 
 
 def run(folder: Path, faults: Sequence[Fault]) -> Iterator[Outage]:
@@ -82,12 +84,9 @@ def run(folder: Path, faults: Sequence[Fault]) -> Iterator[Outage]:
 
 def whole(mesh: Mesh | None, log: Path) -> Mesh:
     """Return `mesh` once all of it is up, or another if it does not come back."""
-    limit = time.monotonic() + AT_MOST
-    while mesh is not None and mesh.process.poll() is None and time.monotonic() < limit:
-        if mesh.is_whole():
-            return mesh
-        time.sleep(PAUSE)
     if mesh is not None:
+        if comes_true(lambda: mesh.process.poll() is not None or mesh.is_whole(), AT_MOST) and mesh.is_whole():
+            return mesh
         mesh.end()
     started = Mesh.start(log)
     started.wait()

@@ -34,7 +34,7 @@ FAULTS = {
 
 def watch():
     while True:
-        time.sleep(0.1)
+        time.sleep(0.1)  # the test says what hangs by making a file, which nothing here can wait for
         for name, (module, owner, attribute, hang) in FAULTS.items():
             if Path(os.environ["FAULTS"], name).exists() and module in sys.modules:
                 setattr(getattr(sys.modules[module], owner), attribute, hang)

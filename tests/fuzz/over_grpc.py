@@ -116,7 +116,7 @@ async def send(channel: grpc.aio.Channel, call: GrpcCall) -> Result:
     try:
         async with asyncio.timeout(NET_SECONDS):
             if call.leaves_after is not None:
-                await asyncio.sleep(call.leaves_after)
+                await asyncio.sleep(call.leaves_after)  # a client that leaves at any moment of a call
                 asked.cancel()
             async for _ in asked:
                 pass

@@ -19,7 +19,7 @@ from ..asking import Asker
 from ..faults.attacks.sending import OK, grpc_outcome, http_outcome, user
 from ..faults.neighbour import Stay, neighbour, request
 from ..mesh import Mesh
-from ..waiting import NET_SECONDS, eventually
+from ..waiting import NET_SECONDS, at_the_same_time, eventually
 
 LONG = 100_000
 TEXT = "é" * LONG  # two bytes each, and an escape of six in JSON and in a header
@@ -31,22 +31,17 @@ TYPED = {"invalid_request_error", "not_found", "unsupported_media", "request_too
 def others_unharmed(mesh: Mesh) -> Iterator[None]:
     """Stream an answer around the block, again if it ends first; fails the test if anything of it is missing."""
     eventually(mesh.is_whole, "the mesh is whole")
-    stay, ended = Stay(), threading.Event()
+    stay = Stay()
     with neighbour(mesh.http_url) as quiet:
 
-        def stream() -> None:
+        def stream(ended: threading.Event) -> None:
             while not stay.faults:
                 quiet.stream(stay)
                 if ended.is_set():
                     break
 
-        thread = threading.Thread(target=stream)
-        thread.start()
-        try:
+        with at_the_same_time(stream):
             yield
-        finally:
-            ended.set()
-            thread.join()
     assert stay.faults == []
 
 

@@ -156,9 +156,13 @@ def _port(host: str, port: int, option: str) -> str:
 def _settings(reviewed: ReviewedEnvironment) -> Finding:
     if reviewed.faults:
         raise StartError("\n".join(reviewed.faults))
+    from autoglm.gateway.memory_bound import memory_bound
+
     settings = checks.gateway_settings()
-    found = f"{'open to all' if settings.is_open else 'API keys'}, " + ("TLS" if settings.ssl_certfile else "no TLS")
-    return found, reviewed.warnings
+    access = "open to all" if settings.is_open else "API keys"
+    encryption = "TLS" if settings.ssl_certfile else "no TLS"
+    most = f"{memory_bound(settings).total / 1e6:.0f} MB"
+    return f"{access}, {encryption}; a gateway takes up to {most} of memory", reviewed.warnings
 
 
 def _files() -> Finding:

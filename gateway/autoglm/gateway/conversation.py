@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from autoglm.common.context_length import PromptText, context_exceeded, is_longer
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.format_sizes import MAX_CHOICE_TEXTS
 from autoglm.gateway.limits import (
-    MAX_CHOICE_TEXTS,
     MAX_CHOICES,
     MAX_LOGIT_BIASES,
     MAX_MESSAGES,

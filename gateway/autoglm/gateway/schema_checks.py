@@ -7,9 +7,10 @@ import jsonschema_rs
 import orjson
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.format_sizes import MAX_FORMAT_BYTES
 from autoglm.gateway.conversation import Conversation
 from autoglm.gateway.json_bounds import num_values
-from autoglm.gateway.limits import MAX_SCHEMA_LENGTH, MAX_VALUES, check_count, check_length
+from autoglm.gateway.limits import MAX_VALUES, check_bytes, check_count
 
 # A schema is one if any of these takes it: clients rarely say which they mean, and later drafts refuse what earlier
 # ones allow, such as a list of schemas in `items`.
@@ -46,10 +47,8 @@ def check_format(conversation: Conversation) -> None:
     if kind is None:
         return
     param = conversation.paths.blamed(f"sampling.{kind}")
-    if kind == "choice":
-        check_length("".join(sampling.choice.texts), MAX_SCHEMA_LENGTH, param)
-        return
-    check_length(getattr(sampling, kind), MAX_SCHEMA_LENGTH, param)
+    text = "".join(sampling.choice.texts) if kind == "choice" else getattr(sampling, kind)
+    check_bytes(text, MAX_FORMAT_BYTES[kind], param)
     if kind == "json_schema":
         check_count(num_values(sampling.json_schema), MAX_VALUES, "values", param)
         read_schema(sampling.json_schema, param)

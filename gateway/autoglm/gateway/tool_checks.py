@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import groupby
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.format_sizes import MAX_SCHEMA_BYTES
 from autoglm.gateway.conversation import Conversation, ConversationMessage
 from autoglm.gateway.json_bounds import num_values
-from autoglm.gateway.limits import MAX_ID_LENGTH, MAX_SCHEMA_LENGTH, MAX_TOOLS, MAX_VALUES, check_count, check_length
+from autoglm.gateway.limits import MAX_ID_LENGTH, MAX_TOOLS, MAX_VALUES, check_bytes, check_count, check_length
 from autoglm.gateway.schema_checks import read_schema
 from autoglm.v1.generation_pb2 import (
     ROLE_ASSISTANT,
@@ -49,7 +50,7 @@ def _check_tools(conversation: Conversation) -> None:
         if tool.function.name in names:
             raise InvalidRequest(f"{param}.name is already the name of another tool", param=f"{param}.name")
         names.add(tool.function.name)
-        check_length(tool.function.parameters, MAX_SCHEMA_LENGTH, f"{param}.parameters")
+        check_bytes(tool.function.parameters, MAX_SCHEMA_BYTES, f"{param}.parameters")
         values += num_values(tool.function.parameters)
         check_count(values, MAX_VALUES, "values", f"{param}.parameters")
         _check_parameters(tool.function.parameters, f"{param}.parameters")

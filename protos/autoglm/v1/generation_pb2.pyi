@@ -156,7 +156,7 @@ class Function(_message.Message):
     description: _builtins.str
     """What it does; the model decides by this."""
     parameters: _builtins.str
-    """A JSON Schema of its arguments, an object of at most 262 144 characters; empty for a function without arguments."""
+    """A JSON Schema of its arguments, an object of at most 262 144 bytes; empty for a function without arguments."""
     strict: _builtins.bool
     """Whether a call that is required has to follow `parameters` in full. If it cannot be made to, the request fails with
     INVALID_ARGUMENT, which names the keyword; otherwise the call follows what can be enforced.

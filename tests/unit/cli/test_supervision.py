@@ -16,9 +16,9 @@ from autoglm.cli import processes, serve, supervision
 from autoglm.cli.processes import StartError
 from autoglm.cli.supervision import LONGEST_DELAY, STABLE_SECONDS, Backoff, SupervisedChild, SuspendedProcesses, watch
 
-from ...waiting import NET_SECONDS, eventually
+from ...waiting import NET_SECONDS, POLL_SECONDS, eventually
 
-FOREVER = [sys.executable, "-c", "import time; time.sleep(1e6)"]
+FOREVER = [sys.executable, "-c", "import signal; signal.pause()"]
 BUSY = [sys.executable, "-c", "while True: pass"]
 
 
@@ -140,6 +140,11 @@ def test_a_first_start_that_fails_is_reported(runs: Start, told: Told) -> None:
         SupervisedChild("The embedding cache", runs("/nonexistent/valkey"), told.append)
 
 
+def short_pause() -> None:
+    """Wait between two checks, as the supervisor does, but for less time; no test depends on how long."""
+    time.sleep(POLL_SECONDS)
+
+
 def watched_until(
     ray: subprocess.Popen[bytes], children: list[SupervisedChild], condition: Callable[[], object], told: Told
 ) -> None:
@@ -150,7 +155,7 @@ def watched_until(
         assert time.monotonic() < limit
         if condition():
             raise KeyboardInterrupt
-        time.sleep(0.01)
+        short_pause()
 
     with pytest.raises(KeyboardInterrupt):
         watch(ray, children, pause, told.append)
@@ -181,7 +186,7 @@ def test_the_end_of_ray_ends_the_watch_during_a_restart(
     watched_until(ray, [gateway], lambda: told.count_of("in 1e+06 s"), told)
     ray.kill()
     with pytest.raises(StartError, match="Ray ended"):
-        watch(ray, [gateway], lambda _seconds: time.sleep(0.01), told.append)
+        watch(ray, [gateway], lambda _seconds: short_pause(), told.append)
 
 
 def test_a_suspended_child_is_started_again(runs: Start, told: Told) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from autoglm.common import batching
 from autoglm.common.batching import Batcher
 
-from ...waiting import NET_SECONDS
-
-WAIT = 0.01
+from ...waiting import NET_SECONDS, turns
 
 
 class Doubler:
@@ -30,20 +29,32 @@ class Doubler:
         return [2 * item for item in items]
 
 
-async def test_what_arrives_during_a_pass_forms_the_next_batch() -> None:
-    double = Doubler()
+class Clock:
+    """Stands for the module `time`: seconds pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def test_what_arrives_during_a_pass_forms_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, double = Clock(), Doubler()
+    monkeypatch.setattr(batching, "time", clock)
     batcher = Batcher(double, limit=3, linger=0)
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.to_thread(double.started.wait, NET_SECONDS)
     rest = [asyncio.create_task(batcher.submit(item)) for item in (2, 3, 4, 5)]
-    await asyncio.sleep(0)  # until they are in the queue
-    await asyncio.sleep(WAIT)  # the wait that `queue` has to report
+    await turns()  # until they are in the queue
+    clock.now += 7
     double.gate.set()
     results = await asyncio.gather(first, *rest)
     assert [result.value for result in results] == [2, 4, 6, 8, 10]
     assert double.batches == [[1], [2, 3, 4], [5]]
     assert [result.size for result in results] == [1, 3, 3, 3, 1]
-    assert results[1].queue >= WAIT
+    assert [result.queue for result in results] == [0, 7, 7, 7, 7]
+    assert [result.compute for result in results] == [7, 0, 0, 0, 0]
 
 
 async def test_a_cancelled_request_is_dropped_before_compute() -> None:
@@ -52,7 +63,7 @@ async def test_a_cancelled_request_is_dropped_before_compute() -> None:
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.to_thread(double.started.wait, NET_SECONDS)
     abandoned, kept = asyncio.create_task(batcher.submit(2)), asyncio.create_task(batcher.submit(3))
-    await asyncio.sleep(0)
+    await turns()
     abandoned.cancel()
     double.gate.set()
     assert (await kept).value == 6

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,8 +32,6 @@ class TooLongError(UnreadableError):
 
 
 def preprocess(data: bytes) -> list[torch.Tensor]:
-    if data == b"slow":
-        time.sleep(0.2)
     if len(data) > 8:
         raise TooLongError("the word is too long")
     if not data.isalpha():
@@ -50,7 +47,14 @@ class Words(EncoderServicer[torch.Tensor, torch.Tensor]):
 
     def __init__(self) -> None:
         settings = EncoderSettings.model_validate({"max_batch": 2})
-        super().__init__(EncoderInfo(revision="r1"), settings, preprocess, self.forward)
+        super().__init__(EncoderInfo(revision="r1"), settings, self.preprocess, self.forward)
+        self.go_on = threading.Event()
+
+    def preprocess(self, data: bytes) -> list[torch.Tensor]:
+        """Split a word; one that is slow waits until it may go on."""
+        if data == b"slow":
+            assert self.go_on.wait(NET_SECONDS)
+        return preprocess(data)
 
     def forward(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [item[:, None].float() for item in items]
@@ -115,8 +119,9 @@ async def test_a_medium_becomes_an_embedding_with_its_times() -> None:
 async def test_an_error_is_one_that_clients_may_see(
     word: bytes, seconds: float | None, kind: type[MeshError], message: str
 ) -> None:
-    told = Told()
-    assert await Words().encode(word, told, seconds) == VisionServiceEncodeResponse()
+    told, words = Told(), Words()
+    assert await words.encode(word, told, seconds) == VisionServiceEncodeResponse()
+    words.go_on.set()
     assert isinstance(told.error, kind)
     assert told.error.message.startswith(message)
     assert told.error.param == ("image" if seconds is None else None)

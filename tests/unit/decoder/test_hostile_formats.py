@@ -41,6 +41,7 @@ from autoglm.v1.generation_pb2 import (
     ToolChoice,
 )
 
+from ...waiting import eventually
 from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, prompts, submit
 
 PATH = default_bundle() / "decoder" / "tokenizer.json"
@@ -270,8 +271,8 @@ def test_the_process_that_tries_ends_with_the_decoder() -> None:
     with subprocess.Popen([sys.executable, "-c", program, str(PATH), slow], stdout=subprocess.PIPE) as decoder:
         assert decoder.stdout is not None
         process = psutil.Process(int(decoder.stdout.readline()))
-        while not (children := process.children()):
-            time.sleep(0.01)
+        eventually(process.children, "a format is being tried")
+        children = process.children()
         decoder.kill()
     gone, alive = psutil.wait_procs([process, *children], timeout=60)
     assert len(gone) == 2

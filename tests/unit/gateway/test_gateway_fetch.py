@@ -300,7 +300,7 @@ async def in_drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     while not writer.is_closing():
         writer.write(b"\0")
         await writer.drain()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # slowness is what this server is for; nothing waits for a drop
 
 
 async def test_files_that_are_too_large(world: World, serve: Serve) -> None:

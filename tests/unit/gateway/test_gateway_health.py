@@ -9,6 +9,8 @@ from autoglm.gateway.health import MeshState
 from autoglm.gateway.settings import Settings
 from autoglm.gateway.upstream import Mesh
 
+from ...waiting import turns
+
 
 async def test_a_poll_that_is_cancelled_at_once_leaves_nothing_behind(mesh: FakeMesh) -> None:
     settings = Settings(serve_address=mesh.address)
@@ -16,10 +18,9 @@ async def test_a_poll_that_is_cancelled_at_once_leaves_nothing_behind(mesh: Fake
     state = MeshState(upstream, None, settings)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for turns in range(40):
+        for steps in range(40):
             polling = asyncio.create_task(state.poll())
-            for _ in range(turns):
-                await asyncio.sleep(0)
+            await turns(steps)
             polling.cancel()
             await asyncio.gather(polling, return_exceptions=True)
         gc.collect()

@@ -12,8 +12,11 @@ import redis.asyncio
 import yaml
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from limits.aio.storage import MemoryStorage
 
 from autoglm.gateway.admission.key_file import digest_of
+from autoglm.gateway.admission.windows import RedisWindows, Windows
+from autoglm.gateway.context import Tenant
 from autoglm.gateway.redis_store import FAILURES_TO_OPEN
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
@@ -21,7 +24,7 @@ from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ...waiting import soon
 from .conftest import Client, FakeMesh, Serve
-from .test_gateway_cache import silent_server
+from .test_gateway_circuit_breaker import silent_server
 from .test_gateway_faults import CHAT, HI, abandon
 
 
@@ -115,6 +118,45 @@ async def test_gateways_that_share_redis_share_the_count(serve: Serve, limited: 
     assert b"two" not in bytes(names[0])
 
 
+OF_CONNECTIONS = {"HELLO", "CLIENT", "PING"}  # when one is opened, or the gateway looks whether Redis is there
+
+
+async def test_a_request_is_counted_in_one_round_trip(serve: Serve, limited: str, valkey: str) -> None:
+    client = await serve(api_keys_file=limited, redis_url=valkey)
+    assert (await ask(client, "t1")).status_code == 200  # after which the server knows the script
+    commands = list[str]()
+    async with redis.asyncio.Redis.from_url(valkey) as store, store.monitor() as watched:
+        for status in (200, 429):
+            assert (await ask(client, "t1")).status_code == status
+        await store.echo("that is all")
+        async for seen in watched.listen():
+            if seen["command"].startswith("ECHO"):
+                break
+            if seen["client_type"] != "lua":  # what a script does is no round trip
+                commands.append(seen["command"].split()[0])
+    commands = [each for each in commands if each not in OF_CONNECTIONS]
+    assert commands == ["EVALSHA", "EVALSHA"]
+
+
+@pytest.mark.parametrize("given_back", [0, 1, 2, 5])
+async def test_both_storages_count_the_same(
+    serve: Serve, valkey: str, monkeypatch: pytest.MonkeyPatch, given_back: int
+) -> None:
+    """The script in Redis does what `limits` does in memory, as time goes by and whatever is given back."""
+    tenant, now, start = Tenant(id="t", requests_per_minute=2), time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: start)
+    async with redis.asyncio.Redis.from_url(valkey) as client:
+        both = (Windows(MemoryStorage()), RedisWindows(client))
+        start = round(now())
+        for step in range(40):
+            start += 7 * (step % 3)
+            if step % 5 < given_back:
+                assert len({await each.give_back(tenant) for each in both}) == 1
+            (spent, stats), (again, shared) = [await each.spend(tenant) for each in both]
+            assert (again, shared.remaining) == (spent, stats.remaining), step
+            assert shared.reset_time == pytest.approx(stats.reset_time, abs=0.01)
+
+
 async def test_without_redis_each_gateway_counts_alone(serve: Serve, limited: str) -> None:
     client = await serve(api_keys_file=limited, redis_url="redis://127.0.0.1:1/0")
     assert [(await ask(client, "t1")).status_code for _ in range(3)] == [200, 200, 429]
@@ -128,12 +170,12 @@ async def test_a_redis_that_hangs_delays_few_requests_and_fails_none(serve: Serv
 
 
 async def test_redis_that_goes_away_in_between(serve: Serve, limited: str, valkey: str) -> None:
-    client = await serve(api_keys_file=limited, redis_url=valkey, redis_timeout=0.05, redis_backoff=60)
+    client = await serve(api_keys_file=limited, redis_url=valkey, redis_timeout=2, redis_backoff=60)
     assert (await ask(client, "t1")).headers["x-ratelimit-remaining-requests"] == "1"
     async with redis.asyncio.Redis.from_url(valkey) as store:
-        await store.client_pause(300)
+        await store.client_pause(10**9, all=False)  # scripts and writes wait
         assert (await ask(client, "t1")).headers["x-ratelimit-remaining-requests"] == "1"
-        await store.ping()  # answered when the pause is over
+        await store.client_unpause()
 
 
 @pytest.mark.parametrize("send", [ask, ask_grpc])

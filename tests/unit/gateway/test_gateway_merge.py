@@ -1,6 +1,5 @@
 """Several choices of one request, joined as they come."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -8,6 +7,8 @@ import pytest
 
 from autoglm.common.errors import UpstreamUnavailable
 from autoglm.gateway.tasks import merge
+
+from ...waiting import turns
 
 
 class Source:
@@ -21,7 +22,7 @@ class Source:
             while self.taken < self.last:
                 self.taken += 1
                 yield self.taken
-                await asyncio.sleep(0)
+                await turns()
             if self.fails:
                 raise UpstreamUnavailable("gone")
         finally:
@@ -41,8 +42,7 @@ async def test_who_reads_slowly_is_not_read_for() -> None:
     async with aclosing(merge([source() for source in sources])) as items:
         for count in range(1, 20):
             await anext(items)
-            for _ in range(50):  # whatever could be read meanwhile
-                await asyncio.sleep(0)
+            await turns(50)  # whatever could be read meanwhile
             assert sum(source.taken for source in sources) <= count + 4
     assert all(source.closed for source in sources)
 

@@ -4,13 +4,16 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from autoglm.vision.image import LARGE_PIXELS, is_large
+from autoglm.vision import image as vision_image
+from autoglm.vision.image import LARGE_PIXELS, ImageError, decoded_image
 
 WIDE, HIGH = 8000, 5000
 PIXELS = 4 * WIDE * HIGH // 2**20  # MiB of the decoded picture; Pillow has four bytes for each pixel of RGB
@@ -84,10 +87,16 @@ def test_a_large_picture_leaves_no_memory_behind(
     assert kept < PIXELS / 3
 
 
-def test_the_header_alone_says_what_is_large() -> None:
-    side = int(LARGE_PIXELS**0.5)
-    assert not is_large(png(Image.new("L", (side, side))))
-    assert is_large(png(Image.new("L", (side, side + 1))))
-    assert is_large(png(Image.new("L", (side, side + 1)))[:100])
-    assert not is_large(b"")
-    assert not is_large(b"GIF89a")
+SIDE = int(LARGE_PIXELS**0.5)
+SMALL, LARGE = (png(Image.new("L", (SIDE, SIDE + more))) for more in (0, 1))
+
+
+@pytest.mark.parametrize(("data", "times"), [(SMALL, 0), (LARGE, 1), (LARGE[:100], 1), (b"", 0), (b"GIF89a", 0)])
+def test_the_header_alone_says_what_is_large(monkeypatch: pytest.MonkeyPatch, data: bytes, times: int) -> None:
+    released, opened = Mock(), Mock(wraps=Image.open)
+    monkeypatch.setattr(vision_image, "release_free_memory", released)
+    monkeypatch.setattr(Image, "open", opened)
+    with suppress(ImageError), decoded_image(data):
+        released.assert_not_called()
+    assert released.call_count == times
+    assert opened.call_count == 1  # reading a header costs time, and may fail in many ways

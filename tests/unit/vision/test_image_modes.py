@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoglm.vision.image import decode_image
+from autoglm.vision.image import decoded_image
 
 HIGH, WIDE = 40, 30
 LOSSY = 6.0  # mean difference of a sample, of 255
@@ -122,10 +122,10 @@ PICTURES: dict[str, tuple[bytes, NDArray[Any]]] = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_looks_as_it_does_in_8_bit_rgb(name: str) -> None:
     data, looks = PICTURES[name]
-    image = decode_image(data)
     expected = np.asarray(Image.fromarray(looks).convert("RGB")).astype(int)
-    difference = np.abs(np.asarray(image).astype(int) - expected)
-    assert image.mode == "RGB"
+    with decoded_image(data) as image:
+        assert image.mode == "RGB"
+        difference = np.abs(np.asarray(image).astype(int) - expected)
     assert difference.mean() < (LOSSY if "JPEG" in name else 0.01), difference.mean()
 
 
@@ -134,5 +134,6 @@ def test_a_grey_picture_stays_upright(write: Callable[[NDArray[Any]], NDArray[An
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     image = Image.fromarray(write(GREY).astype(write(GREY).dtype.newbyteorder("=")))
-    turned = np.asarray(decode_image(saved(image, exif=exif)).convert("L"))
+    with decoded_image(saved(image, exif=exif)) as read:
+        turned = np.asarray(read.convert("L"))
     np.testing.assert_array_equal(turned, np.rot90(GREY, -1))

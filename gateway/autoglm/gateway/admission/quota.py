@@ -12,17 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from limits import RateLimitItemPerMinute, WindowStats
-from limits.aio.storage import MemoryStorage, MovingWindowSupport, RedisStorage
+from limits.aio.storage import MemoryStorage
 
 from autoglm.common.errors import RateLimited
+from autoglm.gateway.admission.windows import RedisWindows, Windows
 from autoglm.gateway.context import Allowance, RequestContext, Tenant
 from autoglm.gateway.metrics import GatewayMetrics
-from autoglm.gateway.redis_store import DamagedEntry, RedisStore
-
-SECONDS = 60
+from autoglm.gateway.redis_store import RedisStore
 
 T = TypeVar("T")
 
@@ -33,8 +31,8 @@ class Quota:
     def __init__(self, store: RedisStore | None, metrics: GatewayMetrics) -> None:
         self._store, self._metrics = store, metrics
         self._running: Counter[str] = Counter()
-        self._own = MemoryStorage()
-        self._shared = None if store is None else _storage(store)
+        self._own = Windows(MemoryStorage())
+        self._shared = None if store is None else RedisWindows(store.client)
 
     @contextmanager
     def slot(self, tenant: Tenant) -> Iterator[None]:
@@ -57,7 +55,7 @@ class Quota:
         tenant = context.tenant
         if not tenant.requests_per_minute:
             return
-        spent, window = await self._ask(tenant, lambda storage: _spend(storage, tenant))
+        spent, window = await self._ask(tenant, lambda windows: windows.spend(tenant))
         wait = max(0.0, window.reset_time - time.time())
         context.allowance = Allowance(tenant.requests_per_minute, max(0, window.remaining), wait)
         if not spent:
@@ -70,49 +68,11 @@ class Quota:
     async def give_back(self, tenant: Tenant) -> None:
         """Let a request that was counted be repeated without counting again."""
         if tenant.requests_per_minute:
-            await self._ask(tenant, lambda storage: _give_back(storage, tenant))
+            await self._ask(tenant, lambda windows: windows.give_back(tenant))
 
-    async def _ask(self, tenant: Tenant, count: Callable[[MovingWindowSupport], Awaitable[T]]) -> T:
+    async def _ask(self, tenant: Tenant, count: Callable[[Windows], Awaitable[T]]) -> T:
         if self._store is not None and (shared := self._shared) is not None:
-            answer = await self._store.ask("count a request", lambda: count(shared), lambda: _clear(shared, tenant))
+            answer = await self._store.ask("count a request", lambda: count(shared), lambda: shared.clear(tenant))
             if answer is not None:
                 return answer
         return await count(self._own)
-
-
-async def _spend(storage: MovingWindowSupport, tenant: Tenant) -> tuple[bool, WindowStats]:
-    rate = tenant.requests_per_minute
-    _, given_back = await _window(storage, _key("GIVEN_BACK", tenant), rate)
-    key, limit = _key("REQUESTS", tenant), rate + given_back
-    spent = await storage.acquire_entry(key, limit, SECONDS)
-    start, used = await _window(storage, key, limit)
-    return spent, WindowStats(start + SECONDS, limit - used)
-
-
-async def _window(storage: MovingWindowSupport, key: str, limit: int) -> tuple[float, int]:
-    """Return when the oldest of the entries was counted, as a Unix time, and how many there are.
-
-    Raises DamagedEntry for a time that no clock of a gateway shows: it would lock the tenant out until then.
-    """
-    start, used = await storage.get_moving_window(key, limit, SECONDS)
-    if not start <= time.time() + SECONDS:  # also NaN
-        raise DamagedEntry
-    return start, used
-
-
-async def _give_back(storage: MovingWindowSupport, tenant: Tenant) -> bool:
-    return await storage.acquire_entry(_key("GIVEN_BACK", tenant), tenant.requests_per_minute, SECONDS)
-
-
-async def _clear(storage: RedisStorage, tenant: Tenant) -> None:
-    for window in ("REQUESTS", "GIVEN_BACK"):
-        await storage.clear(_key(window, tenant))
-
-
-def _key(window: str, tenant: Tenant) -> str:
-    return RateLimitItemPerMinute(tenant.requests_per_minute, namespace=window).key_for(tenant.id)
-
-
-def _storage(store: RedisStore) -> RedisStorage:
-    options: Any = {"connection_pool": store.client.connection_pool}
-    return RedisStorage("async+redis://", implementation="redispy", key_prefix="ag1", **options)

@@ -6,16 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.format_sizes import (
+    MAX_CHOICE_TEXTS,
+    MAX_FORMAT_BYTES,
+    MAX_SCHEMA_BYTES,
+    MAX_SCHEMA_DEPTH,
+)
 from autoglm.v1 import decoder_pb2, generation_pb2
-
-# OpenAI takes 120 000 characters of names and values in a strict schema, and 1 000 values of an enum.
-MAX_SCHEMA_BYTES = 256 * 1024  # the parameters of all tools together, too
-MAX_GRAMMAR_BYTES = 128 * 1024
-MAX_REGEX_BYTES = 32 * 1024  # the work for each token grows with it
-MAX_CHOICES, MAX_CHOICE_BYTES = 4096, 256 * 1024
-MAX_DEPTH = 100  # of arrays and objects in a schema; OpenAI takes 10 levels of objects, which are about 30
-
-_MAX_BYTES = {"json_schema": MAX_SCHEMA_BYTES, "grammar": MAX_GRAMMAR_BYTES, "regex": MAX_REGEX_BYTES}
 
 
 def check_sizes(message: decoder_pb2.DecoderServiceGenerateRequest) -> None:
@@ -33,15 +30,17 @@ def _check_format(params: generation_pb2.SamplingParams) -> None:
         _check_choices(params.choice.texts, param)
         return
     given = str(getattr(params, kind))
-    _check_bytes(len(given.encode()), _MAX_BYTES[kind], param)
+    _check_bytes(len(given.encode()), MAX_FORMAT_BYTES[kind], param)
     if kind == "json_schema":
         _check_depth(given, param)
 
 
 def _check_choices(texts: Sequence[str], param: str) -> None:
-    if len(texts) > MAX_CHOICES:
-        raise InvalidRequest(f"a choice may be of up to {MAX_CHOICES} texts; this one has {len(texts)}", param=param)
-    _check_bytes(sum(len(text.encode()) for text in texts), MAX_CHOICE_BYTES, param)
+    if len(texts) > MAX_CHOICE_TEXTS:
+        raise InvalidRequest(
+            f"a choice may be of up to {MAX_CHOICE_TEXTS} texts; this one has {len(texts)}", param=param
+        )
+    _check_bytes(sum(len(text.encode()) for text in texts), MAX_FORMAT_BYTES["choice"], param)
 
 
 def _check_tools(message: decoder_pb2.DecoderServiceGenerateRequest) -> None:
@@ -69,10 +68,12 @@ def _check_depth(text: str, param: str) -> None:
     except RecursionError:
         level = [None]
     else:
-        for _ in range(MAX_DEPTH):
+        for _ in range(MAX_SCHEMA_DEPTH):
             level = [inner for each in level for inner in _inside(each) if isinstance(inner, dict | list)]
     if level:
-        raise InvalidRequest(f"arrays and objects in this may be nested up to {MAX_DEPTH} levels deep", param=param)
+        raise InvalidRequest(
+            f"arrays and objects in this may be nested up to {MAX_SCHEMA_DEPTH} levels deep", param=param
+        )
 
 
 def _inside(value: Any) -> Iterable[Any]:

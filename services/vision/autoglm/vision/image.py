@@ -2,11 +2,14 @@
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
+
+from autoglm.common.memory import release_free_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 40_000_000
@@ -31,32 +34,50 @@ class ImageTooLarge(ImageError):
     """The image has more than `MAX_PIXELS` pixels."""
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a JPEG, PNG, WebP or GIF (first frame) to RGB: upright, transparency on white.
+@contextlib.contextmanager
+def decoded_image(data: bytes) -> Iterator[Image.Image]:
+    """Decode a JPEG, PNG, WebP or GIF (first frame) to RGB, upright and with transparency on white, for the block.
+
+    After the block the picture is closed, and what a large one took goes back to the system.
 
     Raises ImageTooLarge for more than `MAX_PIXELS` pixels, which is read from the header before anything is decoded,
     and ImageError for anything else that is not a whole file of these formats.
     """
+    file = _opened(data)
     try:
-        return _decoded(data)
-    except Exception as error:
+        with contextlib.closing(file), contextlib.closing(_by_pillow(partial(_as_rgb, file))) as image:
+            yield image
+    finally:
+        if file.width * file.height > LARGE_PIXELS:
+            release_free_memory()
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Return an image of which only the header has been read."""
+    file = _by_pillow(partial(Image.open, io.BytesIO(data), formats=FORMATS))
+    if file.width * file.height > MAX_PIXELS:
+        raise ImageTooLarge(f"image of {file.width} x {file.height} pixels is over the limit of {MAX_PIXELS}")
+    return file
+
+
+def _as_rgb(file: Image.Image) -> Image.Image:
+    file.load()
+    return _on_white(_in_8_bits(_upright(file)))
+
+
+def _by_pillow(work: Callable[[], Image.Image]) -> Image.Image:
+    """Return what `work` returns; raises ImageError for what Pillow raises."""
+    try:
+        return work()
+    except Exception as error:  # a broken file lets the parsers run into struct.error, AssertionError and many more
         fault = _as_image_error(error)
     raise fault.with_traceback(None)  # the frames and causes of the first error would keep the pixels alive
 
 
-def _decoded(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageTooLarge(f"image of {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}")
-        image.load()
-        return _on_white(_in_8_bits(_upright(image)))
-
-
 def _as_image_error(error: Exception) -> Exception:
-    """Return what an error means; Pillow's parsers raise whatever they run into, struct.error and AssertionError
-    too."""
+    """Return what an error of Pillow means."""
     match error:
-        case ImageError() | MemoryError():
+        case MemoryError():
             return error
         case UnidentifiedImageError():
             return ImageError("not a JPEG, PNG, WebP or GIF image")
@@ -66,22 +87,13 @@ def _as_image_error(error: Exception) -> Exception:
             return ImageError("image is truncated or broken")
 
 
-def is_large(data: bytes) -> bool:
-    """Return whether the header of a file says that it has more than `LARGE_PIXELS` pixels."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height > LARGE_PIXELS
-    except Exception:
-        return False
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Return `image` as its EXIF data says that it is to be seen; broken EXIF data says nothing, as in browsers.
 
     Pillow's own exif_transpose writes all the EXIF data anew and fails if any of it is broken.
     """
     turn = None
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # Pillow parses EXIF without checks: TypeError, struct.error, SyntaxError, …
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     return image if turn is None else image.transpose(turn)
 

@@ -8,11 +8,10 @@ import torch
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.devices import chosen_device
 from autoglm.common.encoder import EncoderServicer, StageMetrics
-from autoglm.common.memory import release_free_memory
 from autoglm.common.modalities import BY_KIND
 from autoglm.common.server import Context
 from autoglm.v1 import embedding_pb2, vision_pb2
-from autoglm.vision.image import MAX_PIXELS, ImageError, ImageTooLarge, is_large
+from autoglm.vision.image import MAX_PIXELS, ImageError, ImageTooLarge
 from autoglm.vision.models import load_vision_model
 from autoglm.vision.models.protocol import ImageTokens, VisionModel
 from autoglm.vision.settings import VisionSettings
@@ -63,12 +62,8 @@ class VisionServicer(EncoderServicer[torch.Tensor, ImageTokens]):
         return vision_pb2.VisionServiceDescribeResponse(encoder=self._info)
 
     def _preprocessed(self, image: bytes) -> list[torch.Tensor]:
-        """Return an image's pixels; what a large one took while it was decoded goes back to the system."""
-        try:
-            return [self._model.preprocess(image)]
-        finally:
-            if is_large(image):
-                release_free_memory()
+        """Return an image's pixels."""
+        return [self._model.preprocess(image)]
 
     async def _encode(self, image: bytes, metrics: StageMetrics) -> vision_pb2.VisionServiceEncodeResponse:
         encoding = await self._run(image, metrics)

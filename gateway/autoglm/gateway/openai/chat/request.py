@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.format_sizes import MAX_CHOICE_TEXTS
 from autoglm.gateway.conversation import (
     Conversation,
     FieldPaths,
     check_choices,
     check_messages,
 )
-from autoglm.gateway.limits import MAX_CHOICE_TEXTS, MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS
+from autoglm.gateway.limits import MAX_CHOICES, MAX_MESSAGES, MAX_TOOLS
 from autoglm.gateway.openai.chat.messages import ChatMessage, message
 from autoglm.gateway.openai.fields import CHAT_REFUSED
 from autoglm.gateway.openai.options import AnswerOptions

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import MobileViTModel
 
 from autoglm.common.int8 import quantize_int8
-from autoglm.vision.image import decode_image
+from autoglm.vision.image import decoded_image
 from autoglm.vision.models.protocol import ImageTokens
 
 STRIDE = 32  # pixels of a token's side
@@ -96,7 +96,8 @@ class MobileVit:
 
     def preprocess(self, data: bytes) -> Tensor:
         """Decode an image file to float32 [3, side, side]; raises ImageError."""
-        return self.preprocessing.tensor(decode_image(data))
+        with decoded_image(data) as image:
+            return self.preprocessing.tensor(image)
 
     def blank(self) -> Tensor:
         """Return a black image as `preprocess` would: float32 [3, side, side]."""
