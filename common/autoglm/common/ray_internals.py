@@ -6,7 +6,7 @@ Ray is imported inside the functions: the module can be imported where Ray is no
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -118,6 +118,19 @@ def slim_start(agent_ports: Mapping[str, int]) -> None:
     for name in UNNEEDED_PROCESSES:
         setattr(Node, name, _start_nothing)
     parameter.RayParams = partial(parameter.RayParams, **agent_ports)
+
+
+def with_options(application: Any, deployments: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a Serve application of one deployment with the options of `deployments`, as Serve's REST API applies them.
+
+    Raises ValueError for a deployment that it does not have, TypeError or ValueError for an option.
+    """
+    bound = application._bound_deployment
+    for options in deployments:
+        if options["name"] != bound.name:
+            raise ValueError(f"there is no deployment {options['name']}, only {bound.name}")
+        bound = bound.options(**options)
+    return type(application)(bound)
 
 
 def _start_nothing(node: Any, **_options: object) -> None:
