@@ -47,7 +47,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """The parts of deploy/serve.yaml that are used on a single machine: addresses and ports are chosen at each start."""
+    """The parts of deploy/serve.yaml that a single machine uses: addresses and ports are chosen at each start."""
 
     servicer_functions: tuple[str, ...]
     applications: tuple[Application, ...]
@@ -129,7 +129,7 @@ def deploy(applications: Sequence[Application]) -> None:
 
     placed = placement(gpus())
     targets = [
-        serve.RunTarget(_build(application, placed), name=application.name, route_prefix=application.route_prefix)
+        serve.RunTarget(built(application, placed), name=application.name, route_prefix=application.route_prefix)
         for application in applications
     ]
     try:
@@ -138,12 +138,13 @@ def deploy(applications: Sequence[Application]) -> None:
         raise StartError(f"the services do not start: {_cause(str(error))}") from None
 
 
-def _build(application: Application, placed: Mapping[str, str]) -> Any:
+def built(application: Application, placed: Mapping[str, str]) -> Any:
+    """Return the application that Serve runs, on the device in `placed`, if any; raises StartError for a wrong key."""
     device = {"device": placed[application.name]} if application.name in placed else {}
     build, _ = _definition(application)
-    built = build(settings_of(application).model_copy(update=device))
+    made = build(settings_of(application).model_copy(update=device))
     try:
-        return with_options(built, application.deployments)
+        return with_options(made, application.deployments)
     except (TypeError, ValueError) as error:
         reason = next(line for line in str(error).splitlines() if line)
         raise StartError(f"{config_path()}: deployments of {application.name}: {reason}") from None

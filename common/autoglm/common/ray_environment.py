@@ -32,7 +32,7 @@ def ray_environment(max_timeout: float) -> dict[str, str]:
     """Return the variables for answers of at most `max_timeout` seconds."""
     hard_stop = grace_seconds(max_timeout)
     return _FIXED | {
-        # Whenever a replica starts or ends, a new HAProxy takes over. The one before it finishes its answers until then.
+        # Whenever a replica starts or ends, a new HAProxy takes over. The one before may finish its answers until then.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(hard_stop),
         # As long as it may live, and a margin, no other replica gets the port of one that ended: it would be sent what
         # is meant for that one.
