@@ -1,7 +1,7 @@
 """Writes what deploy/k8s takes from the code: python tools/manifests.py, or with --check, which only compares.
 
 From deploy/serve.yaml: serveConfigV2 of the base and of each overlay, with what its `serve-changes.yaml` changes.
-From AUTOGLM_MAX_TIMEOUT in base/settings.env: the variables of Ray, and how long each pod may take to end.
+From AUTOGLM_MAX_TIMEOUT in base/settings.env: the variables of Ray, and how long what ends waits for running answers.
 """
 
 import sys
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from autoglm.common.deadlines import RESERVE_SECONDS, grace_seconds
+from autoglm.common.deadlines import grace_seconds
 from autoglm.common.ray_environment import ray_environment
 from autoglm.common.ray_internals import SETUP_HOOK
 
@@ -33,7 +33,8 @@ def files() -> Iterator[tuple[Path, str]]:
     yield BASE / "generated/gateway.env", variables({"AUTOGLM_DRAIN_TIMEOUT": settings["AUTOGLM_MAX_TIMEOUT"]})
     pods = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": PRE_STOP_SECONDS + grace}}}}
     yield BASE / "generated/gateway-grace.yaml", NOTE + yaml.safe_dump(patch(*GATEWAY, pods), sort_keys=False)
-    yield BASE / "generated/ray-grace.yaml", NOTE + yaml.safe_dump(ray_graces(grace), sort_keys=False)
+    replaced = {"spec": {"rayClusterDeletionDelaySeconds": grace}}
+    yield BASE / "generated/ray-grace.yaml", NOTE + yaml.safe_dump(patch(*RAY, replaced), sort_keys=False)
     for changes in sorted(ROOT.glob("deploy/k8s/overlays/*/serve-changes.yaml")):
         yield changes.parent / "generated/serve.yaml", serve_patch(yaml.safe_load(changes.read_text()))
     yield BASE / "generated/serve.yaml", serve_patch({})
@@ -42,15 +43,6 @@ def files() -> Iterator[tuple[Path, str]]:
 def variables(named: Mapping[str, str]) -> str:
     """Return the text of a file of variables."""
     return NOTE + "".join(f"{name}={value}\n" for name, value in named.items())
-
-
-def ray_graces(grace: int) -> list[dict[str, Any]]:
-    """Return the patch that gives Ray's pods, and a cluster that another one has replaced, the time to end."""
-    groups = "/spec/rayClusterConfig/headGroupSpec", "/spec/rayClusterConfig/workerGroupSpecs/0"
-    seconds = "template/spec/terminationGracePeriodSeconds"
-    pods = {f"{group}/{seconds}": grace + RESERVE_SECONDS for group in groups}
-    values = pods | {"/spec/rayClusterDeletionDelaySeconds": grace}
-    return [{"op": "add", "path": path, "value": value} for path, value in values.items()]
 
 
 def serve_patch(changes: Mapping[str, Any]) -> str:

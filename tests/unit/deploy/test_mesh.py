@@ -16,7 +16,6 @@ from ray.serve.schema import ServeDeploySchema
 
 from autoglm.cli import mesh as cli
 from autoglm.cli.checks import cache_binary
-from autoglm.common.deadlines import grace_seconds
 from autoglm.gateway.drain import LAST_SECONDS
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.settings import Settings
@@ -177,7 +176,6 @@ def test_graces_follow_from_the_longest_answer(mesh: list[Manifest]) -> None:
         served = variables(each.containers[0], mesh)
         assert float(served["AUTOGLM_MAX_TIMEOUT"]) == longest
         assert float(served["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > longest
-        assert each.spec["terminationGracePeriodSeconds"] > grace_seconds(longest)
 
 
 def test_ray_is_the_version_of_the_image(mesh: list[Manifest]) -> None:
