@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def start_ray(folder: Path, environment: dict[str, str]) -> None:
         "metrics-export-port": "8080",
         "dashboard-host": "0.0.0.0",
     }
-    ray = Path(sys.executable).with_name("ray")
+    ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "start", "--head", *(f"--{name}={value}" for name, value in options.items())]
     subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
 
@@ -101,7 +102,7 @@ def main(folder: Path) -> None:
     start_ray(folder, os.environ | variables("settings.env", "generated/ray.env") | rays | token)
     deploy()
     for probe in PROBES:
-        eventually(lambda url=probe: is_answered(url), f"{probe} answers")  # type: ignore[misc]
+        eventually(partial(is_answered, probe), f"{probe} answers")
     doors = {"AUTOGLM_SERVE_ADDRESS": f"{ELSEWHERE}:9000", "AUTOGLM_HTTP_PORT": "8001", "AUTOGLM_HOST": "127.0.0.1"}
     subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=os.environ | token | doors, stdout=sys.stderr)
     eventually(lambda: is_answered(f"{GATEWAY}/health/ready"), "the gateway is ready")
