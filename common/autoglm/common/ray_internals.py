@@ -127,8 +127,8 @@ def with_options(application: Any, deployments: Sequence[Mapping[str, Any]]) -> 
     """
     bound = application._bound_deployment
     for options in deployments:
-        if options["name"] != bound.name:
-            raise ValueError(f"there is no deployment {options['name']}, only {bound.name}")
+        if (name := options.get("name")) != bound.name:
+            raise ValueError(f"there is no deployment {name}, only {bound.name}")
         bound = bound.options(**options)
     return type(application)(bound)
 

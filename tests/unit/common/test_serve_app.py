@@ -60,7 +60,11 @@ def test_options_of_the_serve_config_replace_those_of_the_code(settings: Service
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"name": "Other"}, r"no deployment Other, only Replica"), ({"name": "Replica", "replicas": 2}, "replicas")],
+    [
+        ({"name": "Other"}, "no deployment Other, only Replica"),
+        ({}, "no deployment None"),
+        ({"name": "Replica", "replicas": 2}, "replicas"),
+    ],
 )
 def test_options_that_cannot_be_meant_are_errors(
     settings: ServiceSettings, options: dict[str, object], error: str
