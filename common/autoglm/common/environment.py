@@ -56,7 +56,7 @@ GATEWAY = frozenset(
         "TENANT_REQUESTS_PER_MINUTE",
     }
 )
-SERVICES = frozenset({"BUNDLE", "SERVE_TOKEN"})
+SERVICES = frozenset({"BUNDLE", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
 KNOWN = MESH | COMMANDS

@@ -7,7 +7,7 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
@@ -161,6 +161,19 @@ def slim_start(agent_ports: Mapping[str, int]) -> None:
     for name in UNNEEDED_PROCESSES:
         setattr(Node, name, _start_nothing)
     parameter.RayParams = partial(parameter.RayParams, **agent_ports)
+
+
+def with_options(application: Any, deployments: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a Serve application of one deployment with the options of `deployments`, as Serve's REST API applies them.
+
+    Raises ValueError for a deployment that it does not have, TypeError or ValueError for an option.
+    """
+    bound = application._bound_deployment
+    for options in deployments:
+        if (name := options.get("name")) != bound.name:
+            raise ValueError(f"there is no deployment {name}, only {bound.name}")
+        bound = bound.options(**options)
+    return type(application)(bound)
 
 
 def _start_nothing(node: Any, **_options: object) -> None:

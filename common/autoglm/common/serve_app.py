@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from ray import serve
 
 from autoglm.common import environment
+from autoglm.common.deadlines import grace_seconds, max_timeout_of
 from autoglm.common.memory import release_free_memory
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
@@ -28,7 +29,7 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
         # a row, is for one whose watchdog hangs too, and far beyond what a replica on a busy machine needs.
         health_check_period_s=1,
         health_check_timeout_s=15,
-        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_timeout_s=grace_seconds(max_timeout_of(os.environ)),  # it ends once its answers have ended
         # A new version's replicas start before the old ones end, so that a deployment interrupts nothing. A GPU has no
         # room for both: there the old ones end first.
         max_surge_percent=0 if settings.num_gpus else 100,

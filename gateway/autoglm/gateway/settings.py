@@ -16,6 +16,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from autoglm.common.deadlines import MAX_TIMEOUT
+
 MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
 
@@ -163,7 +165,9 @@ class Settings(BaseSettings):
         default=120.0, description="Seconds that a request may take unless it sets its own timeout."
     )
     max_timeout: PositiveFloat = Field(
-        default=3600.0, description="Maximum timeout, in seconds, that a request may set."
+        default=MAX_TIMEOUT,
+        description="Maximum timeout, in seconds, that a request may set; set the same value for the services, which"
+        " wait as long for running answers when they end.",
     )
     drain_timeout: PositiveFloat = Field(
         default=20.0, description="Seconds that running requests get to finish when the process stops."

@@ -40,9 +40,16 @@ def test_the_serve_config_names_the_three_services() -> None:
 
 def test_a_key_that_would_be_passed_over_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
-    file.write_text(mesh.config_path().read_text() + "    deployments: []\n")
-    with pytest.raises(StartError, match="deployments"):
+    file.write_text(mesh.config_path().read_text() + "    runtime_env: {}\n")
+    with pytest.raises(StartError, match="runtime_env"):
         mesh.ServeConfig.load(file)
+
+
+def test_options_of_deployments_are_read_as_the_cluster_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(mesh.config_path().read_text() + "    deployments: [{name: DecoderReplica, num_replicas: 2}]\n")
+    decoder = mesh.ServeConfig.load(file).applications[-1]
+    assert decoder.deployments == [{"name": "DecoderReplica", "num_replicas": 2}]
 
 
 def bundle_of(folder: Path, *parts: PartName) -> Path:
@@ -126,11 +133,32 @@ def test_meshes_that_start_at_once_get_different_ports() -> None:
 
 def test_two_meshes_share_no_token_and_no_port(tmp_path: Path) -> None:
     first, second = (
-        isolation.environment(tmp_path, tmp_path, isolation.Ports(9000, block)) for block in (20_000, 20_120)
+        isolation.environment(tmp_path, tmp_path, isolation.Ports(9000, block))
+        for block in (isolation.FIRST, isolation.FIRST + isolation.BLOCK)
     )
     for name in first:
         if name.endswith("_PORT") or name == "RAY_AUTH_TOKEN":
             assert first[name] != second[name]
+
+
+SERVES_CONSTANTS = """
+from ray.serve._private import constants as c
+print(c.RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, c.RAY_SERVE_PORT_QUARANTINE_S,
+      c.RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT - c.RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT)
+"""
+
+
+@pytest.mark.parametrize("longest", ["", "600"])
+def test_the_longest_answer_survives_replicas_that_start_and_end(
+    longest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOGLM_MAX_TIMEOUT", longest)
+    environment = isolation.environment(tmp_path, tmp_path, isolation.Ports(9000, isolation.FIRST))
+    command = [sys.executable, "-c", SERVES_CONSTANTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    hard_stop, quarantine, ports = map(float, done.stdout.split())
+    assert quarantine > hard_stop > float(longest or 3600)  # an old HAProxy finishes them, and meets no other replica
+    assert quarantine / ports < 10  # a replica can start that often and always find a port
 
 
 ORPHANAGE = """

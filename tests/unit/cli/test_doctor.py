@@ -239,6 +239,11 @@ def test_what_works_now_and_not_for_long_is_a_warning(files: Files) -> None:
             "args of decoder: max_num_seqs: Input should be greater than or equal to 1",
         ),
         ("name: speech", "name: speach", "has an application 'speach'; this release knows vision, speech, decoder"),
+        (
+            "max_num_seqs: 32",
+            "max_num_seqs: 32\n    deployments: [{name: Decode, num_replicas: 2}]",
+            "deployments of decoder: there is no deployment Decode, only Decoder",
+        ),
         ("grpc_options:", "grpc_option:", "cannot be used (KeyError: 'grpc_options'): restore it"),
     ],
 )
