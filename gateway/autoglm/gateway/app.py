@@ -44,6 +44,7 @@ from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.openai.app import create_app
 from autoglm.gateway.pipeline import Pipeline
+from autoglm.gateway.readers import ReaderPool
 from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.servicer import ChatServicer, ModelServicer, TranscriptionServicer
 from autoglm.gateway.settings import Settings, wrong_setting
@@ -57,6 +58,8 @@ from autoglm.v1.transcription_pb2_grpc import add_TranscriptionServiceServicer_t
 logger = logging.getLogger("autoglm.gateway")
 
 KEEP_ALIVE_SECONDS = 75  # longer than clients and proxies keep a connection, so that they are the ones to close it
+# For the event loop to wait for threads that run Python, instead of 5 ms at each of its turns.
+SWITCH_SECONDS = 0.0005
 PUBLIC_SERVICES = (
     "autoglm.v1.ChatService",
     "autoglm.v1.EmbeddingService",
@@ -109,7 +112,10 @@ async def _serve(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    async with running(settings, drain):
+    sys.setswitchinterval(SWITCH_SECONDS)
+    readers = ReaderPool()
+    readers.start()
+    async with running(settings, drain, readers):
         _rare_full_collections()
         watch({"event loop": loop.call_soon_threadsafe})
         await stop.wait()
@@ -129,12 +135,14 @@ def _rare_full_collections() -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, drain: Drain | None = None) -> AsyncIterator[BoundPorts]:
-    """Run a gateway inside the block, and drain it at the end, until `drain` ends.
+async def running(
+    settings: Settings, drain: Drain | None = None, readers: ReaderPool | None = None
+) -> AsyncIterator[BoundPorts]:
+    """Run a gateway inside the block, and drain it at the end, until `drain` ends. It closes `readers`.
 
     Raises PortTaken when a port is in use, FileError when a file named by the settings cannot be used.
     """
-    metrics, mesh, drain = GatewayMetrics(), Mesh(settings), drain or Drain()
+    metrics, mesh, drain, readers = GatewayMetrics(), Mesh(settings), drain or Drain(), readers or ReaderPool()
     files = FileWatcher(metrics)
     keys = Keys(settings, files)
     certificate = Certificate(settings, files) if settings.ssl_certfile else None
@@ -147,7 +155,7 @@ async def running(settings: Settings, drain: Drain | None = None) -> AsyncIterat
     admission = Admission(settings, metrics, keys, Quota(store, metrics), budget)
     pipeline = Pipeline(mesh, cache, state, fetcher)
     assistant = Assistant(pipeline, fetcher, mesh, state, metrics, drain, settings.model_names)
-    backend = Backend(settings, admission, assistant, state, metrics, drain)
+    backend = Backend(settings, admission, assistant, state, metrics, drain, readers)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
     try:
         async with (
@@ -165,6 +173,7 @@ async def running(settings: Settings, drain: Drain | None = None) -> AsyncIterat
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        readers.close()
         await fetcher.close()
         await cache.close()
         if store is not None:

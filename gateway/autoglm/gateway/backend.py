@@ -12,6 +12,7 @@ from autoglm.gateway.context import RequestContext
 from autoglm.gateway.drain import Drain
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.readers import ReaderPool
 from autoglm.gateway.settings import Settings
 
 access = logging.getLogger("autoglm.gateway.access")
@@ -27,6 +28,7 @@ class Backend:
     state: MeshState
     metrics: GatewayMetrics
     drain: Drain
+    readers: ReaderPool
 
     def failed(self, error: BaseException) -> MeshError:
         """Count an error and return what the client may see of it."""

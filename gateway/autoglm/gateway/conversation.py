@@ -74,13 +74,13 @@ class TextPart:
 
 @dataclass(slots=True)
 class MediaPart:
-    """An image or a recording as received: bytes, base64 text, or only a SHA-256. Not yet verified.
+    """An image or a recording as received: bytes, or only a SHA-256. Not yet verified.
 
     With a `url`, `source` is empty until the file has been fetched.
     """
 
     modality: Modality.ValueType
-    source: bytes | str
+    source: bytes
     param: str
     sha256: bytes = b""
     url: str = ""

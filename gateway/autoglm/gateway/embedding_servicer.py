@@ -8,6 +8,7 @@ from autoglm.gateway.conversation import EmbeddingInputs, MediaPart, TextPart
 from autoglm.gateway.grpc_calls import Rpc, admitted
 from autoglm.gateway.limits import MAX_EMBEDDING_INPUTS, check_count
 from autoglm.gateway.servicer import content_part
+from autoglm.gateway.tasks import off_loop
 from autoglm.v1.decoder_pb2 import DecoderServiceEmbedResponse
 from autoglm.v1.embeddings_pb2 import EmbedRequest, EmbedResponse
 from autoglm.v1.embeddings_pb2_grpc import EmbeddingServiceServicer
@@ -24,7 +25,8 @@ class EmbeddingServicer(EmbeddingServiceServicer):
     async def Embed(self, request: EmbedRequest, context: Rpc) -> EmbedResponse:
         """Return one vector for each part."""
         async with admitted(self._backend, context, "EmbeddingService/Embed", request) as slot:
-            inputs = to_inputs(request, self._backend.settings.max_media_parts)
+            most = self._backend.settings.max_media_parts
+            inputs = await off_loop(slot.context.received, lambda: to_inputs(request, most))
             model = await self._backend.assistant.resolve(request.model, "model")
             request.Clear()  # so that its media is not held twice
             found = await self._backend.assistant.embed(slot, model, inputs)

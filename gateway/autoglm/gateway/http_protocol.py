@@ -1,12 +1,16 @@
 """HTTP/1.1 as uvicorn speaks it, without offers to change to another protocol, with our errors, and with bounds on what
 a connection costs before any key is checked: bytes and seconds of a header, the speed of a body, requests in advance.
+
+A body in tiny chunks makes thousands of pieces of what arrives at once. So that other connections get their turns, the
+rest waits for the next turn of the event loop, and meanwhile the connection is not read.
 """
 
 import asyncio
 import re
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, MeshError, RateLimited, RequestTooLarge
 from autoglm.gateway.backend import Backend
@@ -21,6 +25,8 @@ RECEIVE_SECONDS = 30.0  # for a whole header; a body has to bring its least byte
 MIN_BODY_RATE = 500  # bytes per second
 STALLED_SECONDS = 60.0  # for a client to take more of its answer once the buffers are full
 LINGER_SECONDS = 1.0  # after a refusal, for its client to read it
+PARSED_BYTES = 8 * 1024  # that are parsed in one go
+TURN_EVENTS = 512  # pieces of bodies and the like in one turn of the event loop, about a millisecond of work
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
@@ -41,6 +47,9 @@ class PlainHttpProtocol(HttpToolsProtocol):
     _fields = 0  # bytes of the request's line, header and trailers, so far
     _between = 0  # bytes since the last piece of a body or the last message
     _received = 0  # bytes since the receive timer was started
+    _unparsed = b""  # what has arrived and waits for a turn
+    _events = 0  # in this turn
+    _answering: RequestResponseCycle | None = None  # with pipelining, an earlier request than the last
     _receive_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
@@ -58,6 +67,8 @@ class PlainHttpProtocol(HttpToolsProtocol):
         self.limit.close(self._host)
         self._unwatch()
         self.resume_writing()
+        self._unparsed = b""
+        self._give_up_answer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,11 +76,38 @@ class PlainHttpProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return
         self._unset_keepalive_if_required()
-        self._between += len(data)
         self._received += len(data)
-        if not self._in_message:
+        if not (self._in_message or self._unparsed):
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"", head) + end + rest
+        waits, self._unparsed = bool(self._unparsed), self._unparsed + data
+        if waits:
+            self.transport.pause_reading()  # the application has resumed it
+        else:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Parse what has arrived, as far as one turn of the event loop allows."""
+        self._events, done = 0, 0
+        while done < len(self._unparsed) and self._events < TURN_EVENTS and self._refusal is None:
+            self._parse_piece(self._unparsed[done : done + PARSED_BYTES])
+            done += PARSED_BYTES
+        self._unparsed = b"" if self._refusal else self._unparsed[done:]
+        if self._unparsed:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._parse_rest)
+        if self._in_message or self._is_idle:
+            self._watch()
+        else:
+            self._unwatch()
+
+    def _parse_rest(self) -> None:
+        self._parse()
+        if not (self._unparsed or self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
+
+    def _parse_piece(self, data: bytes) -> None:
+        self._between += len(data)
         try:
             self.parser.feed_data(data)
             self._check_header(self._between)
@@ -80,10 +118,6 @@ class PlainHttpProtocol(HttpToolsProtocol):
             self._refuse(known if isinstance(known, MeshError) else _invalid())
         except MeshError as error:
             self._refuse(error)
-        if self._in_message or self._is_idle:
-            self._watch()
-        else:
-            self._unwatch()
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -113,6 +147,7 @@ class PlainHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body has arrived."""
         self._between = 0
+        self._events += 1
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -181,15 +216,24 @@ class PlainHttpProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
     def _take_over(self) -> bool:
         """Return whether nobody answers the client at the moment; what is still being read is given up."""
         if self._is_idle:
             return True
-        if self.cycle.response_started:
+        if self._answering is not None and self._answering.response_started:
             return False
-        self.cycle.disconnected = True
-        self.cycle.message_event.set()
+        self._give_up_answer()
         return True
+
+    def _give_up_answer(self) -> None:
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
 
 
 def _invalid() -> MeshError:

@@ -131,7 +131,8 @@ class TranscriptionServicer(TranscriptionServiceServicer):
     async def Transcribe(self, request: TranscribeRequest, context: Rpc) -> TranscribeResponse:
         """Return what is said in a recording."""
         async with admitted(self._backend, context, "TranscriptionService/Transcribe", request) as slot:
-            said = await self._backend.assistant.transcribe(slot, _media(request.audio, MODALITY_AUDIO, "audio"))
+            audio = await off_loop(slot.context.received, lambda: _media(request.audio, MODALITY_AUDIO, "audio"))
+            said = await self._backend.assistant.transcribe(slot, audio)
             return TranscribeResponse(text=said.text, duration=said.duration, segments=said.segments)
         raise AssertionError
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+import pybase64
 from PIL import Image
 
 from autoglm.common.errors import InvalidRequest, RequestTooLarge, UnsupportedMedia
@@ -21,10 +22,11 @@ from autoglm.gateway.conversation import MediaPart
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO, MODALITY_IMAGE, Modality
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-OFF_LOOP_BYTES = 256 * 1024  # base64 and SHA-256 of this much take about half a millisecond
+OFF_LOOP_BYTES = 256 * 1024  # SHA-256 of this much takes about a fifth of a millisecond
 
 MAX_ESCAPED_CHARACTERS = 256 * 1024
 UNESCAPED_PIECE = 64 * 1024  # characters
+BASE64_PIECE = 256 * 1024  # characters
 _ESCAPED = "+/=-_\r\n\t "
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BLANKS = string.whitespace.encode()
@@ -63,17 +65,17 @@ def is_data_url(text: str) -> bool:
     return text[:5].lower() == "data:"
 
 
-def in_data_url(url: str, param: str) -> bytes | str:
-    """Return what is in a data: URL (RFC 2397): base64 text, or bytes that are written as they are.
+def in_data_url(url: str, param: str) -> bytes:
+    """Return the bytes in a data: URL (RFC 2397), whose media type is ignored.
 
-    Its media type is ignored. Raises InvalidRequest for a URL without a comma, and for a large one that is not in
-    base64, as its escapes would take seconds.
+    Raises InvalidRequest for a URL without a comma, for invalid base64, and for a large one that is not in base64, as
+    its escapes would take seconds.
     """
     head, comma, data = url.partition(",")
     if not comma:
         raise InvalidRequest(f"{param}: a data: URL must have the form data:<type>;base64,<data>", param=param)
     if head.lower().rstrip().endswith(";base64"):
-        return _unescaped(data) if "%" in data else data
+        return in_base64(_unescaped(data) if "%" in data else data, param)
     if len(data) > MAX_ESCAPED_CHARACTERS:
         message = f"{param}: a data: URL of more than {MAX_ESCAPED_CHARACTERS} characters must be in base64"
         raise InvalidRequest(message, param=param)
@@ -108,38 +110,37 @@ async def verified(parts: Sequence[MediaPart], limits: MediaLimits) -> list[Veri
 def verify(part: MediaPart, limits: MediaLimits) -> VerifiedMedia:
     """Return `part` with its hash; of one that came as a hash the bytes were verified when they came.
 
-    Raises InvalidRequest (not base64), RequestTooLarge (bytes or pixels) or UnsupportedMedia
-    (not a known format), each naming the field.
+    Raises RequestTooLarge (bytes or pixels) or UnsupportedMedia (not a known format), each naming the field.
     """
     if part.sha256:
         return VerifiedMedia(part.modality, b"", part.sha256, part.param)
-    data = _decode(part, limits)
+    data = part.source
     if len(data) > limits.max_bytes:
         raise _too_large(part, limits)
     _CHECKS[part.modality](data, part.param, limits)
     return VerifiedMedia(part.modality, data, hashlib.sha256(data).digest(), part.param)
 
 
-def _decode(part: MediaPart, limits: MediaLimits) -> bytes:
-    if isinstance(part.source, bytes):
-        return part.source
+def in_base64(text: str, param: str) -> bytes:
+    """Return the bytes of base64 `text`; raises InvalidRequest."""
     try:
-        return from_base64(part.source)
+        return from_base64(text)
     except ValueError:
-        raise InvalidRequest(f"{part.param}: the data is not valid base64", param=part.param) from None
+        raise InvalidRequest(f"{param}: the data is not valid base64", param=param) from None
 
 
 def from_base64(text: str) -> bytes:
     """Return the bytes of base64 `text` in any common form; raises ValueError.
 
-    The usual form is decoded in one go. Others are brought into it first: wrapped in lines, as `base64` and MIME write
-    it, without padding, in the URL-safe alphabet.
+    The usual form is decoded in one go, 15 MB in 2 ms. Others are brought into it first, a piece at a time: wrapped in
+    lines, as `base64` and MIME write it, without padding, in the URL-safe alphabet.
     """
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        return pybase64.b64decode(text, validate=True)
     except binascii.Error:
-        usual = text.encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
-        return binascii.a2b_base64(usual + b"=" * (-len(usual) % 4), strict_mode=True)
+        pieces = (text[start : start + BASE64_PIECE] for start in range(0, len(text), BASE64_PIECE))
+        usual = b"".join([piece.encode("ascii").translate(_URL_SAFE, _BLANKS) for piece in pieces]).rstrip(b"=")
+        return pybase64.b64decode(usual + b"=" * (-len(usual) % 4), validate=True)
 
 
 def _too_large(part: MediaPart, limits: MediaLimits) -> RequestTooLarge:

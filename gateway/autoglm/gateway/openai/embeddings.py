@@ -8,6 +8,7 @@ import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -105,7 +106,7 @@ class ParsedEmbeddingRequest:
 
 async def read(incoming: Incoming) -> ParsedEmbeddingRequest:
     """Read a request; raises InvalidRequest naming the first invalid field."""
-    return await read_json(EmbeddingRequest, incoming.body, _parsed)
+    return await incoming.readers.read(incoming.body, partial(read_json, EmbeddingRequest, _parsed))
 
 
 def _parsed(request: EmbeddingRequest) -> ParsedEmbeddingRequest:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Generic
+from typing import Generic, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -14,6 +14,9 @@ from autoglm.gateway.backend import Backend
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.openai.content_encoding import ContentDecoder
 from autoglm.gateway.openai.route import Incoming, P, Responder, Route
+from autoglm.gateway.tasks import OFF_LOOP_BYTES
+
+T = TypeVar("T")
 
 STALLED_SECONDS = 5.0  # past the deadline, a client that does not read its answer is cut off
 
@@ -30,18 +33,26 @@ class Exchange(Response, Generic[P]):
         request = Request(scope, receive)
         context = authenticate(request, self._backend)
         async with self._backend.admission.slot(context) as slot:
-            parsed = await self._backend.drain.run(self._read(request, slot))
-            model = await self._backend.drain.run(self._backend.assistant.resolve(parsed.model, "model"))
+            drain = self._backend.drain
+            incoming = await drain.run(self._receive(request, slot))
+            reading = drain.run(self._read(incoming, slot))
+            is_small = len(incoming.body) <= OFF_LOOP_BYTES  # and so read at once
+            parsed = await (reading if is_small else unless_disconnected(receive, reading, None))
+            del incoming
+            model = await drain.run(self._backend.assistant.resolve(parsed.model, "model"))
             left = context.deadline.remaining()
             limit = None if left is None else left + STALLED_SECONDS
             respond = Responder(self._backend, slot, model, send)
             await unless_disconnected(receive, self._route.reply(parsed, respond), limit)
 
-    async def _read(self, request: Request, slot: AdmittedSlot) -> P:
+    async def _receive(self, request: Request, slot: AdmittedSlot) -> Incoming:
         settings = self._backend.settings
         body = await read_body(request, slot, settings.max_body_bytes)
+        return Incoming(request.headers, body, settings.max_media_parts, self._backend.readers)
+
+    async def _read(self, incoming: Incoming, slot: AdmittedSlot) -> P:
         async with asyncio.timeout(slot.context.deadline.remaining()):
-            return await self._route.read(Incoming(request.headers, body, settings.max_media_parts))
+            return await self._route.read(incoming)
 
 
 def authenticate(request: Request, backend: Backend) -> RequestContext:
@@ -90,14 +101,15 @@ async def read_body(request: Request, slot: AdmittedSlot, limit: int) -> bytearr
     return body
 
 
-async def unless_disconnected(receive: Receive, work: Awaitable[None], limit: float | None) -> None:
-    """Do `work`, but cancel it and raise ClientDisconnect once the client hangs up or `limit` seconds pass."""
+async def unless_disconnected(receive: Receive, work: Awaitable[T], limit: float | None) -> T:
+    """Return what `work` returns, but cancel it and raise ClientDisconnect once the client hangs up or `limit` seconds
+    pass."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({working, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
-        working.result()
+        return working.result()
     finally:
         working.cancel()
         gone.cancel()

@@ -14,6 +14,7 @@ from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.assistant import ResolvedModel
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.openai.openapi import Spec
+from autoglm.gateway.readers import ReaderPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Incoming:
     headers: Headers
     body: bytearray
     max_media_parts: int
+    readers: ReaderPool
 
 
 class ParsedRequest(Protocol):

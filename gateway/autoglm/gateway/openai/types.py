@@ -17,8 +17,7 @@ from autoglm.common.errors import Code, InvalidRequest
 from autoglm.common.recordings import AudioFormat
 from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
 from autoglm.gateway.json_bounds import check_values
-from autoglm.gateway.media.verify import in_data_url, is_data_url
-from autoglm.gateway.tasks import off_loop
+from autoglm.gateway.media.verify import in_base64, in_data_url, is_data_url
 from autoglm.gateway.tool_checks import MODES
 from autoglm.v1 import generation_pb2
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, Role
@@ -56,11 +55,11 @@ _PYTHON_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")
 _KEY = "[key]"
 
 
-async def read_json(kind: type[T], body: bytearray, read: Callable[[T], R]) -> R:
+def read_json(kind: type[T], read: Callable[[T], R], body: bytes | bytearray) -> R:
     """Parse a JSON body as `kind` and return what `read` makes of it; raises InvalidRequest naming the first invalid
-    field. A large body is parsed in a thread, and one with too many values not at all."""
-    await check_values(body)
-    return await off_loop(len(body), lambda: read(parse_json(kind, body)))
+    field. A body with too many values is not parsed."""
+    check_values(body)
+    return read(parse_json(kind, body))
 
 
 def parse_json(kind: type[T], body: bytes | bytearray) -> T:
@@ -164,10 +163,10 @@ class AudioContent(Strict):
 
 
 def recording(part: AudioContent, param: str) -> MediaPart:
-    """Return the recording in `part`, which is at `param`; raises InvalidRequest for a malformed data: URL."""
+    """Return the recording in `part`, which is at `param`; raises InvalidRequest for malformed base64 or data: URLs."""
     param += ".input_audio.data"
     data = part.input_audio.data
-    return MediaPart(MODALITY_AUDIO, in_data_url(data, param) if is_data_url(data) else data, param)
+    return MediaPart(MODALITY_AUDIO, in_data_url(data, param) if is_data_url(data) else in_base64(data, param), param)
 
 
 class FunctionDefinition(Strict):

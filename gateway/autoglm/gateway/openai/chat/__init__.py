@@ -14,13 +14,14 @@ from autoglm.gateway.openai.types import read_json
 
 async def read(incoming: Incoming) -> Generation:
     """Read a chat request; raises InvalidRequest naming the first invalid field."""
+    parsed = partial(_generation, max_media_parts=incoming.max_media_parts)
+    return await incoming.readers.read(incoming.body, partial(read_json, ChatCompletionRequest, parsed))
 
-    def generation(request: ChatCompletionRequest) -> Generation:
-        conversation = to_conversation(request, incoming.max_media_parts)
-        renderer = partial(ChatRenderer, include_usage=request.include_usage, service_tier=request.service_tier)
-        return Generation(request.model, conversation, bool(request.stream), renderer)
 
-    return await read_json(ChatCompletionRequest, incoming.body, generation)
+def _generation(request: ChatCompletionRequest, max_media_parts: int) -> Generation:
+    conversation = to_conversation(request, max_media_parts)
+    renderer = partial(ChatRenderer, include_usage=request.include_usage, service_tier=request.service_tier)
+    return Generation(request.model, conversation, bool(request.stream), renderer)
 
 
 ROUTE = Route(

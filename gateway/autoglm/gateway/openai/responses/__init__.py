@@ -13,13 +13,14 @@ from autoglm.gateway.openai.types import read_json
 
 async def read(incoming: Incoming) -> Generation:
     """Read a request for a response; raises InvalidRequest naming the first invalid field."""
+    parsed = partial(_generation, max_media_parts=incoming.max_media_parts)
+    return await incoming.readers.read(incoming.body, partial(read_json, ResponseRequest, parsed))
 
-    def generation(request: ResponseRequest) -> Generation:
-        conversation = to_conversation(request, incoming.max_media_parts)
-        renderer = partial(ResponsesRenderer, echo=request.echo())
-        return Generation(request.model, conversation, bool(request.stream), renderer)
 
-    return await read_json(ResponseRequest, incoming.body, generation)
+def _generation(request: ResponseRequest, max_media_parts: int) -> Generation:
+    conversation = to_conversation(request, max_media_parts)
+    renderer = partial(ResponsesRenderer, echo=request.echo())
+    return Generation(request.model, conversation, bool(request.stream), renderer)
 
 
 ROUTE = Route(
