@@ -30,10 +30,10 @@ from autoglm.v1 import decoder_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
-READERS = 4  # of requests without a format
+READERS = 2  # of requests without a format; more would only share one lock
 FORMAT_THREADS = 64  # formats that are known need not wait for new ones
 OFF_LOOP_BYTES = 4 * 1024  # text of this size is tokenized in a few milliseconds
-SWITCH_SECONDS = 0.0005  # that the engine waits for a thread of Python code; Python's 5 ms are a token
+SWITCH_SECONDS = 0.0001  # that the engine waits for a thread of Python code; Python's 5 ms are a token
 
 
 class DecoderServicer:
