@@ -70,7 +70,9 @@ class Attacker:
 def running_attacker(http_url: str, grpc_address: str) -> Iterator[Attacker]:
     """A hostile client of these servers."""
     command = [sys.executable, "-m", "tests.faults.attacks", http_url, grpc_address]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield Attacker(process)
     finally:

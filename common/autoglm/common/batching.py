@@ -41,14 +41,22 @@ class Batcher(Generic[Item, Value]):
         run: Returns one value for each item, in order; an exception fails the whole batch.
         limit: Maximum number of items in a batch.
         linger: Seconds that an incomplete batch waits for more items.
+        prepare: Is called first in the thread of the passes.
     """
 
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Value]], *, limit: int, linger: float) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Value]],
+        *,
+        limit: int,
+        linger: float,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
         self._run = run
         self._limit = limit
         self._linger = linger
         self._waiting: deque[_Waiting[Item, Value]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._thread = ThreadPoolExecutor(1, "forward", prepare)
         self._task: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Batched[Value]:

@@ -20,6 +20,7 @@ from autoglm.common.deadlines import Deadline, Timed, seconds_to_duration
 from autoglm.common.errors import Code, RequestTooLarge, UnsupportedMedia
 from autoglm.common.memory import release_free_memory
 from autoglm.common.modalities import MediaModality
+from autoglm.common.priority import give_way
 from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.server import Context, fail
 from autoglm.common.torch_tensors import from_torch
@@ -65,7 +66,8 @@ class EncoderServicer(Generic[Item, Value]):
     """The base of an encoder's servicer.
 
     A subclass names its modality, the request field (`param`) that errors blame, and the errors of `preprocess`:
-    `oversized` for media over a limit, `unsupported` for other bytes that cannot be encoded.
+    `oversized` for media over a limit, `unsupported` for other bytes that cannot be encoded. What it computes on a CPU
+    gives way to a decoder that computes there too; its event loop does not.
     """
 
     modality: ClassVar[MediaModality]
@@ -82,9 +84,10 @@ class EncoderServicer(Generic[Item, Value]):
     ) -> None:
         self._info = info
         self._preprocess = preprocess
-        self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), thread_name_prefix="preprocess")
+        self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "preprocess", give_way)
         self._max_batch = settings.max_batch
-        self._batcher = Batcher(forward, limit=settings.max_batch, linger=settings.batch_wait_s)
+        prepare = give_way if info.device == "cpu" else None
+        self._batcher = Batcher(forward, limit=settings.max_batch, linger=settings.batch_wait_s, prepare=prepare)
 
     @property
     def threads(self) -> Mapping[str, Ask]:

@@ -1,6 +1,7 @@
 """What the three Serve applications share: deployment options, the start of a replica, and its watchdog."""
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -54,6 +55,8 @@ def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> S
         raise ValueError(reviewed.faults[0])
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // 2))
     servicer = load(settings)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it again would stop every thread for a quarter of a second
     release_free_memory()
     return servicer
 

@@ -9,6 +9,8 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from .catalog import ATTACKS
 from .sending import Send, Servers
@@ -16,7 +18,7 @@ from .sending import Send, Servers
 
 def main(http_url: str, grpc_address: str) -> None:
     """Obey commands until stdin ends."""
-    os.nice(10)  # what is measured is what the servers do with the requests
+    give_way()
     servers, ended, attacking = Servers.of(http_url, grpc_address), threading.Event(), threading.Thread()
     for line in sys.stdin:
         word, _, name = line.strip().partition(" ")
@@ -31,6 +33,14 @@ def main(http_url: str, grpc_address: str) -> None:
             ended.set()
             attacking.join()
             print("stopped", flush=True)
+
+
+def give_way() -> None:
+    """Lower the priority of this process and of its session, which Linux schedules against other sessions: what is
+    measured is what the servers do with the requests."""
+    os.nice(10)
+    with suppress(OSError):  # a kernel without autogroups
+        Path("/proc/self/autogroup").write_text("10", encoding="ascii")
 
 
 def attack(send: Send, servers: Servers, ended: threading.Event) -> None:

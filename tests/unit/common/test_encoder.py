@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,11 @@ class TooLongError(UnreadableError):
     pass
 
 
+def priority() -> int:
+    """The niceness of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
 def preprocess(data: bytes) -> list[torch.Tensor]:
     if len(data) > 8:
         raise TooLongError("the word is too long")
@@ -45,18 +51,20 @@ class Words(EncoderServicer[torch.Tensor, torch.Tensor]):
     modality, param = BY_KIND["image"], "image"
     unsupported, oversized = UnreadableError, TooLongError
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         settings = EncoderSettings.model_validate({"max_batch": 2})
-        super().__init__(EncoderInfo(revision="r1"), settings, self.preprocess, self.forward)
-        self.go_on = threading.Event()
+        super().__init__(EncoderInfo(revision="r1", device=device), settings, self.preprocess, self.forward)
+        self.priorities, self.go_on = dict[str, int](), threading.Event()
 
     def preprocess(self, data: bytes) -> list[torch.Tensor]:
         """Split a word; one that is slow waits until it may go on."""
+        self.priorities["preprocess"] = priority()
         if data == b"slow":
             assert self.go_on.wait(NET_SECONDS)
         return preprocess(data)
 
     def forward(self, items: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self.priorities["forward"] = priority()
         return [item[:, None].float() for item in items]
 
     async def encode(self, word: bytes, context: "Told", seconds: float | None = None) -> VisionServiceEncodeResponse:
@@ -143,3 +151,13 @@ async def test_the_threads_of_an_encoder_answer() -> None:
         answered = threading.Event()
         ask(answered.set)
         assert await asyncio.to_thread(answered.wait, NET_SECONDS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+async def test_what_is_computed_on_a_cpu_gives_way_to_answers(device: str) -> None:
+    """The passes of a GPU do not wait behind what others compute on the CPU."""
+    words, usual = Words(device), priority()
+    await words.encode(b"abc", Told())
+    assert words.priorities["preprocess"] > usual
+    assert (words.priorities["forward"] > usual) == (device == "cpu")
+    assert priority() == usual

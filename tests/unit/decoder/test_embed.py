@@ -1,6 +1,8 @@
 """Vectors of the nano bundle's decoder: what they are the mean of, what is refused, and who waits for whom."""
 
 import asyncio
+import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,6 +50,15 @@ async def vectors(model: DecoderModel, *parts: DecoderPart) -> DecoderServiceEmb
 def mean(rows: torch.Tensor) -> NDArray[np.float64]:
     total = rows.detach().double().mean(0).numpy()
     return np.asarray(total / np.linalg.norm(total))
+
+
+async def test_making_vectors_gives_way_to_answers(model: DecoderModel) -> None:
+    embedder, told = Embedder(model), asyncio.get_running_loop().create_future()
+    loop, usual = asyncio.get_running_loop(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    embedder.call(
+        lambda: loop.call_soon_threadsafe(told.set_result, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    )
+    assert await told > usual
 
 
 async def test_a_vector_is_the_mean_of_a_parts_own_tokens(model: DecoderModel) -> None:

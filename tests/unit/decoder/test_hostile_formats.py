@@ -20,7 +20,7 @@ import pytest
 from autoglm.common.bundle import Bundle, default_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited
-from autoglm.decoder.engine import grammar, trials
+from autoglm.decoder.engine import grammar, trial_process, trials
 from autoglm.decoder.engine.grammar import COMPILED, Grammars
 from autoglm.decoder.engine.matchers import spelling
 from autoglm.decoder.engine.request import GrammarSpec, Request
@@ -99,11 +99,11 @@ def tools(count: int, properties: int) -> DecoderServiceGenerateRequest:
 @contextmanager
 def stopped(grammars: Grammars) -> Iterator[None]:
     """Let no new format be tried meanwhile, as if the trials took for ever."""
-    os.kill(grammars.trials.pid, signal.SIGSTOP)
+    os.killpg(grammars.trials.pid, signal.SIGSTOP)  # the child that is ready for the next one, too
     try:
         yield
     finally:
-        os.kill(grammars.trials.pid, signal.SIGCONT)
+        os.killpg(grammars.trials.pid, signal.SIGCONT)
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -271,12 +271,43 @@ def test_the_process_that_tries_ends_with_the_decoder() -> None:
     with subprocess.Popen([sys.executable, "-c", program, str(PATH), slow], stdout=subprocess.PIPE) as decoder:
         assert decoder.stdout is not None
         process = psutil.Process(int(decoder.stdout.readline()))
-        eventually(process.children, "a format is being tried")
+        # One that tries, and one that is ready for the next.
+        eventually(lambda: len(process.children()) > 1, "a format is being tried")
         children = process.children()
         decoder.kill()
-    gone, alive = psutil.wait_procs([process, *children], timeout=60)
-    assert len(gone) == 2
+    _, alive = psutil.wait_procs([process, *children], timeout=60)
     assert not alive
+
+
+def test_a_format_is_not_told_as_too_complex_when_the_machine_is_busy(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_process, "SECONDS", 0.0)  # as if its time had passed before its CPU time
+    with pytest.raises(RateLimited):
+        grammars.takes(GrammarSpec("regex", "((u{900}){900}){900}"))
+
+
+def test_trials_give_way_to_answers(grammars: Grammars) -> None:
+    """In a session of its own it would get as much of the CPU as the decoder, whatever its priority."""
+    trying = grammars.trials.pid
+    while not (children := psutil.Process(trying).children()):
+        time.sleep(0.01)
+    assert {os.getsid(trying), *(os.getsid(child.pid) for child in children)} == {os.getsid(0)}
+    usual = psutil.Process().nice()
+    assert all(process.nice() > usual for process in (psutil.Process(trying), *children))
+
+
+def test_a_signal_at_the_terminal_is_not_for_trials(grammars: Grammars) -> None:
+    assert os.getpgid(grammars.trials.pid) == grammars.trials.pid != os.getpgid(0)
+
+
+def test_a_child_that_dies_before_its_trial_harms_none() -> None:
+    grammars = Grammars(PATH, [2585])
+    assert grammars.takes(GrammarSpec("regex", "before"))
+    while not (children := psutil.Process(grammars.trials.pid).children()):
+        time.sleep(0.01)
+    children[-1].kill()
+    assert grammars.takes(GrammarSpec("regex", "after"))
 
 
 def test_the_process_that_tries_is_small(grammars: Grammars) -> None:

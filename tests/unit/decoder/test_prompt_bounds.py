@@ -2,9 +2,11 @@
 with its deadline."""
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -136,12 +138,40 @@ def test_of_a_long_text_only_the_start_is_tokenized(model: DecoderModel, monkeyp
     with pytest.raises(InvalidRequest) as caught:
         read(asking([user("hi"), user(words)]), model, Deadline())
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
-    assert [len(text) for text in encoded] == [START_CHARACTERS * model.context]
-    assert len(words) > START_CHARACTERS * model.context
+    assert [len(text) for text in encoded] == [2, START_CHARACTERS[0] * model.context]
+    assert len(words) > START_CHARACTERS[-1] * model.context
+
+
+DENSE = "1 " * 60_000  # two tokens of each four characters
+MUCH_TOO_LONG = {
+    "a text": asking([user("hi"), user(DENSE)]),
+    "the arguments of a call": asking(called(("f", orjson.dumps({"x": DENSE}).decode()))),
+    "the description of a tool": asking([user("hi")], Function(name="f", description=DENSE)),
+    "many calls": asking(called(*[("f", '{"a": 1, "b": 2, "c": "3"}')] * 1000)),
+    "many texts": asking([user("1 2 3 4 5 6 7 8 9 " * 2)] * 3000),
+}
+
+
+@pytest.mark.parametrize("name", MUCH_TOO_LONG)
+def test_tokenizing_ends_soon_after_the_context(
+    name: str, model: DecoderModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = watched(model, monkeypatch)
+    with pytest.raises(InvalidRequest) as caught:
+        read(MUCH_TOO_LONG[name], model, Deadline())
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    assert sum(len(model.composer.encode(text)) for text in list(encoded)) <= 5 * model.context
+
+
+def test_a_prompt_that_is_not_much_too_long_is_told_its_length(model: DecoderModel) -> None:
+    count, told = model.context // 100 + 6, r"the messages have \d{4,5}; shorten them"
+    with pytest.raises(InvalidRequest, match=told) as caught:
+        read(asking([user("1" * 100)] * count), model, Deadline())
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_a_long_text_of_long_tokens_is_tokenized_in_full(model: DecoderModel) -> None:
-    assert not model.composer.exceeds("a b " * 40, most=20)
+    assert not model.composer.exceeds("a b " * 20, most=20)
     assert not model.composer.exceeds("congratulations " * 400, most=400)
     assert model.composer.exceeds("a b " * 4000, most=20)
 
@@ -221,6 +251,42 @@ async def test_a_long_prompt_is_read_while_others_are_answered(
     assert not long.done()
     release.set()
     assert await long
+
+
+async def test_what_takes_long_to_read_gives_way(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text and a format are read in threads of low priority, a short text in the event loop."""
+    service, usual, seen = DecoderServicer(model), priority(), dict[int, int]()
+    encode = model.composer.encode
+
+    def watch(text: str) -> list[int]:
+        seen[len(text)] = priority()
+        return encode(text)
+
+    monkeypatch.setattr(model.composer, "encode", watch)
+    short, long, formatted = user("hi"), user("open the settings " * 400), user("yes?")
+    for message in (short, long, formatted):
+        request, context = asking([message]), RecordingContext()
+        request.sampling.max_tokens = 2
+        if message is formatted:
+            request.sampling.regex = "yes|no"
+        assert [response async for response in service.generate(request, cast(Any, context))]
+    of_short, of_long, of_formatted = (seen[len(each.parts[0].text)] for each in (short, long, formatted))
+    assert of_short == usual < of_long == of_formatted
+
+
+def priority() -> int:
+    """The niceness of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_python_code_holds_the_engine_up_for_less_than_a_token() -> None:
+    usual = sys.getswitchinterval()
+    try:
+        settings = DecoderSettings.model_validate({"device": "cpu", "max_num_seqs": 2})
+        DecoderServicer.load(settings).engine.close()
+        assert sys.getswitchinterval() <= 0.001
+    finally:
+        sys.setswitchinterval(usual)
 
 
 async def test_a_long_prompt_ends_with_its_deadline(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from autoglm.common.context_length import context_exceeded, is_longer
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest
+from autoglm.common.priority import give_way
 from autoglm.common.torch_tensors import from_torch
 from autoglm.decoder.model import DecoderModel
 from autoglm.v1.decoder_pb2 import DecoderPart, DecoderServiceEmbedRequest, DecoderServiceEmbedResponse
@@ -23,7 +24,7 @@ class Embedder:
 
     def __init__(self, model: DecoderModel) -> None:
         self._model = model
-        self._thread = ThreadPoolExecutor(1, "embed")
+        self._thread = ThreadPoolExecutor(1, "embed", give_way)
 
     async def embed(self, request: DecoderServiceEmbedRequest) -> DecoderServiceEmbedResponse:
         """Return the vectors of `request`; raises InvalidRequest, and TimeoutError when its deadline has passed.

@@ -11,6 +11,7 @@ from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
 from autoglm.decoder.tools import description, in_words, written
+from autoglm.fusion.compose import PromptTooLong
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage, Role
 from autoglm.v1 import decoder_pb2, generation_pb2
 
@@ -55,16 +56,23 @@ def _prompt(message: decoder_pb2.DecoderServiceGenerateRequest, model: DecoderMo
     # Text that is too long for certain is neither parsed nor tokenized.
     _text(message).check(model.context, model.max_text_bytes, messages="messages", tools="tools")
     turns = [_turn(turn, model) for turn in message.messages]
-    long = (part for turn in turns for part in turn.parts if isinstance(part, str))
-    if _least_tokens(turns) >= model.context or any(model.composer.exceeds(text, model.context) for text in long):
-        raise context_exceeded(model.context, "the messages have more; shorten them", "messages")
+    if _least_tokens(turns) >= model.context:
+        raise _too_long(model)
     deadline.remaining()
     thinking = message.enable_thinking if message.HasField("enable_thinking") else None
     tools = [description(tool) for tool in message.tools]
-    prompt = model.composer.compose(turns, thinking, tools, checkpoint=deadline.remaining)
+    try:
+        prompt = model.composer.compose(turns, thinking, tools, checkpoint=deadline.remaining, most=model.context)
+    except PromptTooLong:
+        raise _too_long(model) from None
     if (used := len(prompt.token_ids)) >= model.context:
-        raise context_exceeded(model.context, f"the messages have {used}; shorten them", "messages")
+        raise _too_long(model, used)
     return prompt
+
+
+def _too_long(model: DecoderModel, used: int | None = None) -> InvalidRequest:
+    has = "more" if used is None else used
+    return context_exceeded(model.context, f"the messages have {has}; shorten them", "messages")
 
 
 def _text(message: decoder_pb2.DecoderServiceGenerateRequest) -> PromptText:

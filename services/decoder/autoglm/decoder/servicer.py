@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -13,6 +14,7 @@ import torch
 from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.modalities import BY_KIND
+from autoglm.common.priority import give_way
 from autoglm.common.server import Context, fail
 from autoglm.common.watchdog import Ask
 from autoglm.decoder.embed import Embedder
@@ -28,8 +30,10 @@ from autoglm.v1 import decoder_pb2, modality_pb2
 
 logger = logging.getLogger("autoglm.decoder")
 
+READERS = 2  # of requests without a format; more would only share one lock
 FORMAT_THREADS = 64  # formats that are known need not wait for new ones
 OFF_LOOP_BYTES = 4 * 1024  # text of this size is tokenized in a few milliseconds
+SWITCH_SECONDS = 0.0001  # that the engine waits for a thread of Python code; Python's 5 ms are a token
 
 
 class DecoderServicer:
@@ -37,7 +41,8 @@ class DecoderServicer:
 
     def __init__(self, model: DecoderModel) -> None:
         self.model, self.engine, self._embedder = model, model.engine, Embedder(model)
-        self._formats = ThreadPoolExecutor(FORMAT_THREADS, "formats")
+        self._formats = ThreadPoolExecutor(FORMAT_THREADS, "formats", give_way)
+        self._readers = ThreadPoolExecutor(READERS, "readers", give_way)
 
     @property
     def threads(self) -> Mapping[str, Ask]:
@@ -47,6 +52,7 @@ class DecoderServicer:
     @classmethod
     def load(cls, settings: DecoderSettings) -> "DecoderServicer":
         """Open the bundle's decoder and fusion; raises BundleError when a part is incomplete."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         model = DecoderModel.load(Bundle.open(chosen_bundle(settings.bundle)), settings)
         servicer = cls(model)
         servicer.warm_up()
@@ -114,14 +120,13 @@ class DecoderServicer:
         work = partial(self._read, message, deadline)
         loop = asyncio.get_running_loop()
         if has_format(message):  # in threads, so that other answers go on meanwhile
-            request, grammar = await loop.run_in_executor(self._formats, work)
+            request, responses, grammar = await loop.run_in_executor(self._formats, work)
         elif message.ByteSize() > OFF_LOOP_BYTES:
-            request, grammar = await loop.run_in_executor(None, work)
+            request, responses, grammar = await loop.run_in_executor(self._readers, work)
         else:
-            request, grammar = work()
+            request, responses, grammar = work()
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
-        responses = ResponseBuilder.of(message, request, self.model.composer)
         queue = TokenQueue(partial(self.engine.acknowledge, request.id))
         self.engine.submit(request, queue.put, deadline.remaining())
         try:
@@ -133,7 +138,8 @@ class DecoderServicer:
 
     def _read(
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
-    ) -> tuple[Request, CompiledGrammar | None]:
+    ) -> tuple[Request, ResponseBuilder, CompiledGrammar | None]:
         """Read a request, and compile its format if it has one: who holds it keeps it compiled."""
         request = read(message, self.model, deadline)
-        return request, None if request.grammar is None else self.model.grammars.compiled(request.grammar)
+        grammar = None if request.grammar is None else self.model.grammars.compiled(request.grammar)
+        return request, ResponseBuilder.of(message, request, self.model.composer), grammar

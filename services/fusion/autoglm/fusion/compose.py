@@ -19,9 +19,13 @@ from autoglm.common.modalities import MediaKind
 from autoglm.fusion.layout import Layout
 from autoglm.fusion.prompt import Media, Prompt, PromptMessage, Role, Run
 
-START_CHARACTERS = 16  # for each token allowed; four times as many as the tokens of most texts have
+START_CHARACTERS = (4, 16)  # for each token allowed; the tokens of most texts have about 4
 
 _SLOT = re.compile("\ue000(\\d+)\ue001")
+
+
+class PromptTooLong(ValueError):
+    """A prompt has more than twice as many tokens as it may; how many is not known."""
 
 
 class Composer:
@@ -59,8 +63,8 @@ class Composer:
         A vocabulary with a token of many spaces admits texts that take minutes to tokenize. What follows the start
         changes no more than its last tokens, so twice as many tokens as allowed leave no doubt.
         """
-        start = text[: START_CHARACTERS * most]
-        return len(start) < len(text) and len(self.encode(start)) > 2 * most
+        starts = (text[: characters * most] for characters in START_CHARACTERS)
+        return any(len(start) < len(text) and len(self.encode(start)) > 2 * most for start in starts)
 
     def encode_template(self, text: str) -> list[int]:
         """Return the ids of a text that the template wrote; it may hold special tokens."""
@@ -72,10 +76,12 @@ class Composer:
         enable_thinking: bool | None = None,
         tools: Sequence[str] = (),
         checkpoint: Callable[[], object] = lambda: None,
+        most: int | None = None,
     ) -> Prompt:
         """Lay out `messages`, after the descriptions of `tools`, with the start of the next assistant turn.
 
-        `checkpoint` is called before each part is tokenized; what it raises ends the work.
+        `checkpoint` is called before each part is tokenized; what it raises ends the work. Raises PromptTooLong as soon
+        as it is certain that there are more than twice as many tokens as `most`.
         """
         slots = _Slots()
         last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
@@ -85,7 +91,7 @@ class Composer:
             add_generation_prompt=True,
             enable_thinking=enable_thinking,
         )
-        builder = _Builder(self, self._placeholder_ids)
+        builder = _Builder(self, self._placeholder_ids, most)
         position = 0
         for match in _SLOT.finditer(rendered):
             checkpoint()
@@ -161,8 +167,8 @@ def _id(tokenizer: Tokenizer, text: str) -> int:
 class _Builder:
     """Collects token ids and runs from left to right."""
 
-    def __init__(self, composer: Composer, placeholder_ids: dict[MediaKind, int]) -> None:
-        self._composer, self._placeholder_ids = composer, placeholder_ids
+    def __init__(self, composer: Composer, placeholder_ids: dict[MediaKind, int], most: int | None) -> None:
+        self._composer, self._placeholder_ids, self._most = composer, placeholder_ids, most
         self.token_ids: list[int] = []
         self.runs: list[Run] = []
         self._templates: dict[str, list[int]] = {}  # between parts it repeats itself
@@ -180,6 +186,8 @@ class _Builder:
     def part(self, part: str | Media, role: Role, asked: bool) -> None:
         """Add a part that a client sent."""
         if isinstance(part, str):
+            if self._most is not None and self._composer.exceeds(part, self._most):
+                raise PromptTooLong
             self._add(self._composer.encode(part), enriched=role != "assistant", asked=asked)
         else:
             layout = self._composer.layout.of(part.kind)
@@ -193,3 +201,5 @@ class _Builder:
             start = len(self.token_ids)
             self.token_ids += ids
             self.runs.append(Run(start, len(self.token_ids), media, enriched, asked))
+        if self._most is not None and len(self.token_ids) > 2 * self._most:
+            raise PromptTooLong

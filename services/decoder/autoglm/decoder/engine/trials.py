@@ -40,15 +40,18 @@ class Trials:
         the monotonic clock.
 
         Raises UnusableGrammar for one that is not, InvalidRequest for one that takes too much, RateLimited when too
-        many are being tried, and DeadlineExceeded.
+        many are being tried or there is hardly any CPU time for it, and DeadlineExceeded.
         """
         if not self._turns.acquire(timeout=min(QUEUE_SECONDS, max(0.0, until - time.monotonic()))):
             raise RateLimited("too many new formats are being compiled; try again")
+        started = time.monotonic()
         try:
             reply = self._try(spec, until)
         finally:
             self._turns.release()
         if reply == trial_process.BEGUN:
+            if time.monotonic() - started >= trial_process.SECONDS:  # and not the CPU time that a format may take
+                raise RateLimited("the decoder is too busy to compile this format; try again")
             raise InvalidRequest(TOO_COMPLEX, param=spec.param)
         outcome = json.loads(reply.removeprefix(trial_process.BEGUN))
         if outcome["error"] is not None:
@@ -61,9 +64,11 @@ class Trials:
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
-        with theirs:  # a session, so that its children end with it, and a signal at the terminal is not for it
+        # A group, so that its children end with it, and a signal at the terminal is not for it. In a session of its own
+        # Linux would give it as much of the CPU as the decoder, whatever its priority (autogroups).
+        with theirs:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+                self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, process_group=0
             )
         self._end = weakref.finalize(self, _end, self._process, self._control)
 
