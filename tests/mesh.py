@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from autoglm.cli.grpc_proxy import CONFIG
 from autoglm.cli.local_mesh import AUTOGLM, LocalMesh
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import chosen_bundle
@@ -51,6 +52,15 @@ class Mesh(LocalMesh):
         """The gateway's process."""
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if "autoglm.gateway.app" in child.cmdline())
+
+    def haproxy(self) -> psutil.Process:
+        """The HAProxy of Ray Serve, not its manager."""
+        return next(p for p in self.descendants() if p.name() == "haproxy" and CONFIG not in " ".join(p.cmdline()))
+
+    def grpc_proxy(self) -> psutil.Process:
+        """The HAProxy in front of the gateway's gRPC server: the process that the supervisor started."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if CONFIG in " ".join(child.cmdline()))
 
     @property
     def serve_address(self) -> str:

@@ -124,17 +124,13 @@ def cache(mesh: Mesh) -> psutil.Process:
     return next(process for process in mesh.descendants() if process.name() in ("valkey-server", "redis-server"))
 
 
-def haproxy(mesh: Mesh) -> psutil.Process:
-    """Return HAProxy's process, not that of its manager."""
-    return next(process for process in mesh.descendants() if process.name() == "haproxy")
-
-
 FAULTS = (
     Fault("the gateway is killed", killed(Mesh.gateway)),
     Fault("the gateway is killed ten times, as soon as it runs", gateway_killed_again_and_again),
     Fault("the gateway hangs", suspended(Mesh.gateway)),
-    Fault("HAProxy is killed", killed(haproxy)),
-    Fault("HAProxy hangs", suspended(haproxy)),
+    Fault("the gRPC proxy is killed", killed(Mesh.grpc_proxy)),
+    Fault("HAProxy is killed", killed(Mesh.haproxy)),
+    Fault("HAProxy hangs", suspended(Mesh.haproxy)),
     Fault("HAProxy's manager is killed", killed(part("ray::HAProxyManager"))),
     Fault("the decoder's replica is killed", killed(replica("decoder"))),
     Fault("the decoder's replica hangs", suspended(replica("decoder"))),

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from autoglm.cli.supervision import LONGEST_DELAY
 
@@ -98,6 +100,25 @@ def test_a_cache_killed_again_and_again_comes_back(mesh: Mesh, ask: Asker) -> No
         assert ask.post(image).status_code == 200
 
 
+def test_a_grpc_proxy_that_dies_comes_back(mesh: Mesh) -> None:
+    for part in ("master", "worker"):
+        proxy = mesh.grpc_proxy()
+        kill(proxy if part == "master" else proxy.children()[0])
+        eventually(lambda died=proxy: comes_back(mesh, died), f"gRPC is served again after its {part} died")
+
+
+def comes_back(mesh: Mesh, died: psutil.Process) -> bool:
+    """Return whether another proxy leads to the gateway."""
+    with (
+        suppress(StopIteration, psutil.NoSuchProcess, grpc.RpcError),
+        grpc.insecure_channel(mesh.grpc_address) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        stub.Check(health_pb2.HealthCheckRequest(), timeout=NET_SECONDS)
+        return mesh.grpc_proxy() != died
+    return False
+
+
 def test_a_gateway_whose_port_is_taken_waits_for_it(mesh: Mesh) -> None:
     with taken_port(mesh):
         before = restarts(mesh, "The gateway ended with status 1;")
@@ -123,7 +144,8 @@ def taken_port(mesh: Mesh) -> socket.socket:
 SUSPENDED: dict[str, Callable[[Mesh], psutil.Process | None]] = {
     "gateway": Mesh.gateway,
     "cache": cache,
-    "haproxy": lambda mesh: next(process for process in mesh.descendants() if process.name() == "haproxy"),
+    "grpc proxy": Mesh.grpc_proxy,
+    "haproxy": Mesh.haproxy,
     "manager": lambda mesh: mesh.running("ray::HAProxyManager"),
     "controller": lambda mesh: mesh.running("ray::ServeController"),
     "vision": lambda mesh: mesh.replica("vision"),

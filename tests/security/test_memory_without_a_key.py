@@ -1,10 +1,9 @@
 """What somebody without a key can make the mesh hold: bounded memory, for a bounded time."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import grpc
-import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -26,6 +25,7 @@ from ..waiting import NET_SECONDS, eventually
 
 MIB = 2**20
 GROWTH = 100 * MIB  # of all processes; what is sent would be several times as much
+FROM_ONE_ADDRESS = 250  # the default of max_connections_per_address
 PATIENCE = 120.0  # seconds in which a connection that says nothing useful is closed
 
 
@@ -41,8 +41,8 @@ def held(mesh: Mesh) -> int:
     """Return the bytes that the processes hold which clients can reach, once what came before has been dealt with."""
     with grpc.insecure_channel(mesh.grpc_address) as channel:
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=NET_SECONDS)
-    children = psutil.Process(mesh.process.pid).children()
-    return sum(child.memory_info().rss for child in children if child.name() != "valkey-server")
+    proxy = mesh.grpc_proxy()
+    return sum(process.memory_info().rss for process in (mesh.gateway(), proxy, *proxy.children()))
 
 
 FRAMES = {
@@ -69,6 +69,27 @@ def test_frames_that_nobody_answers_are_not_kept(locked: Mesh, name: str) -> Non
             poured(line, iter((connections.OPENING, *FRAMES[name]())))
         assert held(locked) - before < GROWTH
     eventually(lambda: held(locked) - before < GROWTH, "what was held is given back")
+
+
+def test_headers_that_never_end_cost_nothing(locked: Mesh) -> None:
+    before = held(locked)
+    with ExitStack() as stack:
+        for _ in range(32):
+            line = stack.enter_context(connected(("127.0.0.1", locked.grpc_port)))
+            assert poured(line, iter((connections.OPENING, *connections.endless_headers())), PATIENCE) == CLOSED
+        assert held(locked) - before < GROWTH / 4
+
+
+def test_connections_of_one_address_are_bounded_over_grpc(locked: Mesh) -> None:
+    address = ("127.0.0.1", locked.grpc_port)
+    with ExitStack() as stack:
+        lines = [stack.enter_context(connected(address)) for _ in range(FROM_ONE_ADDRESS)]
+        for line in lines:
+            line.sendall(connections.OPENING)
+            assert line.recv(1)
+        with suppress(ConnectionError), connected(address) as line:
+            assert cut_off(line, PATIENCE) == CLOSED
+        held(locked)  # others, of another address, are served
 
 
 @pytest.mark.parametrize("name", PIECES)

@@ -9,7 +9,7 @@ import psutil
 from ..mesh import Mesh
 from ..other_user import what_another_user_can_do
 
-SOCKETS = {"cache.sock", "admin.sock", "metrics.sock", "plasma_store", "raylet"}
+SOCKETS = {"cache.sock", "grpc.sock", "grpc-admin.sock", "admin.sock", "metrics.sock", "plasma_store", "raylet"}
 
 
 def inner(mesh: Mesh) -> Path:
@@ -21,7 +21,7 @@ def test_another_user_reaches_no_file_and_no_socket(mesh: Mesh) -> None:
     folder = inner(mesh)
     assert folder.parent.name.startswith("autoglm-")
     assert folder.parent.stat().st_mode & 0o777 == 0o700
-    files = [path for path in folder.rglob("*") if path.name in SOCKETS or path.suffix in (".log", ".cfg")]
+    files = [path for path in folder.rglob("*") if path.name in SOCKETS or path.suffix in (".log", ".cfg", ".pem")]
     sockets = {path.name for path in files if path.is_socket()}
     assert sockets == SOCKETS
     assert what_another_user_can_do(folder.parent, folder, files) == []

@@ -33,6 +33,7 @@ DRAIN_SECONDS = 25
 STOP_SECONDS = 2
 GATEWAY_SECONDS = 60
 OTHER_SERVICES = {
+    "AUTOGLM_GRPC_SOCKET",
     "AUTOGLM_SERVE_ADDRESS",
     "AUTOGLM_SERVE_SSL_CA_CERTS",
     "AUTOGLM_SERVE_SSL_CERTFILE",
@@ -81,9 +82,12 @@ def serve(
 
 
 def _ignore_other_services() -> None:
-    """Warn of the settings that lead a gateway to services elsewhere, and drop them: these services are our own."""
+    """Warn of the settings of a gateway with services or a proxy elsewhere, and drop them: these are our own."""
     for name in sorted(OTHER_SERVICES & os.environ.keys()):
-        print(f"autoglm serve: warning: {name} has no effect: this command runs its own services", file=sys.stderr)
+        print(
+            f"autoglm serve: warning: {name} has no effect: this command runs its own services and proxy",
+            file=sys.stderr,
+        )
         del os.environ[name]
 
 
@@ -110,6 +114,7 @@ class Supervisor:
         self._start_cache()
         say(f"Loading model {bundle.name} from {bundle.root}")
         self._start_mesh(bundle, services, started)
+        self._start_grpc_proxy()
         self._start_gateway()
         say(f"Ready in {time.monotonic() - started:.1f} s; stop with Ctrl-C")
         watch(self._mesh, self._children, self._pause, say)
@@ -189,13 +194,25 @@ class Supervisor:
         lines = (self._folder / "ray.log").read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
-    def _start_gateway(self) -> None:
+    def _start_grpc_proxy(self) -> None:
+        """Start HAProxy at the gRPC port. It is stopped after the gateway, whose last calls go through it."""
+        from autoglm.cli.grpc_proxy import GrpcProxy, SupervisedProxy
+
         options = self._options
         os.environ.update(
             AUTOGLM_HOST=options.host,
             AUTOGLM_HTTP_PORT=str(options.http_port),
             AUTOGLM_GRPC_PORT=str(options.grpc_port),
         )
+        proxy = GrpcProxy(checks.gateway_settings(), self._folder)
+        child = SupervisedProxy(proxy, say)
+        self._children.append(child)
+        self._stack.callback(lambda: processes.end(child.process, STOP_SECONDS, self._signals.hurry))
+        proxy.wait(child.process)
+        os.environ["AUTOGLM_GRPC_SOCKET"] = str(proxy.server_socket)
+        say(f"HAProxy passes on gRPC from {options.host}:{options.grpc_port}")
+
+    def _start_gateway(self) -> None:
         gateway = SupervisedChild("The gateway", _spawn_gateway, say)
         self._children.append(gateway)
         self._stack.callback(lambda: processes.end(gateway.process, DRAIN_SECONDS, self._signals.hurry))

@@ -25,6 +25,7 @@ GATEWAY = frozenset(
         "DRAIN_TIMEOUT",
         "FORWARDED_ALLOW_IPS",
         "GRPC_PORT",
+        "GRPC_SOCKET",
         "HOST",
         "HTTP_PORT",
         "LOG_LEVEL",

@@ -36,7 +36,8 @@ from autoglm.gateway.backend import Backend
 from autoglm.gateway.drain import LAST_SECONDS, Drain
 from autoglm.gateway.embedding_servicer import EmbeddingServicer
 from autoglm.gateway.file_watcher import FileError, FileWatcher
-from autoglm.gateway.grpc_calls import CallInterceptor, server_options
+from autoglm.gateway.grpc_calls import CallInterceptor
+from autoglm.gateway.grpc_options import server_options
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.http_protocol import http_protocol
 from autoglm.gateway.media.cache import EmbeddingCache
@@ -77,7 +78,7 @@ class BoundPorts:
     """Where a running gateway listens."""
 
     http_port: int
-    grpc_port: int
+    grpc_port: int  # 0 with `grpc_socket`
 
 
 def main(settings: Settings | None = None) -> int:
@@ -239,6 +240,18 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
     add_TranscriptionServiceServicer_to_server(TranscriptionServicer(backend), server)
     health_pb2_grpc.add_HealthServicer_to_server(backend.state.grpc_health, server)
     reflection.enable_server_reflection((*PUBLIC_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = _open_grpc_port(server, settings, certificate)
+    await server.start()
+    try:
+        yield server, port
+    finally:
+        await server.stop(settings.drain_timeout + LAST_SECONDS)
+
+
+def _open_grpc_port(server: grpc.aio.Server, settings: Settings, certificate: Certificate | None) -> int:
+    """Have `server` listen where `settings` say; return its port, 0 for a Unix socket. Raises PortTaken."""
+    if settings.grpc_socket:
+        return _open_grpc_socket(server, settings.grpc_socket)
     try:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"{host}:{settings.grpc_port}"
@@ -250,12 +263,17 @@ async def _grpc_server(backend: Backend, certificate: Certificate | None) -> Asy
         raise PortTaken(
             f"cannot listen on port {settings.grpc_port}; stop what uses it or set AUTOGLM_GRPC_PORT"
         ) from None
-    await server.start()
     logger.info("gRPC services at %s:%d%s", settings.host, port, "" if certificate is None else " over TLS")
+    return port
+
+
+def _open_grpc_socket(server: grpc.aio.Server, path: str) -> int:
     try:
-        yield server, port
-    finally:
-        await server.stop(settings.drain_timeout + LAST_SECONDS)
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError:
+        raise PortTaken(f"cannot listen on {path}: set AUTOGLM_GRPC_SOCKET to a path of at most 107 bytes") from None
+    logger.info("gRPC services at %s, for a proxy", path)
+    return 0
 
 
 class _HttpServer(uvicorn.Server):

@@ -28,45 +28,18 @@ from autoglm.common.errors import (
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import RequestContext, new_context
+from autoglm.gateway.grpc_options import MAX_STANDARD_CALLS
 from autoglm.gateway.message_bounds import check_fields
-from autoglm.gateway.settings import Settings
 from autoglm.gateway.tasks import off_loop
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
 FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 STANDARD = "/grpc."  # health and reflection, which need no key
-SPARE_STREAMS = 64
-HANDSHAKE_MILLISECONDS = 20_000  # for TLS and the first settings of HTTP/2
-IDLE_MILLISECONDS = 300_000  # without a call, after which clients reconnect for the next one
-KEEPALIVE_MILLISECONDS = 60_000  # between pings, which find out that a client with open calls is gone
 PROMPT_SECONDS = 1.0  # a message that takes longer to arrive counts with the most bytes that it may have
 SMALL_SECONDS = 10.0  # for a message of a method that needs no slot
-MAX_STANDARD_CALLS = 1000  # of gRPC's own methods, at a time
 GZIP_MAGIC = b"\x1f\x8b"  # no protobuf message begins like this: its first field would be of a kind that is not there
 _GZIP_WBITS = 31
-_IDENTITY_AND_GZIP = 0b101  # gRPC's bit set of compression algorithms; the bit between is deflate
-
-
-def server_options(settings: Settings) -> tuple[tuple[str, int], ...]:
-    """Return the options of a server with a CallInterceptor.
-
-    gRPC itself ends a call with a message above its limit, without details; so that limit is twice ours.
-    """
-    return (
-        ("grpc.max_receive_message_length", 2 * settings.max_body_bytes),
-        ("grpc.per_message_decompression", 0),  # which would have no limit
-        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_AND_GZIP),
-        # gRPC notes each ping too many in 4 kB that stay until the connection is written to. With as many pings as a
-        # client likes, it stops reading once too many of its answers are unwritten.
-        ("grpc.http2.max_ping_strikes", 0),
-        # A stream costs 16 kB before its call is seen. A few more, so that calls over the limit are refused in words.
-        ("grpc.max_concurrent_streams", settings.max_concurrent_requests + SPARE_STREAMS),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MILLISECONDS),
-        ("grpc.max_connection_idle_ms", IDLE_MILLISECONDS),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
-    )
 
 
 @asynccontextmanager

@@ -100,6 +100,11 @@ class Settings(BaseSettings):
     host: str = Field(default="0.0.0.0", description="Address that the HTTP and gRPC servers listen on.")
     http_port: Port = Field(default=8000, description="Port of the OpenAI API; 0 picks a free one.")
     grpc_port: Port = Field(default=50051, description="Port of the gRPC API; 0 picks a free one.")
+    grpc_socket: str = Field(
+        default="",
+        description="Path of a Unix socket on which the gRPC server listens instead of `grpc_port`, without TLS: for a"
+        " proxy in front of it, such as `deploy/grpc-proxy.cfg`. `autoglm serve` sets it itself.",
+    )
     serve_address: str = Field(
         default="127.0.0.1:9000",
         description="Address of Ray Serve's gRPC ingress, as host:port. Calls are spread over all addresses that the"
@@ -179,8 +184,8 @@ class Settings(BaseSettings):
     )
     max_connections_per_address: PositiveInt = Field(
         default=250,
-        description="Maximum open connections to the HTTP server from one IPv4 address or IPv6 /64 network; the proxies"
-        " in `forwarded_allow_ips` have no such limit.",
+        description="Maximum open connections to the HTTP server, and to the proxy of `autoglm serve` for gRPC, from"
+        " one IPv4 address or IPv6 /64 network; the proxies in `forwarded_allow_ips` have no such limit.",
     )
     max_body_bytes: PositiveInt = Field(
         default=32 * MIB,

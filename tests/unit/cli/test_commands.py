@@ -166,10 +166,14 @@ def test_small_letters_reach_the_commands_own_options(tmp_path: Path, monkeypatc
 
 
 def test_settings_for_services_elsewhere_have_no_effect_on_a_mesh_of_its_own(tmp_path: Path) -> None:
-    given = {"AUTOGLM_SERVE_ADDRESS": "other:9000", "AUTOGLM_SERVE_SSL_CA_CERTS": "ca.pem"}
+    given = {
+        "AUTOGLM_GRPC_SOCKET": "/other.sock",
+        "AUTOGLM_SERVE_ADDRESS": "other:9000",
+        "AUTOGLM_SERVE_SSL_CA_CERTS": "ca.pem",
+    }
     done = CliRunner().invoke(app, ["serve", "--bundle", str(tmp_path)], env=given)
     for name in given:
-        assert f"autoglm serve: warning: {name} has no effect: this command runs its own services" in done.stderr
+        assert f"autoglm serve: warning: {name} has no effect: this command runs its own services and" in done.stderr
     assert "no bundle at" in done.stderr.splitlines()[-1]
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from autoglm.gateway import grpc_calls, http_protocol
+from autoglm.gateway import grpc_calls, grpc_options, http_protocol
 from autoglm.gateway.connections import ConnectionLimit
 from autoglm.gateway.settings import MIB, Settings
 
@@ -266,8 +266,8 @@ async def test_grpc_connections_are_bounded(serve: Serve) -> None:
 async def test_a_grpc_connection_without_a_call_ends(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(grpc_calls, "HANDSHAKE_MILLISECONDS", 300)
-    monkeypatch.setattr(grpc_calls, "IDLE_MILLISECONDS", 300)
+    monkeypatch.setattr(grpc_options, "HANDSHAKE_MILLISECONDS", 300)
+    monkeypatch.setattr(grpc_options, "IDLE_MILLISECONDS", 300)
     client = await serve()
     async with line(client, sent, port=client.grpc_port) as (reader, _):
         await rest(reader)
