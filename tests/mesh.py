@@ -37,6 +37,15 @@ class Mesh(LocalMesh):
                     return process
         return None
 
+    def zombies(self) -> list[psutil.Process]:
+        """The ended processes that `autoglm serve` has not reaped yet."""
+        ended = list[psutil.Process]()
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    ended.append(child)
+        return ended
+
     def replica(self, application: str) -> psutil.Process:
         """The process of an application's replica."""
         title = f"ray::ServeReplica:{application}:"
