@@ -44,6 +44,15 @@ class Mesh(LocalMesh):
         """The processes of an application's replicas."""
         return list(self._all_running(f"ray::ServeReplica:{application}:"))
 
+    def zombies(self) -> list[psutil.Process]:
+        """The ended processes that `autoglm serve` has not reaped yet."""
+        ended = list[psutil.Process]()
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    ended.append(child)
+        return ended
+
     def replica(self, application: str) -> psutil.Process:
         """The process of an application's only replica."""
         return self.replicas(application)[0]

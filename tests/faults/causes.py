@@ -14,7 +14,6 @@ Undo = Callable[[], str]  # returns what is to be said of it, if anything
 Cause = Callable[[Mesh], Undo]
 Find = Callable[[Mesh], psutil.Process]
 DEATHS = 10
-DEATHS_SECONDS = 120.0  # back-off may make each start later than the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def gateway_killed_again_and_again(mesh: Mesh) -> Undo:
             deaths += 1
         return deaths == DEATHS or mesh.process.poll() is not None
 
-    comes_true(is_over, DEATHS_SECONDS)
+    comes_true(is_over, NET_SECONDS)
     return lambda: f"{deaths} times"
 
 
@@ -147,3 +146,8 @@ FAULTS = (
     Fault("Ray's raylet is killed", killed(part("raylet/raylet"))),
     Fault("Ray's control server is killed", killed(part("gcs_server"))),
 )
+
+
+def fault(name: str) -> Fault:
+    """Return the fault of this name."""
+    return next(fault for fault in FAULTS if fault.name == name)

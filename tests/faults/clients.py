@@ -75,7 +75,10 @@ def over_http(mesh: Mesh, kind: str) -> Question:
         except httpx.TransportError as error:
             return http_words(error)
         outcome = http_outcome(response)
-        return outcome if outcome == OK or "untyped" in outcome else f"{response.status_code} {outcome}"
+        if outcome == OK or "untyped" in outcome:
+            return outcome
+        comes_back = response.status_code != 503 or int(response.headers.get("retry-after", 0)) > 0
+        return f"{response.status_code} {outcome}" + ("" if comes_back else ", no Retry-After")
 
     return ask
 

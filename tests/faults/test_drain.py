@@ -26,7 +26,8 @@ UNAVAILABLE = "upstream_unavailable"
 @pytest.fixture
 def draining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh that gives running requests two seconds; the test stops it."""
-    with running_mesh(tmp_path_factory.mktemp("drain") / "serve.log", AUTOGLM_DRAIN_TIMEOUT="2") as running:
+    log = tmp_path_factory.mktemp("drain") / "serve.log"
+    with running_mesh(log, "--modalities", "text", AUTOGLM_DRAIN_TIMEOUT="2") as running:
         yield running
 
 

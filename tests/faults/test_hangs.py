@@ -1,4 +1,4 @@
-"""A replica of which a thread hangs ends itself, and Serve starts another."""
+"""A replica of which a thread hangs ends itself, and Serve starts another; the mesh ends when Ray does."""
 
 import os
 import time
@@ -14,6 +14,7 @@ from ..asking import Asker
 from ..cases import screen_cases
 from ..mesh import Mesh, running_mesh
 from ..waiting import NET_SECONDS, eventually
+from .causes import fault
 
 # Python runs this in every process of the mesh. A file's name chooses what hangs from then on.
 SITE = """\
@@ -82,6 +83,13 @@ def test_a_replica_whose_thread_hangs_is_replaced(
     (faults / thread).unlink()
     eventually(lambda: ask_fragile.post(fresh()).status_code == 200, "there is another")
     print(f"{thread} of {application} hangs: {time.monotonic() - started:.1f} s until it answers again")
+
+
+def test_without_ray_the_mesh_ends_and_says_so(fragile: Mesh) -> None:
+    eventually(fragile.is_whole, "the mesh is whole")
+    fault("Ray's raylet is killed").cause(fragile)
+    assert fragile.process.wait(NET_SECONDS) == 1
+    assert "start the mesh again" in fragile.log.read_text()
 
 
 def fresh() -> object:

@@ -1,4 +1,4 @@
-"""Parts of the mesh die, hang or return wrong data; the rest answers, and what died comes back."""
+"""The cache dies, hangs or returns wrong data; answers stay the same."""
 
 import itertools
 from contextlib import suppress
@@ -25,47 +25,6 @@ def fresh() -> ScreenCase:
 def kill(process: psutil.Process) -> None:
     process.kill()
     process.wait(NET_SECONDS)
-
-
-@pytest.mark.parametrize(("application", "modality"), [("vision", "image"), ("speech", "audio")])
-def test_an_encoder_that_dies_takes_only_its_modality_along(
-    mesh: Mesh, ask: Asker, application: str, modality: str
-) -> None:
-    cases = [fresh() for _ in range(8)]
-    kill(mesh.replica(application))
-    refused = 0
-    for case in cases[:4]:
-        response = ask.post(case.image if modality == "image" else case.audio)
-        if response.status_code != 200:  # Serve may have restarted it already
-            assert response.status_code == 503
-            assert response.json()["error"]["code"] == "modality_unavailable"
-            assert int(response.headers["retry-after"]) > 0
-            refused += 1
-        assert "AutoGLM-Phone" in ask("你是谁?")
-    assert refused
-    supply = itertools.cycle(cases[4:])
-
-    def works() -> bool:
-        case = next(supply)
-        return ask.post(case.image if modality == "image" else case.audio).status_code == 200
-
-    eventually(works, f"{modality} input works again")
-
-
-def test_the_decoder_dies_and_comes_back(mesh: Mesh, ask: Asker) -> None:
-    kill(mesh.replica("decoder"))
-    response = ask.post("你是谁?")
-    assert response.status_code in (200, 503)
-    if response.status_code == 503:
-        assert response.json()["error"]["code"] == "upstream_unavailable"
-    eventually(lambda: ask.post("你是谁?").status_code == 200, "text is answered again")
-
-
-def test_the_gateway_dies_and_is_started_again(mesh: Mesh, ask: Asker) -> None:
-    old = mesh.gateway().pid
-    restart_gateway(mesh, ask)
-    assert mesh.gateway().pid != old
-    assert "AutoGLM-Phone" in ask("你是谁?")
 
 
 def test_without_redis_answers_still_come(mesh: Mesh, ask: Asker) -> None:

@@ -21,7 +21,6 @@ from ..mesh import Mesh, running_mesh
 from ..waiting import NET_SECONDS, eventually
 
 AGAIN = "starting it again"
-TIMES = 10
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ def whole(mesh: Mesh, ask: Asker) -> Iterator[None]:
     """Every test leaves the mesh as it found it, with no zombie that the supervisor should have reaped."""
     yield
     eventually(lambda: is_whole(ask), "the mesh is whole")
-    eventually(lambda: not zombies(mesh), "every orphan is reaped")
+    eventually(lambda: not mesh.zombies(), "every orphan is reaped")
     eventually(lambda: ask.post("你是谁?").status_code == 200, "text is answered")
 
 
@@ -38,10 +37,6 @@ def is_whole(ask: Asker) -> bool:
         dependencies = ask.http.get("/health/ready").json()["dependencies"]
         return all(state == "up" for state in dependencies.values())
     return False
-
-
-def zombies(mesh: Mesh) -> list[psutil.Process]:
-    return [child for child in psutil.Process(mesh.process.pid).children() if state(child) == psutil.STATUS_ZOMBIE]
 
 
 def state(process: psutil.Process) -> str:
@@ -70,16 +65,6 @@ def kill(process: psutil.Process) -> None:
 
 def restarts(mesh: Mesh, name: str) -> int:
     return sum(f"{name} " in line and AGAIN in line for line in mesh.lines())
-
-
-def test_a_gateway_killed_ten_times_in_a_row_comes_back(mesh: Mesh) -> None:
-    before = restarts(mesh, "The gateway")
-    for _ in range(TIMES):
-        eventually(lambda: gateways(mesh), "there is another gateway")
-        kill(mesh.gateway())
-    eventually(lambda: gateways(mesh), "there is another gateway")
-    assert restarts(mesh, "The gateway") == before + TIMES
-    assert any(f"ended by SIGKILL; {AGAIN} in {LONGEST_DELAY:g} s" in line for line in mesh.lines())
 
 
 def test_a_gateway_that_dies_while_the_decoder_hangs_comes_back(mesh: Mesh) -> None:
@@ -141,14 +126,10 @@ def taken_port(mesh: Mesh) -> socket.socket:
             return socket.create_server(("127.0.0.1", mesh.http_port))
 
 
-SUSPENDED: dict[str, Callable[[Mesh], psutil.Process | None]] = {
-    "gateway": Mesh.gateway,
-    "cache": cache,
+SUSPENDED: dict[str, Callable[[Mesh], psutil.Process | None]] = {  # test_outages.py has the others
     "grpc proxy": Mesh.grpc_proxy,
-    "haproxy": Mesh.haproxy,
     "manager": lambda mesh: mesh.running("ray::HAProxyManager"),
     "controller": lambda mesh: mesh.running("ray::ServeController"),
-    "vision": lambda mesh: mesh.replica("vision"),
 }
 
 
