@@ -10,9 +10,10 @@ protos:  ## Generate the contract's code, next to it.
 		--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=protos \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=protos $(PROTOS)
 
-docs:  ## Write the pages that are made from settings and protos.
+docs:  ## Write the pages and manifests that are made from settings, protos and the Serve config.
 	$(BIN)/python -m autoglm.cli.reference > docs/configuration.md
 	$(BIN)/python tools/grpc_docs.py > docs/grpc.md
+	$(BIN)/python tools/manifests.py
 
 check:  ## Style, types, imports, tables, contract.
 	$(BIN)/ruff check .

@@ -63,6 +63,13 @@ def with_components(program: Path, folder: Path, *names: str) -> list[Manifest]:
 
 def check(manifest: Manifest) -> None:
     """Raise an error if an API server would refuse an object, or drop a field of it."""
+    _check(json.dumps(manifest, sort_keys=True))
+
+
+@cache
+def _check(text: str) -> None:
+    """Most objects are the same in every overlay: each is checked once."""
+    manifest = json.loads(text)
     try:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     except kubernetes_validate.SchemaNotFoundError:

@@ -24,6 +24,7 @@ from autoglm.gateway.settings import Settings
 from ...waiting import eventually
 from .kustomize import K8S, ROOT, Manifest, PodOf, build, named, of_kind, pods, variables
 
+REDIS_BYTES = 512 * 1024**2
 SERVE = yaml.safe_load((ROOT / "deploy/serve.yaml").read_text(encoding="utf-8"))
 
 
@@ -229,12 +230,14 @@ def running_redis(config: Path, folder: Path) -> Iterator[redis.Redis]:
         ("components/gcs-fault-tolerance/redis-gcs.conf", "noeviction", "yes"),
     ],
 )
-def test_redis_evicts_only_what_can_be_computed_again(
-    config: str, policy: str, durable: str, tmp_path: Path, mesh: list[Manifest]
-) -> None:
+def test_redis_evicts_only_what_can_be_computed_again(config: str, policy: str, durable: str, tmp_path: Path) -> None:
     with running_redis(K8S / config, tmp_path) as client:
         found = client.config_get("maxmemory*", "appendonly")
     assert (found["maxmemory-policy"], found["appendonly"]) == (policy, durable)
-    limits = [each.containers[0]["resources"]["limits"]["memory"] for each in pods(mesh) if "redis" in each.owner]
-    assert set(limits) == {"640Mi"}
-    assert int(found["maxmemory"] or 0) < 640 * 1024**2
+    assert found["maxmemory"] == str(REDIS_BYTES)
+
+
+def test_redis_may_take_more_memory_than_it_keeps(mesh: list[Manifest]) -> None:
+    limits = {each.containers[0]["resources"]["limits"]["memory"] for each in pods(mesh) if "redis" in each.owner}
+    assert limits == {"640Mi"}
+    assert REDIS_BYTES <= 0.8 * 640 * 1024**2
