@@ -62,15 +62,16 @@ class ReaderPool:
         """The process that forks, None before it has started."""
         return None if self._process is None else self._process.pid
 
-    async def read(self, body: bytes | bytearray, work: Callable[[bytes | bytearray], T]) -> T:
+    async def read(self, body: bytes | bytearray, work: Callable[[bytes | bytearray], T], is_json: bool = True) -> T:
         """Return what `work`, a function of a module or a partial of one, makes of `body`; raises what it raises.
+        JSON of many values counts as large.
 
         Raises RequestTooLarge for a body that takes too much memory or CPU time. A cancellation ends the process that
         reads the body.
         """
         if len(body) <= OFF_LOOP_BYTES:
             return work(body)
-        if len(body) <= IN_THREAD_BYTES and not may_have_more_values(body, IN_THREAD_VALUES):
+        if len(body) <= IN_THREAD_BYTES and not (is_json and may_have_more_values(body, IN_THREAD_VALUES)):
             return await asyncio.to_thread(work, body)
         async with self._turns:
             for _ in range(2):
