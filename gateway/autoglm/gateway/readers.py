@@ -28,6 +28,7 @@ T = TypeVar("T")
 MAX_READERS = 2  # at a time, each with the memory of reader_process
 IN_THREAD_BYTES = 3 * 2**20  # a screenshot of 2 MB in base64, which takes 4 ms
 IN_THREAD_VALUES = 4096  # about as long, as messages or parts
+SETTINGS = "AUTOGLM_"  # which has keys and tokens, and is not for what reads hostile bodies
 logger = logging.getLogger("autoglm.gateway")
 
 
@@ -46,9 +47,12 @@ class ReaderPool:
         """Start the process; it takes about a second until it reads."""
         self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with theirs:  # a session, so that its children end with it, and a signal at the terminal is not for it
-            command = [sys.executable, "-m", reader_process.__name__]
             self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+                [sys.executable, "-m", reader_process.__name__],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)},
+                start_new_session=True,
             )
         self._end = weakref.finalize(self, _end, self._process, self._control)
 

@@ -121,7 +121,15 @@ async def test_errors_come_with_all_they_say(pool: ReaderPool) -> None:
     with pytest.raises(InvalidRequest) as there:
         await pool.read(body, partial(read_json, ChatCompletionRequest, id))
     assert str(here.value) == str(there.value)
-    assert (here.value.param, here.value.code) == (there.value.param, there.value.code) != (None, None)
+    assert here.value.param is not None
+    assert (here.value.param, here.value.code) == (there.value.param, there.value.code)
+
+
+async def test_readers_know_no_secrets(own_pool: ReaderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGLM_SERVE_TOKEN", "secret")
+    told = await own_pool.read(large(b"dict(__import__('os').environ)"), eval)
+    assert "PATH" in told
+    assert "AUTOGLM_SERVE_TOKEN" not in told
 
 
 async def test_a_fault_of_our_own_is_one_of_ours(pool: ReaderPool) -> None:
