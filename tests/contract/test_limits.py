@@ -83,11 +83,16 @@ def test_both_modules_name_different_things() -> None:
 
 
 BOUND = memory_bound(Settings())
+READERS = (
+    "the processes that read large requests, more than 3 MiB or JSON of more than 4096 values"
+    " ([decision 16](adr/0016-large-requests-are-read-in-processes-that-can-be-ended.md))"
+)
 MEMORY = {
     "the idle process ([above](#memory-when-idle))": BOUND.idle,
     "bodies in progress and their fetched media": BOUND.in_progress,
     "cached embeddings": BOUND.cached,
     "connections": BOUND.connections,
+    READERS: BOUND.readers,
     "together": BOUND.total,
 }
 

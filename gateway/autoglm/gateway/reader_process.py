@@ -127,11 +127,16 @@ def _end_with(asked: socket.socket) -> None:
     os._exit(0)
 
 
+def memory_limit(size: int) -> int:
+    """Return how many bytes more than the process that forks a child may take for a body of `size` bytes."""
+    return MEMORY_PER_BYTE * size + MEMORY
+
+
 def _limit(size: int) -> None:
     """Let the kernel end this process when it needs too much for a body of `size` bytes."""
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     data = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-    most = data + MEMORY_PER_BYTE * size + MEMORY
+    most = data + memory_limit(size)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(NICENESS)

@@ -28,6 +28,7 @@ T = TypeVar("T")
 MAX_READERS = 2  # at a time, each with the memory of reader_process
 IN_THREAD_BYTES = 3 * 2**20  # a screenshot of 2 MB in base64, which takes 4 ms
 IN_THREAD_VALUES = 4096  # about as long, as messages or parts
+SETTINGS = "AUTOGLM_"  # which has keys and tokens, and is not for what reads hostile bodies
 logger = logging.getLogger("autoglm.gateway")
 
 
@@ -46,9 +47,12 @@ class ReaderPool:
         """Start the process; it takes about a second until it reads."""
         self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with theirs:  # a session, so that its children end with it, and a signal at the terminal is not for it
-            command = [sys.executable, "-m", reader_process.__name__]
             self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, start_new_session=True
+                [sys.executable, "-m", reader_process.__name__],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)},
+                start_new_session=True,
             )
         self._end = weakref.finalize(self, _end, self._process, self._control)
 
@@ -62,15 +66,16 @@ class ReaderPool:
         """The process that forks, None before it has started."""
         return None if self._process is None else self._process.pid
 
-    async def read(self, body: bytes | bytearray, work: Callable[[bytes | bytearray], T]) -> T:
+    async def read(self, body: bytes | bytearray, work: Callable[[bytes | bytearray], T], is_json: bool = True) -> T:
         """Return what `work`, a function of a module or a partial of one, makes of `body`; raises what it raises.
+        JSON of many values counts as large.
 
         Raises RequestTooLarge for a body that takes too much memory or CPU time. A cancellation ends the process that
         reads the body.
         """
         if len(body) <= OFF_LOOP_BYTES:
             return work(body)
-        if len(body) <= IN_THREAD_BYTES and not may_have_more_values(body, IN_THREAD_VALUES):
+        if len(body) <= IN_THREAD_BYTES and not (is_json and may_have_more_values(body, IN_THREAD_VALUES)):
             return await asyncio.to_thread(work, body)
         async with self._turns:
             for _ in range(2):

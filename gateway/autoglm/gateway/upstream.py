@@ -52,7 +52,6 @@ from autoglm.v1.speech_pb2 import (
     SpeechServiceTranscribeRequest,
     SpeechServiceTranscribeResponse,
 )
-from autoglm.v1.speech_pb2_grpc import SpeechServiceStub
 
 logger = logging.getLogger("autoglm.gateway.upstream")
 
@@ -110,7 +109,6 @@ class Mesh:
         self._encoders = {row.number: ENCODER_SERVICES[row.application].stub(self._channel) for row in MEDIA_MODALITIES}
         serialized = _SerializedRequests(self._channel)
         self._media = {row.number: ENCODER_SERVICES[row.application].stub(serialized) for row in MEDIA_MODALITIES}
-        self._speech = SpeechServiceStub(serialized)
         self._decoder = DecoderServiceStub(self._channel)
         # Serve's answer is one `repeated string`, which a FieldMask can parse; its own class would import Ray.
         self._list = self._channel.unary_unary(
@@ -139,9 +137,9 @@ class Mesh:
     async def transcribe(self, media: VerifiedMedia, context: RequestContext) -> SpeechServiceTranscribeResponse:
         """Return what is said in a recording; raises the same errors as `encode`."""
         request = SpeechServiceTranscribeRequest(timeout=context.deadline.to_message())
-        method: Any = self._speech.Transcribe
         said: SpeechServiceTranscribeResponse
-        said = await self._ask(method, await _serialized(request, "audio", media), "speech", context)
+        serialized = await _serialized(request, "audio", media)
+        said = await self._ask(self._media[media.modality].Transcribe, serialized, "speech", context)
         return said
 
     async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:

@@ -18,7 +18,7 @@ from autoglm.gateway.connections import ConnectionLimit
 from autoglm.gateway.settings import MIB, Settings
 
 from ...waiting import NET_SECONDS, eventually_async, soon
-from .conftest import Client, Serve
+from .conftest import BUNDLE, Client, Serve
 
 CONNECTIONS = 3
 GROWTH = 64 * MIB  # one gateway may grow by this much where a flood used to cost hundreds of megabytes
@@ -99,10 +99,34 @@ async def test_what_is_around_a_body_is_bounded(shared: Client, endless: bytes) 
     await is_served(shared)
 
 
-async def test_requests_in_advance_are_bounded(shared: Client) -> None:
-    async with line(shared, (GET + b"\r\n") * 1000) as (reader, _):
-        assert (await rest(reader)).count(b"HTTP/1.1 200 ") <= http_protocol.MAX_PIPELINED + 1
+@pytest.mark.parametrize("path", [b"/health/live", b"/v1/none", b"/v1/models"])
+async def test_requests_in_advance_are_bounded(path: bytes, shared: Client, caplog: pytest.LogCaptureFixture) -> None:
+    async with line(shared, (GET.replace(b"/health/live", path) + b"\r\n") * 1000) as (reader, _):
+        answers = await rest(reader)
+    assert answers.count(b"HTTP/1.1 ") <= http_protocol.MAX_PIPELINED + 1
     await is_served(shared)
+    assert "unexpected" not in caplog.text
+
+
+async def test_what_arrives_at_once_is_parsed_in_turns(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "PARSED_BYTES", 64)
+    monkeypatch.setattr(http_protocol, "TURN_EVENTS", 4)
+    turns, parse = 0, http_protocol.PlainHttpProtocol._parse
+
+    def counted(protocol: http_protocol.PlainHttpProtocol) -> None:
+        nonlocal turns
+        turns += 1
+        parse(protocol)
+
+    monkeypatch.setattr(http_protocol.PlainHttpProtocol, "_parse", counted)
+    client = await serve()
+    body = b'{"model":"%s","messages":[{"role":"user","content":"%s"}]}' % (BUNDLE.encode(), b"hi" * 500)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    request = POST + b"transfer-encoding: chunked\r\n\r\n" + chunks
+    async with line(client, request * 2 + GET + b"connection: close\r\n\r\n") as (reader, _):
+        assert (await rest(reader)).count(b"HTTP/1.1 200 ") == 3
+    assert turns > len(body) // 64
+    assert client.mesh.decoder.generate.requests[-1].messages[0].parts[0].text == "hi" * 500
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,11 @@ async def test_so_does_the_number_of_values(pool: ReaderPool) -> None:
     assert await pool.read(listed + b", 0] else 0", eval) != os.getpid()
 
 
+async def test_a_form_is_no_list_of_values(pool: ReaderPool) -> None:
+    listed = PID + b" if [" + b"0, " * (2 * IN_THREAD_VALUES) + b"0] else 0"
+    assert await pool.read(listed, eval, is_json=False) == os.getpid()
+
+
 async def test_a_body_is_read_with_low_priority_and_limits(pool: ReaderPool) -> None:
     assert await pool.read(large(b"__import__('os').nice(0)"), eval) == os.nice(0) + reader_process.NICENESS
     limit = await pool.read(large(b"__import__('resource').getrlimit(2)[0]"), eval)
@@ -116,7 +121,15 @@ async def test_errors_come_with_all_they_say(pool: ReaderPool) -> None:
     with pytest.raises(InvalidRequest) as there:
         await pool.read(body, partial(read_json, ChatCompletionRequest, id))
     assert str(here.value) == str(there.value)
-    assert (here.value.param, here.value.code) == (there.value.param, there.value.code) != (None, None)
+    assert here.value.param is not None
+    assert (here.value.param, here.value.code) == (there.value.param, there.value.code)
+
+
+async def test_readers_know_no_secrets(own_pool: ReaderPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGLM_SERVE_TOKEN", "secret")
+    told = await own_pool.read(large(b"dict(__import__('os').environ)"), eval)
+    assert "PATH" in told
+    assert "AUTOGLM_SERVE_TOKEN" not in told
 
 
 async def test_a_fault_of_our_own_is_one_of_ours(pool: ReaderPool) -> None:
@@ -234,6 +247,16 @@ async def test_media_of_a_large_request_reach_their_encoder(shared: Client) -> N
     response = await shared.chat([image_part(png()), sound, {"type": "text", "text": "?"}], tools=[tool])
     assert response.status_code in (200, 413), response.text  # the fakes take messages of 4 MB
     assert shared.mesh.vision.encode.requests[-1].image == png()
+
+
+async def test_a_large_form_is_read(shared: Client) -> None:
+    files = {"file": ("a.wav", b"RIFF\0\0\0\0WAVE" + bytes(IN_THREAD_BYTES))}
+    form = {"model": BUNDLE, "response_format": "text"}
+    response = await shared.http.post("/v1/audio/transcriptions", data=form, files=files)
+    assert (response.status_code, response.text) == (200, "打开设置\n")
+    form |= {"response_format": "srt", "stream": "true"}
+    response = await shared.http.post("/v1/audio/transcriptions", data=form, files=files)
+    assert (response.status_code, error_of(response)["param"]) == (400, "stream")
 
 
 async def test_what_is_wrong_with_a_large_request_is_told(shared: Client) -> None:

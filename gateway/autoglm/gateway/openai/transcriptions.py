@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -23,6 +24,7 @@ from autoglm.gateway.limits import MAX_FORM_FIELD_BYTES, MAX_FORM_FIELDS
 from autoglm.gateway.openai.generation import EVENT_STREAM, STREAM_HEADERS
 from autoglm.gateway.openai.openapi import TEXT, Events, Spec
 from autoglm.gateway.openai.route import Incoming, Responder, Route
+from autoglm.gateway.tasks import OFF_LOOP_BYTES
 from autoglm.v1.modality_pb2 import MODALITY_AUDIO
 from autoglm.v1.speech_pb2 import SpeechServiceTranscribeResponse
 from autoglm.v1.transcript_pb2 import TranscriptSegment as Segment
@@ -35,7 +37,7 @@ FORMATS = {
 STREAMED_FORMATS = ("json", "text")
 GRANULARITIES = ("segment", "word")
 TEMPERATURES = Range(0, 1)
-PIECE = 256 * 1024  # bytes of a form that are read in one go, in about a millisecond
+PIECE = 256 * 1024  # bytes of a form that are read in one go
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _SPEAKERS = "speakers are not told apart"
 _HINT = {"type": "string", "description": "A hint without effect."}
@@ -169,7 +171,18 @@ class ParsedTranscriptionForm:
 
 async def read(incoming: Incoming) -> ParsedTranscriptionForm:
     """Read a form; raises InvalidRequest naming the first invalid field."""
-    form = await _form(incoming.headers, incoming.body)
+    kind = incoming.headers.get("content-type", "")
+    if len(incoming.body) <= OFF_LOOP_BYTES:
+        return await _parsed(kind, incoming.body)
+    return await incoming.readers.read(incoming.body, partial(_parsed_apart, kind), is_json=False)
+
+
+def _parsed_apart(content_type: str, body: bytes | bytearray) -> ParsedTranscriptionForm:
+    return asyncio.run(_parsed(content_type, body))
+
+
+async def _parsed(content_type: str, body: bytes | bytearray) -> ParsedTranscriptionForm:
+    form = await _form(content_type, body)
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise InvalidRequest("file: a recording is required, as a file of the form", param="file")
@@ -203,17 +216,16 @@ def _check_unsupported(form: FormData) -> None:
         raise InvalidRequest(f"temperature must be a number {TEMPERATURES}", param="temperature")
 
 
-async def _form(headers: Headers, body: bytearray) -> FormData:
+async def _form(content_type: str, body: bytes | bytearray) -> FormData:
     async def pieces() -> AsyncGenerator[bytes, None]:
         for start in range(0, len(body), PIECE):
             yield bytes(body[start : start + PIECE])
-            await asyncio.sleep(0)  # let other requests run
 
-    if not headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if not content_type.lower().startswith("multipart/form-data"):
         raise InvalidRequest("the body must be multipart/form-data with the recording in the field file")
-    parser = MultiPartParser(
-        headers, pieces(), max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FORM_FIELD_BYTES
-    )
+    headers = Headers({"content-type": content_type})
+    most = {"max_files": 1, "max_fields": MAX_FORM_FIELDS, "max_part_size": MAX_FORM_FIELD_BYTES}
+    parser = MultiPartParser(headers, pieces(), **most)
     parser.spool_max_size = len(body) + 1  # a request is never written to disk
     try:
         return await parser.parse()
