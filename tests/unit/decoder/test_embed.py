@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -53,12 +54,14 @@ def mean(rows: torch.Tensor) -> NDArray[np.float64]:
 
 
 async def test_making_vectors_gives_way_to_answers(model: DecoderModel) -> None:
-    embedder, told = Embedder(model), asyncio.get_running_loop().create_future()
-    loop, usual = asyncio.get_running_loop(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    embedder.call(
-        lambda: loop.call_soon_threadsafe(told.set_result, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    )
-    assert await told > usual
+    told = SimpleQueue[int]()
+    Embedder(model).call(lambda: told.put(priority()))
+    assert await asyncio.to_thread(told.get) > priority()
+
+
+def priority() -> int:
+    """The niceness of this thread."""
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 async def test_a_vector_is_the_mean_of_a_parts_own_tokens(model: DecoderModel) -> None:

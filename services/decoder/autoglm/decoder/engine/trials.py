@@ -51,7 +51,7 @@ class Trials:
             self._turns.release()
         if reply == trial_process.BEGUN:
             if time.monotonic() - started >= trial_process.SECONDS:  # and not the CPU time that a format may take
-                raise RateLimited("the decoder is too busy to compile this format; try again")
+                raise RateLimited("the decoder is too busy to compile this format; try again", param=spec.param)
             raise InvalidRequest(TOO_COMPLEX, param=spec.param)
         outcome = json.loads(reply.removeprefix(trial_process.BEGUN))
         if outcome["error"] is not None:
