@@ -127,7 +127,7 @@ FAULTS = (
     Fault("the gateway is killed", killed(Mesh.gateway)),
     Fault("the gateway is killed ten times, as soon as it runs", gateway_killed_again_and_again),
     Fault("the gateway hangs", suspended(Mesh.gateway)),
-    Fault("the gRPC proxy is killed", killed(Mesh.grpc_proxy)),
+    Fault("the gateway's proxy for gRPC is killed", killed(Mesh.grpc_proxy)),
     Fault("HAProxy is killed", killed(Mesh.haproxy)),
     Fault("HAProxy hangs", suspended(Mesh.haproxy)),
     Fault("HAProxy's manager is killed", killed(part("ray::HAProxyManager"))),

