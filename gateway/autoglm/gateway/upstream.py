@@ -107,8 +107,8 @@ class Mesh:
         token = settings.serve_token.get_secret_value()
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self._encoders = {row.number: ENCODER_SERVICES[row.application].stub(self._channel) for row in MEDIA_MODALITIES}
-        serialized = _SerializedRequests(self._channel)
-        self._media = {row.number: ENCODER_SERVICES[row.application].stub(serialized) for row in MEDIA_MODALITIES}
+        channel = _SerializedRequests(self._channel)
+        self._media = {row.number: ENCODER_SERVICES[row.application].stub(channel) for row in MEDIA_MODALITIES}
         self._decoder = DecoderServiceStub(self._channel)
         # Serve's answer is one `repeated string`, which a FieldMask can parse; its own class would import Ray.
         self._list = self._channel.unary_unary(
@@ -129,8 +129,8 @@ class Mesh:
         """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or the encoder's own error."""
         row = BY_NUMBER[media.modality]
         request = ENCODER_SERVICES[row.application].encode(timeout=context.deadline.to_message())
-        serialized = await _serialized(request, row.kind, media)
-        response = await self._ask(self._media[row.number].Encode, serialized, row.application, context)
+        message = await serialized(request, row.kind, media)
+        response = await self._ask(self._media[row.number].Encode, message, row.application, context)
         embedding: Embedding = response.embedding
         return embedding
 
@@ -138,8 +138,8 @@ class Mesh:
         """Return what is said in a recording; raises the same errors as `encode`."""
         request = SpeechServiceTranscribeRequest(timeout=context.deadline.to_message())
         said: SpeechServiceTranscribeResponse
-        serialized = await _serialized(request, "audio", media)
-        said = await self._ask(self._media[media.modality].Transcribe, serialized, "speech", context)
+        message = await serialized(request, "audio", media)
+        said = await self._ask(self._media[media.modality].Transcribe, message, "speech", context)
         return said
 
     async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
@@ -215,7 +215,7 @@ class _SerializedRequests:
         return self._channel.unary_unary(method, response_deserializer=response_deserializer)
 
 
-async def _serialized(request: ProtoMessage, field: str, media: VerifiedMedia) -> bytes:
+async def serialized(request: ProtoMessage, field: str, media: VerifiedMedia) -> bytes:
     """Return `request`, serialized, with the bytes of `media` in its `field`; raises MediaUnknown.
 
     Protobuf would copy a file of megabytes twice with the interpreter locked. To join them takes one copy without.

@@ -4,10 +4,15 @@ import asyncio
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from autoglm.common.errors import MESSAGE_BYTES, AuthenticationFailed
 from autoglm.common.testing import BUNDLE, Context, Control, serving
 from autoglm.gateway import app
+from autoglm.gateway.media.verify import VerifiedMedia
+from autoglm.gateway.upstream import UNLOCKED_BYTES, serialized
+from autoglm.v1.modality_pb2 import MODALITY_IMAGE
+from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest
 
 from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import Client, FakeMesh, Serve, running_client
@@ -172,3 +177,11 @@ async def test_while_a_service_is_down_calls_are_sent_once(client: Client, mesh:
     before = len(mesh.decoder.generate.requests)
     assert (await client.chat("hi")).status_code == 503
     assert len(mesh.decoder.generate.requests) == before + 1
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 20_000, UNLOCKED_BYTES - 1, UNLOCKED_BYTES, 3 * UNLOCKED_BYTES])
+async def test_media_are_written_as_protobuf_writes_them(size: int) -> None:
+    media = VerifiedMedia(MODALITY_IMAGE, bytes(size - 1) + b"\xff", b"", "image")
+    request = VisionServiceEncodeRequest(timeout=Duration(seconds=7, nanos=1))
+    found = VisionServiceEncodeRequest.FromString(await serialized(request, "image", media))
+    assert found == VisionServiceEncodeRequest(image=media.data, timeout=request.timeout)
