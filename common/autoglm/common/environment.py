@@ -60,7 +60,8 @@ GATEWAY = frozenset(
 SERVICES = frozenset({"BUNDLE", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
-KNOWN = MESH | COMMANDS
+TESTS = frozenset({"CRDS"})  # tests/unit/deploy; the meshes that tests start need not warn of it
+KNOWN = MESH | COMMANDS | TESTS
 
 # Keys of `args` in the Serve config, which are not variables.
 ARGS = frozenset(

