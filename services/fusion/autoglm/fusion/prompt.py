@@ -32,7 +32,7 @@ class Media:
         """A hash of kind, tokens and grid; two media with one digest become the same inputs."""
         data = self.tokens.detach().cpu().contiguous()
         digest = hashlib.sha256(f"{self.kind} {data.dtype} {tuple(data.shape)} {self.grid}".encode())
-        digest.update(data.view(torch.uint8).numpy())
+        digest.update(data.view(torch.uint8).flatten().numpy().data)
         return digest.digest()
 
 

@@ -108,7 +108,7 @@ class SpliceInputs:
     @torch.inference_mode()
     def __init__(self, fusion: SpliceFusion, embed: nn.Embedding, prompt: Prompt, after: int) -> None:
         self._fusion, self._taken = fusion, after
-        self._embeddings = embed(torch.tensor(prompt.token_ids, dtype=torch.long, device=embed.weight.device))
+        self._embeddings: Tensor = embed(torch.tensor(prompt.token_ids, dtype=torch.long, device=embed.weight.device))
         self._media = [run for run in prompt.runs if run.media is not None and run.stop > after]
         positions, self.next_position = fusion.positions(prompt)
         self.positions = positions[:, after:].to(self._embeddings.device)
