@@ -9,8 +9,9 @@ from torch import nn
 
 from autoglm.bundles.sources import weight_files
 from autoglm.common.bundle import BundleError
+from autoglm.fusion.gcma.attention import GCMA
 from autoglm.fusion.gcma.init import initialise, initialise_positions
-from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 
 # σ(−8) = .0003: what text takes from media is below half a step of bfloat16, and the gate still has a gradient.
 GATE_BIAS = -8.0

@@ -19,10 +19,12 @@ from autoglm.decoder.engine.prefix_keys import block_keys
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import BrokenLogits
+from autoglm.decoder.engine.scheduler import PrefillShare
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
+from autoglm.decoder.engine.step_times import StepTimes
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.prompt import Media, PromptMessage
+from autoglm.fusion.prompt import Media, PromptMessage, Run
 from autoglm.training.stages.fusion_decoder import FusionDecoder
 
 from .engines import CONTEXT, GREEDY, LENGTHS, SLOTS, WIDE, Engines, collect, prompts, run_all, say, submit, theirs
@@ -60,8 +62,10 @@ def test_passes_in_larger_shapes_say_and_write_the_same(assistant: FusionDecoder
     for slot, sequence in enumerate(running):
         runner.prepare(sequence)
         assert sequence.inputs is not None
-        inputs = torch.cat([torch.ones(9, 256), sequence.inputs.embeddings])
-        positions = torch.cat([torch.zeros(1, 9, dtype=torch.long), sequence.inputs.positions], dim=1)
+        embeddings, positions = sequence.inputs.take(sequence.num_tokens)
+        runner.prepare(sequence)
+        inputs = torch.cat([torch.ones(9, 256), embeddings])
+        positions = torch.cat([torch.zeros(1, 9, dtype=torch.long), positions], dim=1)
         said = runner.prefill(sequence, slot, sequence.num_tokens)
         before = [store[slot, :, :CONTEXT].clone() for store in runner.slots.stores]
         places = torch.tensor([*[CONTEXT] * 9, *range(sequence.num_computed_tokens)])
@@ -249,6 +253,56 @@ def test_a_consumer_that_does_not_keep_up_is_laid_aside(
     assert (stats.running, stats.waiting, stats.cache_usage, outputs.qsize()) == (0, 1, 0, 10)
     engine.acknowledge(request.id, LENGTHS[3])
     assert collect(outputs)[0] == expected[3]
+
+
+def test_what_a_slow_consumer_has_said_stays_in_the_cache(engines: Engines, composer: Composer) -> None:
+    """To go on it is not computed again, as long as nobody needs the space."""
+    engine, outputs, reached = engines(), SimpleQueue[RequestOutput](), Event()
+    prompt = prompts(composer)[3]
+
+    def sink(output: RequestOutput) -> None:
+        outputs.put(output)
+        if outputs.qsize() == 100:
+            reached.set()
+
+    engine.submit(Request(prompt, replace(GREEDY, max_tokens=200), CONTEXT, max_backlog=100), sink)
+    assert reached.wait(60)
+    run_one(engine, composer)
+    said = [output.token.token_id for output in (outputs.get() for _ in range(100)) if output.token is not None]
+    length = len(prompt.token_ids)
+    more = replace(
+        prompt, token_ids=prompt.token_ids + said, runs=(*prompt.runs, Run(length, length + 100, None, False))
+    )
+    assert say(engine, more, 1)[1].num_cached_tokens == (length + 99) // BLOCK_SIZE * BLOCK_SIZE
+
+
+def test_a_long_prompt_is_prefilled_in_small_chunks_while_others_run(
+    glm: Glm, assistant: FusionDecoder, composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many tokens as costs allow; in full chunks while nobody waits for a token."""
+    monkeypatch.setattr(StepTimes, "prefill_share", lambda times, most: PrefillShare(9, 9))
+    core = EngineCore(Runner(glm, assistant.fusion, SLOTS, 48), WIDE, stops=())
+    short, long = (prompts(composer)[number] for number in (0, 4))
+    core.add(Request(long, replace(GREEDY, max_tokens=1), CONTEXT))
+    list(core.step())
+    assert core.scheduler.prefilling[0].num_computed_tokens == 48
+    core.add(first := Request(short, replace(GREEDY, max_tokens=40), CONTEXT))
+    list(core.step())
+    assert [sequence.request for sequence in core.scheduler.running] == [first]
+    before = core.scheduler.prefilling[0].num_computed_tokens
+    outputs = [output for outputs in core.step() for output in outputs]
+    assert core.scheduler.prefilling[0].num_computed_tokens == before + 9
+    assert [output.request_id for output in outputs] == [first.id]
+
+
+def test_answers_do_not_depend_on_what_a_step_may_prefill(
+    engines: Engines, composer: Composer, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with media in a cached prefix, which are read in pieces."""
+    monkeypatch.setattr(StepTimes, "prefill_share", lambda times, most: PrefillShare(9, 9))
+    engine = engines()
+    assert run_all(engine, composer) == expected
+    assert run_all(engine, composer) == expected
 
 
 def test_a_consumer_that_breaks_harms_only_itself(

@@ -10,7 +10,7 @@ import pytest
 
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.request import Request, SamplingConfig
-from autoglm.decoder.engine.scheduler import EngineLimits, Scheduler, tokens_to_first
+from autoglm.decoder.engine.scheduler import EngineLimits, PrefillShare, Scheduler, tokens_to_first
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.fusion.prompt import Prompt
 
@@ -45,6 +45,7 @@ class CoreStandIn:
     def __init__(self, seqs: int = 3, blocks: int = 100) -> None:
         self.slots, self.cache = FakeSlots(), BlockCache[object](blocks)
         self.scheduler = Scheduler(EngineLimits(seqs, BUDGET, blocks), self.cache, self.slots)
+        self.share = PrefillShare(BUDGET)
 
     def add(self, prompt: int, answer: int = 1000, max_backlog: int | None = None) -> Sequence:
         """Queue a request of `prompt` tokens for an answer of `answer`."""
@@ -58,12 +59,14 @@ class CoreStandIn:
         """Do what the core does in a step; returns the chunks that were prefilled."""
         scheduler, chunks = self.scheduler, list[tuple[Sequence, int]]()
         scheduler.pause_slow_consumers()
-        budget = scheduler.prefill_budget()
+        budget = scheduler.prefill_budget(self.share)
         while sequence := scheduler.admit(budget):
             sequence.num_computed_tokens = sequence.num_computed_tokens or sequence.num_cached_tokens
             chunk = budget.take(sequence)
             chunks.append((sequence, chunk))
-            self._compute(sequence, chunk)
+            read = min(chunk, sequence.num_tokens_to_read)
+            sequence.num_tokens_to_read -= read
+            self._compute(sequence, chunk - read)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 scheduler.run(sequence)
                 if not sequence.output:
@@ -191,6 +194,47 @@ def test_equal_prompts_are_prefilled_one_after_another() -> None:
     assert core.step() == [(third, 10)]
 
 
+def test_prompts_that_come_together_are_prefilled_one_a_step_while_others_wait() -> None:
+    """Each is a pass of its own, and what a pass costs anyway is as much as the tokens of a step."""
+    core = CoreStandIn(seqs=9)
+    running = core.add(10)
+    core.step()
+    core.share = PrefillShare(24, 24)
+    for _ in range(8):
+        core.add(20)
+    for _ in range(8):
+        said = len(running.output)
+        assert [chunk for _, chunk in core.step()] in ([20], [12, 8], [12], [8, 12])
+        assert len(running.output) == said + 1
+
+
+def test_a_long_prompt_goes_on_however_dear_a_pass_is() -> None:
+    """Its half of the step is kept, whatever the passes of shorter prompts take."""
+    core = CoreStandIn(seqs=4)
+    core.add(10)
+    core.step()
+    core.share = PrefillShare(24, 24)
+    long = core.add(240, answer=1)
+    for step in range(1, 21):
+        core.add(24, answer=1)
+        core.step()
+        assert long.num_computed_tokens >= 12 * step or long.output
+    assert core.state(long) == "gone"
+
+
+def test_what_has_to_be_read_counts_as_tokens() -> None:
+    """Media in a cached prefix: a prompt with few new tokens may be a long one."""
+    core = CoreStandIn(seqs=4)
+    media, text = core.add(300), core.add(40)
+    media.num_cached_tokens, media.num_tokens_to_read = 290, 200
+    assert media.num_tokens_to_prefill == 210
+    assert core.step() == [(text, 40), (media, 60)]
+    assert core.step() == [(media, 100)]
+    assert media.num_tokens_to_read == 40
+    assert core.step() == [(media, 50)]
+    assert core.state(media) == "running"
+
+
 def test_what_the_prefix_cache_holds_makes_a_prompt_short() -> None:
     core = CoreStandIn(seqs=4)
     core.add(900)
@@ -288,13 +332,16 @@ def test_a_slow_consumer_holds_no_slot_and_goes_on_where_it_was() -> None:
     assert len(other.output) > 5
     assert core.scheduler.placed == [other]
     slow.num_acknowledged = 2
+    core.step()
+    assert core.state(slow) == "paused"  # to go on costs something, so it is not for a few tokens
+    slow.num_acknowledged = 3
     late = core.add(10)
     core.step()
     assert (core.state(slow), core.state(late)) == ("running", "waiting")  # its turn comes first
     assert slow.num_computed_tokens == slow.num_tokens == 30 + 5
     for _ in range(8):
         core.step()
-    assert (core.state(slow), len(slow.output), core.state(late)) == ("paused", 7, "running")
+    assert (core.state(slow), len(slow.output), core.state(late)) == ("paused", 8, "running")
 
 
 def test_those_that_catch_up_together_keep_their_order() -> None:

@@ -16,7 +16,7 @@ from autoglm.decoder.engine.lora import Adapter, Adapters
 from autoglm.decoder.engine.request import GrammarSpec, Request, RequestOutput, SamplingConfig
 from autoglm.decoder.engine.vllm_engine import EndTokens, VllmEngine, VllmOptions
 from autoglm.fusion.prompt import Prompt
-from autoglm.fusion.protocol import Inputs
+from autoglm.fusion.protocol import ChunkedInputs, Inputs
 
 FORM = GrammarSpec("regex", "a+", "sampling.regex")
 OPTIONS = VllmOptions("float32", 64, 1, 64, 2**20, True, 0, 0, 0)
@@ -55,6 +55,9 @@ class PlainFusion:
     def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
         embeddings = embed(torch.tensor(prompt.token_ids[after:]))
         return Inputs(embeddings, torch.arange(len(embeddings))[None], len(embeddings))
+
+    def chunked_inputs(self, *_: Any) -> ChunkedInputs:
+        raise NotImplementedError
 
     def pool_text(self, *_: Any) -> torch.Tensor:
         raise NotImplementedError

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autoglm.common.modalities import MediaKind
 from autoglm.fusion.compose import Composer
-from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.gcma.attention import GCMA, KeysValues
+from autoglm.fusion.gcma.fuse import MEDIA_PIECE, fuse
 from autoglm.fusion.gcma.init import initialise
-from autoglm.fusion.gcma.model import GCMA, GcmaConfig, GcmaFusion
+from autoglm.fusion.gcma.model import GcmaConfig, GcmaFusion
 from autoglm.fusion.prompt import Media, PromptMessage, Role
 from autoglm.training.fuse_batch import collate, fuse_batch
 
@@ -161,6 +163,49 @@ def test_inputs_after_a_cached_prefix_are_the_same(composer: Composer, model: Gc
         assert rest.gates == whole.gates
         assert rest.positions.tolist() == [list(range(after, len(prompt.token_ids)))]
         assert rest.next_position == len(prompt.token_ids)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64, 1000])
+@pytest.mark.parametrize("after", [0, 100])
+def test_inputs_in_chunks_of_any_size_are_the_same(
+    composer: Composer, model: GcmaFusion, embed: nn.Embedding, tokens: int, after: int
+) -> None:
+    prompt = composer.compose(CONVERSATION)
+    whole = fuse(model, embed, prompt, after)
+    chunked, chunks = model.chunked_inputs(embed, prompt, after), list[torch.Tensor]()
+    while chunked.num_tokens_to_read:
+        before = chunked.num_tokens_to_read
+        chunked.read(tokens)
+        assert min(before, tokens) <= before - chunked.num_tokens_to_read < tokens + MEDIA_PIECE
+    for start in range(0, len(whole.embeddings), tokens):
+        chunks.append(chunked.take(min(tokens, len(whole.embeddings) - start)))
+    assert torch.equal(torch.cat(chunks), whole.embeddings)
+    assert chunked.gates() == whole.gates
+    assert torch.equal(chunked.positions, whole.positions)
+
+
+def test_a_long_recording_is_the_same_in_chunks_and_after_a_prefix(
+    composer: Composer, model: GcmaFusion, embed: nn.Embedding
+) -> None:
+    prompt = composer.compose([PromptMessage("user", (image(), audio(500), "open it"))])
+    whole = fuse(model, embed, prompt)
+    for after in (0, 64, 320, len(prompt.token_ids) - 1):
+        assert torch.equal(fuse(model, embed, prompt, after).embeddings, whole.embeddings[after:])
+
+
+def test_each_medium_is_projected_once_however_much_text_looks_at_it(
+    composer: Composer, model: GcmaFusion, embed: nn.Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projected = list[int]()
+
+    def source(kind: MediaKind, tokens: torch.Tensor) -> KeysValues:
+        projected.append(tokens.shape[1])
+        return GcmaFusion.source(model, kind, tokens)
+
+    monkeypatch.setattr(model, "source", source)
+    pictures = tuple(image(seed) for seed in range(5))
+    fuse(model, embed, composer.compose([PromptMessage("user", (*pictures, "Where is it? " * 40))]))
+    assert projected == [49] * 5
 
 
 def test_two_questions_on_one_screenshot_share_their_prefix(

@@ -75,6 +75,16 @@ def test_inputs_from_any_token_on_are_those_of_the_whole(embed: nn.Embedding) ->
             assert rest.next_position == whole.next_position
 
 
+def test_inputs_in_chunks_are_those_of_the_whole(embed: nn.Embedding) -> None:
+    fusion, prompt = splice(image=5), laid_out(2, media((2, 3), 5), 4, media((3, 1), 5), 2)
+    whole = fusion.inputs(embed, prompt, 3)
+    chunked = fusion.chunked_inputs(embed, prompt, 3)
+    assert chunked.num_tokens_to_read == 0
+    embeddings = torch.cat([chunked.take(tokens) for tokens in (1, 4, 6, 3)])
+    assert torch.equal(embeddings, whole.embeddings)
+    assert torch.equal(chunked.positions, whole.positions)
+
+
 def test_a_row_of_positions_counts_tokens(embed: nn.Embedding) -> None:
     inputs = splice(rows=1).inputs(embed, laid_out(2, media((2, 2)), 1))
     assert (inputs.positions.tolist(), inputs.next_position, inputs.gates) == ([list(range(7))], 7, {})

@@ -110,7 +110,7 @@ def _additions(
     most = max(1, int(wanted.sum(1).max()))
     rows = torch.where(wanted, places, length).sort(dim=1).values[:, :most]
     queries = _take(model.queries(common, pad(context, (0, 0, model.config.context - 1, 0))), rows)
-    sources = {kind: (media[kind], _take(visible, rows)) for kind, visible in seen.items()}
+    sources = {kind: (model.source(kind, media[kind]), _take(visible, rows)) for kind, visible in seen.items()}
     return Additions(rows, model.enrich(queries, sources))
 
 

@@ -108,7 +108,9 @@ class DecoderModel:
         grid = tuple(embedding.grid)
         if grid and (len(grid) != 2 or math.prod(grid) != len(tokens)):
             raise InvalidRequest(f"the {kind} embedding has grid {list(grid)} and {len(tokens)} tokens", param=param)
-        return Media(kind, tokens, embedding.transcript, grid)
+        media = Media(kind, tokens, embedding.transcript, grid)
+        _ = media.digest  # now, as the engine, which needs it, makes everybody wait meanwhile
+        return media
 
     @property
     def max_text_bytes(self) -> int:

@@ -1,9 +1,12 @@
 """Conversations and prompts as plain data: what goes into the composer, and what comes out of it."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from autoglm.common.modalities import MediaKind
@@ -11,7 +14,7 @@ from autoglm.common.modalities import MediaKind
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Media:
     """One image or recording as its encoder's tokens [n, width].
 
@@ -23,6 +26,14 @@ class Media:
     tokens: Tensor
     transcript: str = ""
     grid: tuple[int, ...] = ()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of kind, tokens and grid; two media with one digest become the same inputs."""
+        data = self.tokens.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{self.kind} {data.dtype} {tuple(data.shape)} {self.grid}".encode())
+        digest.update(data.view(torch.uint8).flatten().numpy().data)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)

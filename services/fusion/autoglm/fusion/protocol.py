@@ -25,6 +25,33 @@ class Inputs:
     gates: dict[MediaKind, float] = field(default_factory=dict)
 
 
+class ChunkedInputs(Protocol):
+    """The inputs of a prompt, computed from left to right as they are taken, so that a long prompt is never more work
+    at once than its caller asks for. `positions` and `next_position` are those of Inputs."""
+
+    positions: Tensor
+    next_position: int
+
+    @property
+    def num_tokens_to_read(self) -> int:
+        """How many tokens have to be read before the first input is computed: media that later tokens look at."""
+
+    def read(self, tokens: int) -> None:
+        """Read about the next `tokens` of them."""
+
+    def take(self, tokens: int) -> Tensor:
+        """Return the embeddings [tokens, text_width] of the next tokens."""
+
+    def gates(self) -> dict[MediaKind, float]:
+        """Return the gates of Inputs, once all tokens are taken."""
+
+
+def all_inputs(chunked: ChunkedInputs) -> Inputs:
+    """Return all inputs at once."""
+    embeddings = chunked.take(chunked.positions.shape[1])
+    return Inputs(embeddings, chunked.positions, chunked.next_position, chunked.gates())
+
+
 class Fusion(Protocol):
     """Turns prompts with media into the decoder's inputs.
 
@@ -45,6 +72,9 @@ class Fusion(Protocol):
 
     def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
         """Return the decoder's inputs for the tokens of `prompt` from number `after` on; none if it has no more."""
+
+    def chunked_inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> ChunkedInputs:
+        """Return the same, computed as it is taken."""
 
     def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
         """Return the vector [width] of a text of one or more tokens: float32, on the CPU, of length 1."""

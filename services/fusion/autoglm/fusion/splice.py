@@ -14,7 +14,7 @@ from autoglm.common.modalities import MediaKind
 from autoglm.fusion.pool import unit_sum, windows
 from autoglm.fusion.positions import multimodal_positions, sequential_positions
 from autoglm.fusion.prompt import Media, Prompt
-from autoglm.fusion.protocol import Inputs
+from autoglm.fusion.protocol import Inputs, all_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +53,13 @@ class SpliceFusion(nn.Module):
         """The width of pooled vectors: the text's."""
         return self.config.text_width
 
-    @torch.inference_mode()
     def inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> Inputs:
         """Return embeddings [T − after, text_width] and positions [position_rows, T − after] of `prompt`."""
-        embeddings = embed(torch.tensor(prompt.token_ids[after:], dtype=torch.long, device=embed.weight.device))
-        for run in prompt.runs:
-            if run.media is not None and run.stop > after:
-                first = max(run.start, after)
-                projected = self._project(run.media, embeddings)
-                embeddings[first - after : run.stop - after] = projected[first - run.start :]
-        positions, following = self._positions(prompt)
-        return Inputs(embeddings, positions[:, after:].to(embeddings.device), following)
+        return all_inputs(self.chunked_inputs(embed, prompt, after))
+
+    def chunked_inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> "SpliceInputs":
+        """Return the same, computed as it is taken: a medium when its first token is."""
+        return SpliceInputs(self, embed, prompt, after)
 
     @torch.inference_mode()
     def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
@@ -73,7 +69,7 @@ class SpliceFusion(nn.Module):
     @torch.inference_mode()
     def pool_media(self, media: Media) -> Tensor:
         """Return the mean of the tokens of a medium, of length 1: float32 [text_width] on the CPU."""
-        return unit_sum([self._project(media, media.tokens)])
+        return unit_sum([self.project(media, media.tokens)])
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config.json and model.safetensors (bf16)."""
@@ -88,7 +84,7 @@ class SpliceFusion(nn.Module):
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(dtype).eval()
 
-    def _project(self, media: Media, like: Tensor) -> Tensor:
+    def project(self, media: Media, like: Tensor) -> Tensor:
         """Return the tokens of a medium at the text's width [n, text_width], with the device and dtype of `like`."""
         if media.kind not in self.projectors:
             return media.tokens.to(like)
@@ -96,8 +92,40 @@ class SpliceFusion(nn.Module):
         projected: Tensor = projector(media.tokens.to(next(projector.parameters())))
         return projected.to(like)
 
-    def _positions(self, prompt: Prompt) -> tuple[Tensor, int]:
+    def positions(self, prompt: Prompt) -> tuple[Tensor, int]:
+        """Return the rope positions [position_rows, T] of a prompt, and the next one."""
         if self.config.position_rows == 3:
             return multimodal_positions(prompt)
         tokens = len(prompt.token_ids)
         return sequential_positions(tokens), tokens
+
+
+class SpliceInputs:
+    """The inputs of a prompt from token `after` on, computed as they are taken; see ChunkedInputs."""
+
+    num_tokens_to_read = 0  # no token depends on another
+
+    @torch.inference_mode()
+    def __init__(self, fusion: SpliceFusion, embed: nn.Embedding, prompt: Prompt, after: int) -> None:
+        self._fusion, self._taken = fusion, after
+        self._embeddings: Tensor = embed(torch.tensor(prompt.token_ids, dtype=torch.long, device=embed.weight.device))
+        self._media = [run for run in prompt.runs if run.media is not None and run.stop > after]
+        positions, self.next_position = fusion.positions(prompt)
+        self.positions = positions[:, after:].to(self._embeddings.device)
+
+    def read(self, tokens: int) -> None:
+        """Do nothing."""
+
+    @torch.inference_mode()
+    def take(self, tokens: int) -> Tensor:
+        """Return the embeddings [tokens, text_width] of the next tokens."""
+        start, self._taken = self._taken, self._taken + tokens
+        while self._media and self._media[0].start < self._taken:
+            run = self._media.pop(0)
+            assert run.media is not None
+            self._embeddings[run.start : run.stop] = self._fusion.project(run.media, self._embeddings)
+        return self._embeddings[start : self._taken]
+
+    def gates(self) -> dict[MediaKind, float]:
+        """Return none: there are no gates."""
+        return {}

@@ -25,8 +25,9 @@ from autoglm.decoder.engine.protocol import Stats
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request, RequestOutput
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import advance, choose
-from autoglm.decoder.engine.scheduler import EngineLimits, PrefillBudget, Scheduler
+from autoglm.decoder.engine.scheduler import EngineLimits, PrefillBudget, PrefillShare, Scheduler
 from autoglm.decoder.engine.sequence import Sequence
+from autoglm.decoder.engine.step_times import StepTimes
 from autoglm.decoder.engine.throughput import ThroughputEstimate
 
 logger = logging.getLogger("autoglm.decoder")
@@ -65,7 +66,9 @@ class EngineCore:
         self.scheduler = Scheduler(limits, self._cache, runner.slots)
         self._sequences: dict[int, Sequence] = {}  # by their requests' ids
         self._arrived: list[Sequence] = []  # since the last step
-        self._estimate, self._errors = ThroughputEstimate(), ErrorLog(logger)
+        self._estimate, self._times, self._errors = ThroughputEstimate(), StepTimes(), ErrorLog(logger)
+        # Seconds of CPU say the same however busy the machine is.
+        self._clock = time.thread_time if runner.device.type == "cpu" else time.monotonic
         self._prefix_queries = self._prefix_hits = 0
         self._num_prefilled = 0  # what was found in the prefix cache included
 
@@ -106,10 +109,10 @@ class EngineCore:
     def step(self) -> Iterator[list[RequestOutput]]:
         """Do one step, and yield what each forward pass adds to the answers as soon as it is known."""
         with self._timed_prefill():
-            self.scheduler.pause_slow_consumers()
+            self._pause_slow_consumers()
             yield from self._prefill()
             self.scheduler.reserve_blocks()
-            yield from self._decode()
+            yield from self._timed_decode()
 
     @contextmanager
     def _timed_prefill(self) -> Iterator[None]:
@@ -126,9 +129,18 @@ class EngineCore:
         """Chunked prefill: compute the prompts that share this step, one after another."""
         while self._arrived:
             yield from self._attempt(self._arrived[0], partial(self._look_up, self._arrived.pop(0)))
-        budget = self.scheduler.prefill_budget()
+        budget = self.scheduler.prefill_budget(self._prefill_limit())
+        started = self._clock()
         while sequence := self.scheduler.admit(budget):
             yield from self._attempt(sequence, partial(self._prefill_share, sequence, budget))
+        if budget.num_passes:
+            self.runner.synchronize()
+            self._times.prefilled(budget.num_tokens, budget.num_passes, self._clock() - started)
+
+    def _prefill_limit(self) -> PrefillShare:
+        """Return how much this step may prefill: as much as is allowed, unless running sequences wait meanwhile."""
+        most = self.limits.max_num_batched_tokens
+        return self._times.prefill_share(most) if self.scheduler.running else PrefillShare(most)
 
     def _attempt(self, sequence: Sequence, do: Callable[[], list[RequestOutput]]) -> Iterator[list[RequestOutput]]:
         """Yield what `do` adds to answers, if anything; a sequence for which it fails ends alone."""
@@ -152,7 +164,10 @@ class EngineCore:
     def _prefill_share(self, sequence: Sequence, budget: PrefillBudget) -> list[RequestOutput]:
         if sequence.inputs is None:
             self._prepare(sequence)
-        return self._prefill_chunk(sequence, budget.take(sequence))
+        tokens = budget.take(sequence)
+        if read := min(tokens, sequence.num_tokens_to_read):
+            self.runner.read(sequence, read)
+        return self._prefill_chunk(sequence, tokens - read) if tokens > read else []
 
     def _prepare(self, sequence: Sequence) -> None:
         """Make what a sequence needs to be computed, and begin after what the prefix cache has of it."""
@@ -162,10 +177,10 @@ class EngineCore:
             sequence.grammar = self._make_grammar(request.grammar)
         if request.adapter is not None and sequence.adapter is None:
             sequence.adapter = self._get_adapter(request.adapter.name)
-        sequence.keys = block_keys(request.prompt, sequence.output[:-1], request.cache_salt)
-        found = self._cached_blocks(sequence)
-        self.runner.slots.put(sequence.slot, found)
-        sequence.num_computed_tokens = len(found) * BLOCK_SIZE
+        if sequence.output:
+            sequence.keys = block_keys(request.prompt, sequence.output[:-1], request.cache_salt)
+        sequence.cached_blocks = self._cached_blocks(sequence)
+        sequence.num_computed_tokens = len(sequence.cached_blocks) * BLOCK_SIZE
         self._num_prefilled += sequence.num_computed_tokens
         if not sequence.output:
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -182,7 +197,8 @@ class EngineCore:
         if sequence.num_computed_tokens < sequence.num_tokens:
             return []
         self.scheduler.run(sequence)
-        sequence.inputs = None
+        assert sequence.inputs is not None
+        sequence.gates, sequence.inputs = sequence.inputs.gates(), None
         return [] if sequence.output else self._sample([sequence], logits)  # after a preemption its token is known
 
     def _cache_blocks(self, sequence: Sequence, first: int) -> None:
@@ -191,7 +207,25 @@ class EngineCore:
             if self._cache.accepts(key := sequence.keys[number]):
                 self._cache.store(key, self.runner.slots.block(sequence.slot, number))
 
+    def _pause_slow_consumers(self) -> None:
+        """Backpressure: pause the sequences whose consumers do not keep up, and keep what they have in the cache."""
+        for sequence in self.scheduler.backlogged:
+            self._cache_answer(sequence)
+        self.scheduler.pause_slow_consumers()
+
+    def _cache_answer(self, sequence: Sequence) -> None:
+        """Prefix cache: keep a running sequence's blocks, its answer's included."""
+        sequence.keys = block_keys(sequence.request.prompt, sequence.output[:-1], sequence.request.cache_salt)
+        self._cache_blocks(sequence, 0)
+
     # --- decode -------------------------------------------------------------------------------------
+
+    def _timed_decode(self) -> Iterator[list[RequestOutput]]:
+        """Decode, and measure how long it takes."""
+        started, decodes = self._clock(), bool(self.scheduler.running)
+        yield from self._decode()
+        if decodes:
+            self._times.decoded(self._clock() - started)
 
     def _decode(self) -> Iterator[list[RequestOutput]]:
         """Compute and sample one token for every running sequence."""
@@ -245,8 +279,7 @@ class EngineCore:
 
     def _finish(self, sequence: Sequence) -> None:
         """End a running sequence; what follows in its conversation will begin with this answer."""
-        sequence.keys = block_keys(sequence.request.prompt, sequence.output[:-1], sequence.request.cache_salt)
-        self._cache_blocks(sequence, 0)
+        self._cache_answer(sequence)
         self._estimate.finished(busy=len(self.scheduler.running) == self.limits.max_num_seqs)
         self.abort(sequence.request.id)
 

@@ -9,10 +9,9 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 
 from autoglm.decoder.engine.cache import BLOCK_SIZE
-from autoglm.fusion.prompt import Media, Prompt
+from autoglm.fusion.prompt import Prompt
 
 
 def block_keys(prompt: Prompt, output: Iterable[int], salt: bytes) -> list[bytes]:
@@ -44,11 +43,5 @@ def _contents(prompt: Prompt) -> tuple[list[int], list[tuple[int, bytes]]]:
     for run in prompt.runs:
         kinds += [2 if run.media is not None else int(run.enriched)] * (run.stop - run.start)
         if run.media is not None:
-            contents.append((run.start, _digest(run.media)))
+            contents.append((run.start, run.media.digest))
     return kinds, contents
-
-
-def _digest(media: Media) -> bytes:
-    data = media.tokens.detach().cpu().contiguous()
-    head = f"{media.kind} {data.dtype} {tuple(data.shape)} {media.grid}".encode()
-    return hashlib.sha256(head + data.view(torch.uint8).numpy().tobytes()).digest()

@@ -1,17 +1,20 @@
 """The forward passes: a chunk of a prompt into a slot, and one token for running sequences."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from autoglm.decoder.engine.cache import BLOCK_SIZE
 from autoglm.decoder.engine.graphs import Graphs, GraphSizes
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.models.glm import Glm, View
+from autoglm.decoder.engine.prefill_inputs import PrefillInputs
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.slots import Slots
-from autoglm.fusion.protocol import Fusion, Inputs
+from autoglm.fusion.protocol import Fusion
+
+BLOCK_TOKENS = 4  # of a prompt, whose prefill takes about as long as to copy a cached block
 
 
 class Runner:
@@ -34,34 +37,41 @@ class Runner:
 
     @torch.inference_mode()
     def prepare(self, sequence: Sequence) -> None:
-        """Set the inputs of all tokens that are not computed yet, the gates of the prompt, and where decoding goes on:
-        the first generated token has the fusion's next position, and each one after it one more."""
+        """Set the inputs of all tokens that are not computed yet, and where decoding goes on: the first generated token
+        has the fusion's next position, and each one after it one more."""
         prompt, computed = sequence.request.prompt, sequence.num_computed_tokens
-        inputs = self.fusion.inputs(self.glm.embed, prompt, computed)
-        sequence.gates, sequence.rope_delta = inputs.gates, inputs.next_position - len(prompt.token_ids)
-        sequence.inputs = self._with_generated(inputs, sequence.output[:-1], computed - len(prompt.token_ids))
+        inputs = self.fusion.chunked_inputs(self.glm.embed, prompt, computed)
+        sequence.rope_delta = inputs.next_position - len(prompt.token_ids)
+        known = max(0, computed - len(prompt.token_ids))  # of the generated tokens
+        generated = torch.tensor(sequence.output[known:-1], dtype=torch.long, device=self.device)
+        sequence.inputs = PrefillInputs(inputs, self.glm.embed(generated), inputs.next_position + known)
+        self._count_to_read(sequence, sequence.inputs)
 
-    def _with_generated(self, inputs: Inputs, generated: list[int], computed: int) -> Inputs:
-        """Return a prompt's inputs and those of generated tokens, of which `computed` have been computed."""
-        left = generated[max(0, computed) :]
-        if not left:
-            return inputs
-        first = inputs.next_position + len(generated) - len(left)
-        positions = torch.arange(first, first + len(left), device=self.device).expand(len(inputs.positions), -1)
-        embeddings = self.glm.embed(torch.tensor(left, device=self.device))
-        return replace(
-            inputs,
-            embeddings=torch.cat([inputs.embeddings, embeddings]),
-            positions=torch.cat([inputs.positions, positions], dim=1),
-        )
+    def read(self, sequence: Sequence, tokens: int) -> None:
+        """Read about `tokens` of what has to be read before a sequence is prefilled: first its cached blocks, each of
+        which counts as BLOCK_TOKENS, then what its inputs depend on."""
+        inputs, blocks = sequence.inputs, sequence.cached_blocks[: -(-tokens // BLOCK_TOKENS)]
+        assert inputs is not None
+        first = sequence.num_computed_tokens // BLOCK_SIZE - len(sequence.cached_blocks)
+        self.slots.put(sequence.slot, blocks, first)
+        del sequence.cached_blocks[: len(blocks)]
+        inputs.read(tokens - BLOCK_TOKENS * len(blocks))
+        self._count_to_read(sequence, inputs)
+
+    def _count_to_read(self, sequence: Sequence, inputs: PrefillInputs) -> None:
+        sequence.num_tokens_to_read = inputs.num_tokens_to_read + BLOCK_TOKENS * len(sequence.cached_blocks)
+
+    def synchronize(self) -> None:
+        """Wait until a GPU has computed everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
     def prefill(self, sequence: Sequence, slot: int, tokens: int) -> Tensor:
         """Compute the next `tokens` of what `prepare` set in `slot`; returns logits [1, vocabulary] after them."""
         inputs, start = sequence.inputs, sequence.num_computed_tokens
         assert inputs is not None
-        embeddings, positions = inputs.embeddings[:tokens], inputs.positions[:, :tokens]
-        sequence.inputs = replace(inputs, embeddings=inputs.embeddings[tokens:], positions=inputs.positions[:, tokens:])
+        embeddings, positions = inputs.take(tokens)
         sequence.num_computed_tokens = end = start + tokens
         if self._graphs is not None and sequence.adapter is None:
             return self._graphs.prefill(embeddings, positions, start, slot)

@@ -38,24 +38,39 @@ class SlotMemory(Protocol):
         """Exchange the first `length` positions of two slots."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillShare:
+    """What a step may prefill: `tokens` in one pass, and `per_pass` fewer for each further one, which is as much work
+    as so many tokens."""
+
+    tokens: int
+    per_pass: int = 0
+
+
 @dataclass(slots=True)
 class PrefillBudget:
     """The tokens of prompts that are left in a step.
 
     `kept` of them are for `first`, the prompt that arrived first, until it has had its share: a long one always goes
-    on, and as each is the first in the end, none starves. `admits` says whether waiting sequences may get slots.
+    on, and as each is the first in the end, none starves. `admits` says whether waiting sequences may get slots. Each
+    pass takes `per_pass` of what is left for the others. So many tokens and passes have been taken.
     """
 
     left: int
     kept: int
+    per_pass: int
     first: Sequence | None
     admits: bool
+    num_tokens: int = 0
+    num_passes: int = 0
 
     def share(self, sequence: Sequence) -> int:
         """Return how many tokens a sequence can get now."""
-        first = self.first
-        kept = 0 if first is None or first is sequence else min(self.kept, first.num_tokens_to_prefill)
-        return min(sequence.num_tokens_to_prefill, self.left - kept)
+        first, need = self.first, sequence.num_tokens_to_prefill
+        if first is None:
+            return min(need, self.left)
+        kept = min(self.kept, first.num_tokens_to_prefill)
+        return min(need, max(self.left, kept) if first is sequence else self.left - kept)
 
     def take(self, sequence: Sequence) -> int:
         """Chunked prefill: take a sequence's share, and return it.
@@ -63,7 +78,9 @@ class PrefillBudget:
         A long prompt is prefilled over several steps, so that running answers and shorter prompts go on in between.
         """
         tokens = self.share(sequence)
-        self.left -= tokens
+        self.left -= tokens + self.per_pass
+        self.num_tokens += tokens
+        self.num_passes += 1
         if sequence is self.first:
             self.first = None
         return tokens
@@ -116,13 +133,13 @@ class Scheduler:
 
     # --- prefill ------------------------------------------------------------------------------------
 
-    def prefill_budget(self) -> PrefillBudget:
-        """Begin a step's prefill. The sequence that arrived first is placed before any other, none overtakes it when
-        there is no space for it, and half of the step is kept for it."""
+    def prefill_budget(self, share: PrefillShare) -> PrefillBudget:
+        """Begin a step's prefill of this much. The sequence that arrived first is placed before any other, none
+        overtakes it when there is no space for it, and half of the step is kept for it."""
         first = _earliest([*self.prefilling, *self.waiting])
         admits = first is None or first in self.prefilling or self._place(first)
-        tokens = self.limits.max_num_batched_tokens
-        return PrefillBudget(tokens, -(-tokens // 2), first if admits else _earliest(self.prefilling), admits)
+        first = first if admits else _earliest(self.prefilling)
+        return PrefillBudget(share.tokens, -(-share.tokens // 2), share.per_pass, first, admits)
 
     def admit(self, budget: PrefillBudget) -> Sequence | None:
         """Admission: return the sequence that this step prefills next, placed, or None: that with the fewest tokens
@@ -172,14 +189,19 @@ class Scheduler:
         self.release(sequence)
         self.waiting.append(sequence)
 
+    @property
+    def backlogged(self) -> list[Sequence]:
+        """Return the running sequences whose consumers do not keep up."""
+        return [sequence for sequence in self.running if sequence.is_backlogged]
+
     def pause_slow_consumers(self) -> None:
         """Backpressure: take the slots of sequences whose consumers do not keep up, and queue again those that have
         caught up."""
-        for sequence in [sequence for sequence in self.running if sequence.is_backlogged]:
+        for sequence in self.backlogged:
             self.release(sequence)
             self.paused.append(sequence)
-        self.waiting += [sequence for sequence in self.paused if not sequence.is_backlogged]
-        self.paused = [sequence for sequence in self.paused if sequence.is_backlogged]
+        self.waiting += [sequence for sequence in self.paused if sequence.has_caught_up]
+        self.paused = [sequence for sequence in self.paused if not sequence.has_caught_up]
 
     # --- slots --------------------------------------------------------------------------------------
 
@@ -192,8 +214,8 @@ class Scheduler:
             self.running[sequence.slot] = last
             self._move(last, sequence.slot)
         self._cache.release(sequence.num_blocks)
-        sequence.num_blocks = sequence.num_computed_tokens = 0
-        sequence.inputs = None
+        sequence.num_blocks = sequence.num_computed_tokens = sequence.num_tokens_to_read = 0
+        sequence.cached_blocks, sequence.inputs = [], None
 
     def _free_slot(self) -> int:
         """Return a slot for a sequence to be prefilled: the one in which it would run, or else the last free one, where

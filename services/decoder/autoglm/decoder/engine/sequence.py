@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the scheduler works without torch
 
     from autoglm.decoder.engine.grammar import Grammar
     from autoglm.decoder.engine.lora import Adapter
-    from autoglm.fusion.protocol import Inputs
+    from autoglm.decoder.engine.prefill_inputs import PrefillInputs
 
 
 @dataclass(slots=True)
@@ -46,10 +46,11 @@ class Sequence:
     `output` holds the generated token ids and `keys` the prefix cache's key of each whole block. `num_computed_tokens`
     counts the indices whose keys and values are in `slot`, its slot while it has one, `num_blocks` what it has reserved
     in the cache, `num_cached_tokens` the tokens of the prompt that came from the prefix cache, or that it held when the
-    request arrived. The rope position of a
-    generated token is its index plus `rope_delta`, which is not 0 where media have rows and columns of positions.
-    `num_outputs` have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0
-    before they are known.
+    request arrived. `num_tokens_to_read` is what has to be read before the next token can be computed: earlier media,
+    and `cached_blocks`, which are not in the slot yet though they count as computed. The rope position of a generated
+    token is its index plus `rope_delta`, which is not 0 where media have rows and columns of positions. `num_outputs`
+    have gone to the consumer, `num_acknowledged` of them were read. Times are monotonic seconds, 0 before they are
+    known.
 
     The fields from `gates` on belong to the core and the sampler, which set them when the sequence is prefilled.
     """
@@ -61,6 +62,7 @@ class Sequence:
     slot: int = 0
     num_blocks: int = 0
     num_cached_tokens: int = 0
+    num_tokens_to_read: int = 0
     rope_delta: int = 0
     num_outputs: int = 0
     num_acknowledged: int = 0
@@ -69,7 +71,8 @@ class Sequence:
     max_new_tokens: int = field(init=False)
     thinking: ThinkingState | None = field(init=False)
     gates: dict[MediaKind, float] = field(default_factory=dict)
-    inputs: "Inputs | None" = None
+    cached_blocks: "list[Tensor]" = field(default_factory=list)
+    inputs: "PrefillInputs | None" = None
     grammar: "Grammar | None" = None
     adapter: "Adapter | None" = None
     generator: "torch.Generator | None" = None
@@ -89,14 +92,25 @@ class Sequence:
 
     @property
     def num_tokens_to_prefill(self) -> int:
-        """Return how many tokens are left to prefill: until it begins, those that the prefix cache did not hold."""
-        return self.num_tokens - (self.num_computed_tokens or self.num_cached_tokens)
+        """Return how many tokens are left to read and prefill: until it begins, those that the prefix cache did not
+        hold."""
+        return self.num_tokens_to_read + self.num_tokens - (self.num_computed_tokens or self.num_cached_tokens)
 
     @property
     def is_backlogged(self) -> bool:
         """Return whether the consumer is too far behind for more tokens."""
         limit = self.request.max_backlog
-        return limit is not None and self.num_outputs - self.num_acknowledged >= limit
+        return limit is not None and self._backlog >= limit
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Return whether the consumer has read so much that it is worth while to go on: half of its backlog, as what
+        goes on may have to be computed again."""
+        return self._backlog <= (self.request.max_backlog or 0) // 2
+
+    @property
+    def _backlog(self) -> int:
+        return self.num_outputs - self.num_acknowledged
 
     def append_token(self, token: int) -> None:
         """Add a token that the model chose."""

@@ -59,8 +59,10 @@ class Slots:
         """Return a copy of one block of a slot: [layers, 2 · kv_heads, BLOCK_SIZE, head_dim]."""
         return torch.stack([store[slot, :, number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE] for store in self.stores])
 
-    def put(self, slot: int, found: Sequence[Tensor]) -> None:
-        """Copy the blocks `found`, each [layers, 2 · kv_heads, BLOCK_SIZE, head_dim], to the beginning of a slot."""
+    def put(self, slot: int, found: Sequence[Tensor], first: int = 0) -> None:
+        """Copy the blocks `found`, each [layers, 2 · kv_heads, BLOCK_SIZE, head_dim], to a slot, from block number
+        `first` on."""
         if found:
+            start, stop = first * BLOCK_SIZE, (first + len(found)) * BLOCK_SIZE
             for store, parts in zip(self.stores, zip(*(block.unbind() for block in found), strict=True), strict=True):
-                store[slot, :, : len(found) * BLOCK_SIZE] = torch.cat(parts, dim=1)
+                store[slot, :, start:stop] = torch.cat(parts, dim=1)

@@ -5,7 +5,6 @@ Sizes of the nano bundle: common space d = 512, 8 heads; image tokens 49 × 320 
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoglm.common.modalities import MediaKind
-from autoglm.fusion.gcma.fuse import fuse
+from autoglm.fusion.gcma.attention import GCMA, KeysValues
+from autoglm.fusion.gcma.fuse import GcmaInputs, fuse
 from autoglm.fusion.pool import unit_sum, windows
 from autoglm.fusion.prompt import Media, Prompt
 from autoglm.fusion.protocol import Inputs
@@ -40,45 +40,6 @@ class GcmaConfig:
         """Read `config.json`."""
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(**{**raw, "image_grid": tuple(raw["image_grid"])})
-
-
-class GCMA(nn.Module):
-    """Gated cross-modal attention: σ(W_g·[Q; K; V]) ⊗ softmax(QKᵀ/√d)·V.
-
-    Q comes from the target, K and V from a source of another length, so the gate of a query reads its own attended
-    summaries: with A = softmax(QKᵀ/√d) its input is [Q; A·K; A·V]. For one key A = 1, and this is exactly the formula.
-    With h heads, Q, K and V are split into h slices of d/h that attend separately; the gate reads them joined again.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.gate = nn.Linear(3 * width, width)
-
-    def forward(self, target: Tensor, source: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend from `target` [B, T, d] to `source` [B, S, d] where `visible` [B, T, S] is true.
-
-        Returns what each target token takes from the source [B, T, d], its gate [B, T, d] and the attention
-        [B, heads, T, S]. A token that sees no source takes exactly zero.
-        """
-        q, k, v = self.query(target), self.key(source), self.value(source)
-        scores = self._split(q) @ self._split(k).transpose(-1, -2) / math.sqrt(q.shape[-1] / self.heads)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        scores = scores.masked_fill(~visible[:, None], float("-inf"))
-        sees = visible.any(-1)
-        attention = scores.masked_fill(~sees[:, None, :, None], 0.0).softmax(-1).to(v.dtype)
-        attended_k, attended_v = self._join(attention @ self._split(k)), self._join(attention @ self._split(v))
-        gate = torch.sigmoid(self.gate(torch.cat([q, attended_k, attended_v], dim=-1)))
-        return gate * attended_v * sees[..., None], gate, attention
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
-
-    def _join(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +101,10 @@ class GcmaFusion(nn.Module):
         """Return embeddings [T − after, text_width] and positions [1, T − after] of `prompt`, prefix-stable."""
         return fuse(self, embed, prompt, after)
 
+    def chunked_inputs(self, embed: nn.Embedding, prompt: Prompt, after: int = 0) -> GcmaInputs:
+        """Return the same, computed as it is taken."""
+        return GcmaInputs(self, embed, prompt, after)
+
     @torch.inference_mode()
     def pool_text(self, embed: nn.Embedding, token_ids: Sequence[int]) -> Tensor:
         """Return the mean of a text's tokens in the common space, of length 1: float32 [d] on the CPU.
@@ -180,14 +145,23 @@ class GcmaFusion(nn.Module):
         normed: Tensor = self.query_norm(tokens + self.context(context.transpose(1, 2)).transpose(1, 2))
         return normed
 
-    def enrich(self, queries: Tensor, sources: Mapping[MediaKind, tuple[Tensor, Tensor]]) -> Enriched:
-        """Let `queries` [B, T, d] read each source: modality → (tokens [B, S, d], visible [B, T, S])."""
+    def source(self, kind: MediaKind, tokens: Tensor) -> KeysValues:
+        """Return the keys and values of media `tokens` [B, S, d]."""
+        return self._attention(kind).project(self.source_norm(tokens))
+
+    def enrich(self, queries: Tensor, sources: Mapping[MediaKind, tuple[KeysValues, Tensor]]) -> Enriched:
+        """Let `queries` [B, T, d] read each source: modality → (keys and values, visible [B, T, S])."""
         delta, gates, attention = torch.zeros_like(queries), {}, {}
-        for kind, (tokens, visible) in sources.items():
-            added, gate, attention[kind] = self.attend[kind](queries, self.source_norm(tokens), visible)
+        for kind, (source, visible) in sources.items():
+            added, gate, attention[kind] = self._attention(kind).attend(queries, source, visible)
             delta = delta + added
             gates[kind] = gate.mean(-1)
         return Enriched(delta, gates, attention)
+
+    def _attention(self, kind: MediaKind) -> GCMA:
+        attention = self.attend[kind]
+        assert isinstance(attention, GCMA)
+        return attention
 
     def text_out(self, embeddings: Tensor, delta: Tensor) -> Tensor:
         """Add what text tokens took from media, `delta` [..., d], to their decoder embeddings [..., text_width].
