@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from autoglm.decoder.engine.scheduler import PrefillShare
-from autoglm.decoder.engine.step_times import FEWEST_TOKENS, PREFILL_TIME, StepTimes
+from autoglm.decoder.engine.step_times import FEWEST_TOKENS, PREFILL_SECONDS, PREFILL_TIME, StepTimes
 
 MOST = 1024
 
@@ -17,6 +17,11 @@ class Machine:
     fixed: float
     token: float
     row: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """What a prefill may take at least."""
+        return max(PREFILL_SECONDS, PREFILL_TIME * self.fixed)
 
     def decode(self, sequences: int) -> float:
         return self.fixed + self.row * (sequences - 1)
@@ -32,9 +37,10 @@ class Machine:
 
 CPU = Machine(fixed=0.004, token=0.00015, row=0.0003)
 GPU = Machine(fixed=0.010, token=0.00004, row=0.0001)  # 9 billion parameters
+SMALL_GPU = Machine(fixed=0.020, token=0.0001, row=0.0002)
 
 
-@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("machine", [CPU, GPU, SMALL_GPU])
 @pytest.mark.parametrize("sequences", [1, 8, 32, 100])
 def test_a_prefill_takes_as_long_as_a_decode_step(machine: Machine, sequences: int) -> None:
     times = StepTimes()
@@ -43,16 +49,15 @@ def test_a_prefill_takes_as_long_as_a_decode_step(machine: Machine, sequences: i
         machine.step(times, sequences)
     _, seconds = machine.step(times, sequences)
     decode = machine.decode(sequences)
-    assert seconds == pytest.approx(max(decode, PREFILL_TIME * machine.fixed), rel=0.15)
-    assert decode + seconds <= 1.1 * (1 + PREFILL_TIME) * decode
+    assert seconds == pytest.approx(max(decode, machine.least), rel=0.15)
 
 
-@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("machine", [CPU, GPU, SMALL_GPU])
 def test_a_pass_is_never_mostly_what_it_costs_anyway(machine: Machine) -> None:
     times = StepTimes()
     for _ in range(60):
         tokens, _ = machine.step(times, 1)
-    assert tokens * machine.token > 0.8 * (PREFILL_TIME - 1) * machine.fixed
+    assert tokens * machine.token > 0.8 * (machine.least - machine.fixed)
 
 
 def test_nothing_is_limited_before_costs_are_known() -> None:
@@ -99,7 +104,7 @@ def test_more_sequences_leave_more_time() -> None:
         few, _ = CPU.step(times, 2)
     for _ in range(60):
         many, _ = CPU.step(times, 100)
-    assert many > 3 * few
+    assert many > 1.3 * few
 
 
 def test_passes_that_cost_nothing_more_are_not_unbounded_for_ever() -> None:
@@ -110,4 +115,4 @@ def test_passes_that_cost_nothing_more_are_not_unbounded_for_ever() -> None:
         times.prefilled(100, 1, 0.01)
     for _ in range(60):
         tokens, _ = GPU.step(times, 1)
-    assert tokens == pytest.approx((PREFILL_TIME - 1) * GPU.fixed / GPU.token, rel=0.1)
+    assert tokens == pytest.approx((GPU.least - GPU.fixed) / GPU.token, rel=0.1)

@@ -1,6 +1,6 @@
 """How many tokens of prompts a step may prefill while running sequences wait for their next token: stall-free batching.
 
-Costs are measured, as they depend on the machine, the model and the length of prompts. Figures: docs/adr/0015.
+Costs are measured, as they depend on the machine, the model and the length of prompts. Figures: docs/adr/0019.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ NEW = 0.2  # weight of the newest observation
 LARGEST = 2.0  # how many times its mean an observation may be: one pause of the machine says little
 GROWTH = 1.001  # of the shortest pass, with each step: the machine may have become slower
 LEAST = 0.001  # of the shortest pass: what a token costs at least
-PREFILL_TIME = 3  # of the shortest pass: what a prefill may take at least
+PREFILL_SECONDS = 0.025  # what a prefill may take at least: tokens still come faster than anyone reads
+PREFILL_TIME = 2  # of the shortest pass: the same, where a pass takes longer
 FEWEST_TOKENS = 16  # fewer make a pass hardly shorter
 
 
@@ -39,12 +40,13 @@ class StepTimes:
         """Return what of prompts, up to `most` tokens, the next step may prefill beside its decode step.
 
         One pass takes as long as the decode step, so that the others wait twice as long as usual for a token. But it
-        takes at least PREFILL_TIME times as long as the shortest pass, as with less too much of the time would be spent
-        on what a pass costs however few tokens it has: reading the weights on a GPU, starting operations on a CPU.
+        takes at least PREFILL_SECONDS, and PREFILL_TIME times as long as the shortest pass, as with less too much of
+        the time would be spent on what a pass costs however few tokens it has: reading the weights on a GPU, starting
+        operations on a CPU.
         """
         if self.decode is None or self.shortest is None or self.token is None:
             return PrefillShare(most)
-        seconds = max(self.decode, PREFILL_TIME * self.shortest) - self.shortest
+        seconds = max(self.decode, PREFILL_TIME * self.shortest, PREFILL_SECONDS) - self.shortest
         tokens = min(most, max(FEWEST_TOKENS, int(seconds / self.token)))
         return PrefillShare(tokens, int(self.shortest / self.token))
 
