@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -89,7 +90,7 @@ def test_a_grpc_proxy_that_dies_comes_back(mesh: Mesh) -> None:
     for part in ("master", "worker"):
         proxy = mesh.grpc_proxy()
         kill(proxy if part == "master" else proxy.children()[0])
-        eventually(lambda died=proxy: comes_back(mesh, died), f"gRPC is served again after its {part} died")
+        eventually(partial(comes_back, mesh, proxy), f"gRPC is served again after its {part} died")
 
 
 def comes_back(mesh: Mesh, died: psutil.Process) -> bool:

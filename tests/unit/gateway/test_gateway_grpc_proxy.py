@@ -26,11 +26,12 @@ from autoglm.v1.chat_pb2 import CompleteResponse, StreamCompleteRequest, StreamC
 
 from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import Client, FakeMesh
+from .mounts import Mount
 from .proxied import HOST, Proxy, proxied, proxying
 from .test_gateway_doors import CALL, CONNECTIONS, FLOODS, GROWTH, OPEN, PREFACE, field, frame, is_served, line, rest
 from .test_gateway_drain import CHAT, STOPPING
 from .test_gateway_grpc_calls import COMPLETE, METHODS, REFLECT, STREAM, question, refused, sent
-from .test_gateway_tls import Authority, Mount, chain, settings
+from .test_gateway_tls import Authority, chain, settings
 
 GONE = "the gateway is starting or restarting; try again soon"
 CONFIG = grpc_proxy.config_path()
@@ -64,7 +65,8 @@ def streaming(client: Client, pieces: int = 1) -> Any:
     """Begin a call whose answer comes in pieces."""
     asked = StreamCompleteRequest(chat=CHAT).SerializeToString()
     client.mesh.decoder.pieces = ["x" * 900] * pieces
-    return client.channel.unary_stream(STREAM)(asked, timeout=NET_SECONDS)  # type: ignore[misc]
+    stub: Any = client.channel.unary_stream(STREAM)
+    return stub(asked, timeout=NET_SECONDS)
 
 
 async def test_answers_and_streams_come_through(client: Client) -> None:
