@@ -34,7 +34,8 @@ CHECK = "/grpc.health.v1.Health/Check"
 REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GARBAGE = b"\x0f\xff\xff"
 NO_MESSAGES = (
-    GARBAGE, b"\x0a\x7fshort", GZIP_MAGIC + b"broken", gzip.compress(GARBAGE, mtime=0), gzip.compress(b"", mtime=0)[:-3],
+    GARBAGE, b"\x0a\x7fshort", GZIP_MAGIC + b"broken",
+    gzip.compress(GARBAGE, mtime=0), gzip.compress(b"", mtime=0)[:-3],
 )  # fmt: skip
 
 
@@ -80,16 +81,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "data",
-    [
-        GARBAGE,
-        b"\x0a\x7fshort",
-        GZIP_MAGIC + b"broken",
-        gzip.compress(GARBAGE, mtime=0),
-        gzip.compress(b"", mtime=0)[:-3],
-    ],
-)
+@pytest.mark.parametrize("data", NO_MESSAGES)
 async def test_bytes_that_are_no_message(
     client: Client, caplog: pytest.LogCaptureFixture, method: str, data: bytes
 ) -> None:
