@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import grpc
 
@@ -59,7 +60,7 @@ def test_a_config_is_deployed_again_and_no_request_fails(mesh: Mesh, ask: Asker)
     with grpc.insecure_channel(mesh.serve_address) as channel, ExitStack() as stack:
         asked = [stack.enter_context(asking(question))]
         # At the services' own door, where nobody asks again.
-        asked += [stack.enter_context(asking(lambda name=name: describe(name))) for name in SERVICES]
+        asked += [stack.enter_context(asking(partial(describe, name))) for name in SERVICES]
         redeploy(mesh, max_queued_requests=65)
         eventually(all_are_new, "every replica is a new one")
     assert [{*answers} for answers in asked] == [{"OK"}] * 4

@@ -86,17 +86,17 @@ class GrpcProxy:
                 raise StartError(f"HAProxy cannot listen at the gRPC port: {self._alert()}")
             time.sleep(0.02)
 
-    def renew(self, process: subprocess.Popen[bytes]) -> None:
-        """Have `process` use the files for TLS if they have changed and are valid.
+    def renew(self) -> bool:
+        """Take the files for TLS if they have changed and are valid, and return whether it did.
 
-        The gateway reports those that are not valid: it reads the same files. Open connections stay as they are: an
-        HAProxy that reloads leaves them to its old worker process, which ends with the last of them.
+        The gateway reports those that are not valid: it reads the same files.
         """
         with suppress(FileError):
             if self._seen is not None and (files := TlsFiles.read(self._settings)) != self._seen:
                 self._seen = files
                 self._take(files)
-                process.send_signal(signal.SIGUSR2)
+                return True
+        return False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -167,9 +167,15 @@ class SupervisedProxy(SupervisedChild):
         super().__init__("The gRPC proxy", proxy.start, say)
 
     def check(self) -> None:
-        """Restart it if it has ended, and pass on files for TLS that have changed."""
+        """Restart it if it has ended, and have it reload files for TLS that have changed.
+
+        Open connections stay as they are: an HAProxy that reloads leaves them to its old worker process, which ends
+        with the last of them.
+        """
+        renewed, process = self._proxy.renew(), self.process
         super().check()
-        self._proxy.renew(self.process)
+        if renewed and self.process is process:
+            process.send_signal(signal.SIGUSR2)
 
 
 def config_path() -> Path:

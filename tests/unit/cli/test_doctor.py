@@ -45,12 +45,12 @@ def test_a_healthy_machine_has_nothing_wrong() -> None:
     assert done.exit_code == 0
     assert "The mesh can start: autoglm serve" in done.stdout
     assert "HAProxy version" in done.stdout
-    assert "a gateway takes up to 758 MB of memory" in done.stdout
+    assert "a gateway takes up to 2563 MB of memory" in done.stdout
 
 
 def test_the_memory_of_a_gateway_follows_its_settings() -> None:
     done = doctor(AUTOGLM_MAX_BYTES_IN_PROGRESS="2000000000", AUTOGLM_MAX_CONNECTIONS="10000")
-    assert "a gateway takes up to 2887 MB of memory" in done.stdout
+    assert "a gateway takes up to 4692 MB of memory" in done.stdout
 
 
 def test_a_taken_port_is_named_with_the_option_that_changes_it() -> None:

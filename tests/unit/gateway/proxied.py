@@ -1,5 +1,6 @@
 """A gateway as `autoglm serve` runs it: its gRPC server on a Unix socket, with HAProxy in front."""
 
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,6 +34,11 @@ class Proxy:
     def address(self) -> str:
         """Where clients connect."""
         return f"{HOST}:{self.settings.grpc_port}"
+
+    def renew(self) -> None:
+        """Do what the supervisor does with files for TLS."""
+        if self.proxy.renew():
+            self.process.send_signal(signal.SIGUSR2)
 
 
 @asynccontextmanager

@@ -322,15 +322,15 @@ async def test_tls_ends_at_haproxy_and_is_renewed(mesh: FakeMesh, tmp_path: Path
             running_call = asyncio.create_task(drained(streaming(Client(None, before, "", 0, mesh))))  # type: ignore[arg-type]
             await soon(mesh.decoder.generate.entered.wait())
             mount.put(**ours.files(key=theirs.server.private_key_pem.bytes(), ca=b""))  # not its key
-            proxy.proxy.renew(proxy.process)
+            proxy.renew()
             assert await enters(proxy, ours, ours.client)
             several = ours.ca.cert_pem.bytes() * 40 + theirs.ca.cert_pem.bytes()
             mount.put(cert=chain(theirs.server), key=theirs.server.private_key_pem.bytes(), ca=several)
-            proxy.proxy.renew(proxy.process)
+            proxy.renew()
             await eventually_async(lambda: enters(proxy, theirs, theirs.client), "the certificates are taken")
             assert not await enters(proxy, ours, ours.client)
             mount.put(**theirs.files(ca=theirs.ca.cert_pem.bytes()))
-            proxy.proxy.renew(proxy.process)
+            proxy.renew()
             if mutual:
                 await eventually_async(lambda: refuses(proxy, theirs, ours.client), "a CA is no longer believed")
             assert await enters(proxy, theirs, theirs.client)
