@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from autoglm.cli.local_mesh import AUTOGLM, LocalMesh
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import chosen_bundle
 
-from .waiting import NET_SECONDS
+from .waiting import NET_SECONDS, eventually
 
 
 class Mesh(LocalMesh):
@@ -35,9 +35,12 @@ class Mesh(LocalMesh):
         return next(self._all_running(part), None)
 
     def _all_running(self, part: str) -> Iterator[psutil.Process]:
+        return self._all_that(lambda process: part in " ".join(process.cmdline()))
+
+    def _all_that(self, are_meant: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
         for process in self.descendants():
-            with suppress(psutil.NoSuchProcess):  # a zombie has no command line either
-                if part in " ".join(process.cmdline()):
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if process.status() != psutil.STATUS_ZOMBIE and are_meant(process):
                     yield process
 
     def replicas(self, application: str) -> Sequence[psutil.Process]:
@@ -58,18 +61,25 @@ class Mesh(LocalMesh):
         return self.replicas(application)[0]
 
     def gateway(self) -> psutil.Process:
-        """The gateway's process."""
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if "autoglm.gateway.app" in child.cmdline())
+        """The gateway's process; raises StopIteration while there is none."""
+        return next(self._all_that(lambda process: "autoglm.gateway.app" in process.cmdline()))
+
+    def caches(self) -> Sequence[psutil.Process]:
+        """The process of the embedding cache, or none."""
+        return list(self._all_that(lambda process: process.name() in ("valkey-server", "redis-server")))
+
+    def cache(self) -> psutil.Process:
+        """The process of the embedding cache, once it runs."""
+        eventually(self.caches, "the cache runs")
+        return self.caches()[0]
 
     def haproxy(self) -> psutil.Process:
         """The HAProxy of Ray Serve, not its manager."""
-        return next(p for p in self.descendants() if p.name() == "haproxy" and CONFIG not in " ".join(p.cmdline()))
+        return next(self._all_that(lambda p: p.name() == "haproxy" and CONFIG not in " ".join(p.cmdline())))
 
     def grpc_proxy(self) -> psutil.Process:
         """The HAProxy in front of the gateway's gRPC server: the process that the supervisor started."""
-        children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if CONFIG in " ".join(child.cmdline()))
+        return next(self._all_that(lambda p: CONFIG in " ".join(p.cmdline()) and p.ppid() == self.process.pid))
 
     @property
     def serve_address(self) -> str:

@@ -118,11 +118,6 @@ def replica(name: str) -> Find:
     return lambda mesh: mesh.replica(name)
 
 
-def cache(mesh: Mesh) -> psutil.Process:
-    """Return the process of the embedding cache."""
-    return next(process for process in mesh.descendants() if process.name() in ("valkey-server", "redis-server"))
-
-
 FAULTS = (
     Fault("the gateway is killed", killed(Mesh.gateway)),
     Fault("the gateway is killed ten times, as soon as it runs", gateway_killed_again_and_again),
@@ -139,8 +134,8 @@ FAULTS = (
     Fault("the speech replica hangs", suspended(replica("speech")), "audio"),
     Fault("Serve's controller is killed", killed(part("ray::ServeController"))),
     Fault("Ray's agent is killed", killed(part("dashboard/agent.py"))),
-    Fault("the cache is killed", killed(cache), "image"),
-    Fault("the cache hangs", suspended(cache), "image"),
+    Fault("the cache is killed", killed(Mesh.cache), "image"),
+    Fault("the cache hangs", suspended(Mesh.cache), "image"),
     Fault("the cache is full", configured({"maxmemory-policy": "noeviction", "maxmemory": "1"}), "image"),
     Fault("the cache is read-only", read_only, "image"),
     Fault("Ray's raylet is killed", killed(part("raylet/raylet"))),

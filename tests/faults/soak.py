@@ -32,7 +32,6 @@ from ..mesh import Mesh, running_mesh
 from ..waiting import NET_SECONDS
 from .attacks.media import small_picture
 from .attacks.sending import user
-from .causes import cache
 from .neighbour import request
 from .outages import counted
 
@@ -93,7 +92,7 @@ def send_all(http: httpx.Client, media: Sequence[Parts]) -> Pass:
 def processes(mesh: Mesh) -> dict[str, psutil.Process]:
     """Return the processes that requests go through."""
     replicas = {f"{name} replica": mesh.replica(name) for name in ("vision", "speech", "decoder")}
-    return {"gateway": mesh.gateway(), "HAProxy": mesh.haproxy(), "cache": cache(mesh)} | replicas
+    return {"gateway": mesh.gateway(), "HAProxy": mesh.haproxy(), "cache": mesh.cache()} | replicas
 
 
 def measure(mesh: Mesh) -> tuple[list[Growth], list[Pass]]:

@@ -30,7 +30,7 @@ def kill(process: psutil.Process) -> None:
 def test_without_redis_answers_still_come(mesh: Mesh, ask: Asker) -> None:
     case = fresh()
     before = ask(case.image, case.words)
-    kill(cache(mesh))
+    kill(mesh.cache())
     assert ask(case.image, case.words) == before
     response = ask.post(fresh().image)
     assert response.status_code == 200
@@ -38,7 +38,7 @@ def test_without_redis_answers_still_come(mesh: Mesh, ask: Asker) -> None:
 
 
 def test_with_a_redis_that_hangs_answers_still_come(mesh: Mesh, ask: Asker) -> None:
-    server = cache(mesh)
+    server = mesh.cache()
     server.suspend()
     try:
         response = ask.post(fresh().image)

@@ -55,10 +55,6 @@ def gateways(mesh: Mesh) -> list[psutil.Process]:
     return []
 
 
-def cache(mesh: Mesh) -> psutil.Process | None:
-    return next((p for p in mesh.descendants() if p.name() in ("valkey-server", "redis-server")), None)
-
-
 def kill(process: psutil.Process) -> None:
     process.kill()
     process.wait(NET_SECONDS)
@@ -78,10 +74,8 @@ def test_a_gateway_that_dies_while_the_decoder_hangs_comes_back(mesh: Mesh) -> N
 
 def test_a_cache_killed_again_and_again_comes_back(mesh: Mesh, ask: Asker) -> None:
     for number in range(5):
-        eventually(lambda: cache(mesh), "there is another cache")
-        server = cache(mesh)
-        assert server is not None
-        kill(server)
+        eventually(mesh.caches, "there is another cache")
+        kill(mesh.cache())
         image = screen_cases("open", "home", 1, seed=900 + number)[0].image
         assert ask.post(image).status_code == 200
 
@@ -109,10 +103,8 @@ def test_a_gateway_whose_port_is_taken_waits_for_it(mesh: Mesh) -> None:
     with taken_port(mesh):
         before = restarts(mesh, "The gateway ended with status 1;")
         eventually(lambda: restarts(mesh, "The gateway ended with status 1;") >= before + 2, "it was tried twice")
-        server = cache(mesh)
-        assert server is not None
-        kill(server)
-        eventually(lambda: cache(mesh), "the cache is started again meanwhile")
+        kill(mesh.cache())
+        eventually(mesh.caches, "the cache is started again meanwhile")
     assert mesh.process.poll() is None
 
 
