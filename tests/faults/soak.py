@@ -35,7 +35,7 @@ from .attacks.sending import user
 from .neighbour import request
 from .outages import counted
 
-PASSES, SETTLED = 8, 3  # memory is to be flat after the first of them
+PASSES, SETTLED = 16, 8  # memory is to be flat after the first of them
 IMAGES, RECORDINGS, TOGETHER, USERS = 480, 48, 4, 4
 CONTEXT = 512  # tokens: the prefix cache holds 32 conversations of this length
 CACHE_BYTES = 4 * 2**20  # of the gateway; an image has 125 kB
