@@ -14,25 +14,20 @@ from ..asking import Asker
 from ..cases import screen_cases
 from ..mesh import Mesh
 from ..redeploy import redeploy
-from ..waiting import NET_SECONDS, eventually
+from ..waiting import NET_SECONDS, at_the_same_time, eventually
 
 
 @contextmanager
 def asking(ask: Callable[[], str]) -> Iterator[list[str]]:
     """Ask again and again inside the block, and list what came."""
-    ended, seen = threading.Event(), list[str]()
+    seen = list[str]()
 
-    def work() -> None:
+    def work(ended: threading.Event) -> None:
         while not ended.is_set():
             seen.append(ask())
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with at_the_same_time(work):
         yield seen
-    finally:
-        ended.set()
-        thread.join()
 
 
 def test_a_config_is_deployed_again_and_no_request_fails(mesh: Mesh, ask: Asker) -> None:

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from autoglm.common.errors import MeshError
+from autoglm.common.priority import give_way
 
 ROUTES = "autoglm.gateway.openai.app"  # the module that imports whatever reads a body
 
 CPU_SECONDS = 3.0  # 32 MB of JSON, all escapes, take 0.2 s
 MEMORY_PER_BYTE = 24  # of a body: orjson reserves twelve times its size, of which it uses little
 MEMORY = 64 * 2**20  # bytes, for any body
-NICENESS = 10  # answers that are under way go first
 BEGUN = b"+"
 REPLY = struct.Struct("=QQ")
 MAX_WORK_BYTES = 64 * 1024
@@ -139,7 +139,7 @@ def _limit(size: int) -> None:
     most = data + memory_limit(size)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICENESS)
+    give_way()
 
 
 def _outcome(work: Work, body: bytes) -> tuple[bool, Any]:

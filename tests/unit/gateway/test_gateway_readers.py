@@ -22,7 +22,8 @@ import pytest
 import pytest_asyncio
 
 from autoglm.common.errors import InvalidRequest, RequestTooLarge
-from autoglm.gateway import reader_process, readers
+from autoglm.common.priority import NICENESS
+from autoglm.gateway import readers
 from autoglm.gateway.openai import app
 from autoglm.gateway.openai.chat.request import ChatCompletionRequest
 from autoglm.gateway.openai.route import Incoming
@@ -96,7 +97,7 @@ async def test_a_form_is_no_list_of_values(pool: ReaderPool) -> None:
 
 
 async def test_a_body_is_read_with_low_priority_and_limits(pool: ReaderPool) -> None:
-    assert await pool.read(large(b"__import__('os').nice(0)"), eval) == os.nice(0) + reader_process.NICENESS
+    assert await pool.read(large(b"__import__('os').nice(0)"), eval) == os.nice(0) + NICENESS
     limit = await pool.read(large(b"__import__('resource').getrlimit(2)[0]"), eval)
     assert 0 < limit < 2**30
 
