@@ -8,6 +8,8 @@ from autoglm.common.deadlines import grace_seconds
 _FIXED = {
     "HF_HUB_OFFLINE": "1",
     "MALLOC_ARENA_MAX": "2",
+    # oneDNN keeps a compiled kernel for each shape, of up to 1 MB; the default are 1024.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512",
     "TRANSFORMERS_VERBOSITY": "error",
     # By default workers run at niceness 15 and starve under any other load.
     "RAY_worker_niceness": "0",

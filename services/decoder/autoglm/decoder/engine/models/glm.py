@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 from transformers.models.glm.configuration_glm import GlmConfig
 from transformers.models.glm.modeling_glm import GlmDecoderLayer, GlmForCausalLM, GlmRMSNorm
 
@@ -20,6 +20,7 @@ from autoglm.decoder.engine.cache import BLOCK_SIZE
 from autoglm.decoder.engine.lora import Adapter
 
 PACKED_FOR = 32  # rows that matrices are packed for; the order is the same for any number from 8 on
+EXACT_ROWS = 32  # of answers that are continued together
 
 
 class View:
@@ -220,8 +221,19 @@ class PackedLinear(nn.Module):
         """Return the product [..., outputs]."""
         if self.by_inputs is not None and x.numel() == x.shape[-1]:
             return linear(x, self.by_inputs, self.bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return y
+        rows = x.numel() // x.shape[-1]
+        flat = x.reshape(rows, -1)
+        if missing := padded_rows(rows) - rows:
+            flat = pad(flat, (0, 0, 0, missing))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(flat, self.weight, self.bias, "none", [], "")
+        return y[:rows].view(*x.shape[:-1], -1)
+
+
+def padded_rows(rows: int) -> int:
+    """Return how many rows to multiply, so that there are few different numbers: oneDNN compiles a kernel for each, in
+    a millisecond, and keeps a thousand of up to 1 MB. Of those above 32 there are eight up to each power of two."""
+    step = 1 if rows <= EXACT_ROWS else 2 ** (rows.bit_length() - 4)
+    return -(-rows // step) * step
 
 
 def _onednn(weight: Tensor) -> bool:
