@@ -2,16 +2,22 @@
 
 It starts a mesh, sends each attack (those with a NAME in their name) from a process of its own, and writes
 benchmarks/results/neighbours-<date>.json and .md. A stream without the attack and one with it take turns.
+With --own-core nothing else runs on the core of the decoder, as where each service has cores of its own; the files are
+neighbours-own-core-<date>.
 """
 
+import argparse
 import json
-import sys
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+
+import psutil
 
 from autoglm.bench.smoke.report import machine_lines, write
 from autoglm.training.measured import conditions, short
@@ -23,6 +29,7 @@ from .attacks.catalog import ATTACKS
 from .neighbour import Neighbour, Stay, neighbour, percentile
 
 TURNS = 2
+CORES = sorted(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +85,25 @@ def measure(name: str, quiet: Neighbour, attacker: Attacker) -> NoiseResult:
     return NoiseResult(name, outcomes, seconds, Noticed.of(alone), Noticed.of(noisy), alone.faults + noisy.faults)
 
 
-def run(mesh: Mesh, names: Sequence[str]) -> list[NoiseResult]:
+def give_own_core(mesh: Mesh) -> None:
+    """Leave one core to the decoder, and the others to the rest of the mesh and to its clients."""
+    decoder, (own, *others) = mesh.replica("decoder"), CORES
+    for process in (decoder, psutil.Process(), *psutil.Process().children(recursive=True)):
+        cores = {own} if process == decoder else others
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended meanwhile
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, cores)
+
+
+def run(mesh: Mesh, names: Sequence[str], own_core: bool) -> list[NoiseResult]:
     """Measure these attacks one after the other; what has gone down with one is up again before the next."""
     results = []
     with neighbour(mesh.http_url) as quiet, running_attacker(mesh.http_url, mesh.grpc_address) as attacker:
         quiet.stream(Stay())
         for name in names:
             eventually(mesh.is_whole, "the mesh is whole")
+            if own_core:
+                give_own_core(mesh)
             results.append(measure(name, quiet, attacker))
             print(row(results[-1]), flush=True)
     return results
@@ -123,17 +142,23 @@ def as_markdown(found: Mapping[str, Any], results: Sequence[NoiseResult]) -> str
     return "\n".join(lines) + "\n"
 
 
-def main(*wanted: str) -> None:
+def main() -> None:
     """Start a mesh, measure, and write down what was found."""
-    names = [name for name in ATTACKS if not wanted or any(word in name for word in wanted)]
-    found = conditions() | {"benchmark": "python -m tests.faults.neighbours", "turns": TURNS}
+    arguments = argparse.ArgumentParser("python -m tests.faults.neighbours", description=__doc__)
+    arguments.add_argument("--own-core", action="store_true", help="let nothing else run on the core of the decoder")
+    arguments.add_argument("words", nargs="*", metavar="NAME", help="a word in the names of the attacks to send")
+    chosen = arguments.parse_args()
+    names = [name for name in ATTACKS if not chosen.words or any(word in name for word in chosen.words)]
+    name = "neighbours-own-core" if chosen.own_core else "neighbours"
+    command = f"{arguments.prog}{' --own-core' if chosen.own_core else ''}"
+    found = conditions() | {"benchmark": command, "turns": TURNS}
     with tempfile.TemporaryDirectory() as folder, running_mesh(Path(folder) / "serve.log") as mesh:
         print(HEAD)
-        results = run(mesh, names)
+        results = run(mesh, names, chosen.own_core)
     measured = {"results": [asdict(result) | {"ratio": result.ratio} for result in results]}
     as_json = json.dumps(found | measured, indent=2, ensure_ascii=False) + "\n"
-    write(ROOT / "benchmarks" / "results", "neighbours", found, as_json, as_markdown(found, results))
+    write(ROOT / "benchmarks" / "results", name, found, as_json, as_markdown(found, results))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
