@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from autoglm.common import side_process
 from autoglm.common.errors import RequestTooLarge, UpstreamUnavailable
 from autoglm.gateway import reader_process
 from autoglm.gateway.json_bounds import may_have_more_values
@@ -45,18 +45,10 @@ class ReaderPool:
 
     def start(self) -> None:
         """Start the process; it takes about a second until it reads."""
-        self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        # A process group, so that its children end with it, and a signal at the terminal is not for it. No session:
-        # Linux gives each of them the same part of the CPU, whatever the niceness in it.
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", reader_process.__name__],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env={name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)},
-                process_group=0,
-            )
-        self._end = weakref.finalize(self, _end, self._process, self._control)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+        command = [sys.executable, "-m", reader_process.__name__]
+        process, self._control = side_process.start(command, socket.SOCK_SEQPACKET, environment)
+        self._process, self._end = process, weakref.finalize(self, side_process.end, process, self._control)
 
     def close(self) -> None:
         """End the process and its children."""
@@ -148,11 +140,3 @@ def _said(ours: socket.socket, size: int) -> bytes:
         return ours.recv(size)
     except ConnectionError:
         return b""
-
-
-def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
-    """End the process and its children; those of one that has ended have seconds left."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    control.close()

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from autoglm.common import side_process
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited, UpstreamUnavailable
 from autoglm.decoder.engine import trial_process
 from autoglm.decoder.engine.matchers import EmptyGrammar, UnusableGrammar
@@ -63,14 +62,8 @@ class Trials:
         return self._process.pid
 
     def _start(self) -> None:
-        self._control, theirs = socket.socketpair()
-        # A group, so that its children end with it, and a signal at the terminal is not for it. In a session of its own
-        # Linux would give it as much of the CPU as the decoder, whatever its priority (autogroups).
-        with theirs:
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                self._command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, process_group=0
-            )
-        self._end = weakref.finalize(self, _end, self._process, self._control)
+        process, self._control = side_process.start(self._command)
+        self._process, self._end = process, weakref.finalize(self, side_process.end, process, self._control)
 
     def _try(self, spec: GrammarSpec, until: float) -> bytes:
         """Return what the child says; nothing after BEGUN if it died. Raises UpstreamUnavailable if there is none."""
@@ -113,11 +106,3 @@ def _read(trial: socket.socket, until: float) -> bytes:
             return b"".join(parts)
         parts.append(part)
     raise DeadlineExceeded("the deadline passed before the format was compiled; allow more time")
-
-
-def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
-    """End the process and its children; those of one that has ended have seconds left."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    control.close()
