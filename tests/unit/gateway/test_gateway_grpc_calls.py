@@ -90,7 +90,7 @@ async def test_bytes_that_are_no_message(
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR")
     assert message == f"the message is not a valid autoglm.v1.{METHODS[method]}"
     (line,) = lines(caplog)
-    assert line.startswith(f"r1 {method.removeprefix('/autoglm.v1.')} invalid_request_error ")
+    assert line.startswith(f"{method.removeprefix('/autoglm.v1.')} invalid_request_error ")
     assert await counted(client, "invalid_request_error") == 1
 
 
@@ -145,7 +145,7 @@ async def test_what_the_standard_services_do_not_have(
     with caplog.at_level(logging.INFO, "autoglm"):
         assert (await refused(sent(client, method, asked)))[:2] == (code, "NOT_FOUND")
     (line,) = lines(caplog)
-    assert line.startswith(f"r1 {method if method == CHECK else '(no method)'} not_found ")
+    assert line.startswith(f"{method if method == CHECK else '(no method)'} not_found ")
     assert await counted(client, "not_found") == 1
 
 
