@@ -52,6 +52,12 @@ class ReceivedSpan:
     def events(self) -> Sequence[str]:
         return [event.name for event in self.span.events]
 
+    def is_around(self, other: "ReceivedSpan") -> bool:
+        """Return whether `other` ran while this one did."""
+        mine, theirs = self.span, other.span
+        begun = mine.start_time_unix_nano <= theirs.start_time_unix_nano
+        return begun and theirs.end_time_unix_nano <= mine.end_time_unix_nano
+
     @property
     def milliseconds(self) -> float:
         return (self.span.end_time_unix_nano - self.span.start_time_unix_nano) / 1e6

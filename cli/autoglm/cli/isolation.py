@@ -99,7 +99,6 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
     """Return the environment of Ray and the replicas, with HAProxy's files in `folder`."""
     http_replicas = ports.block + SINGLE
     grpc_replicas = http_replicas + REPLICAS
-    encoding = os.environ.get("AUTOGLM_LOG_ENCODING", "").upper()
     inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     own = {
         "AUTOGLM_BUNDLE": str(bundle),
@@ -125,5 +124,4 @@ def environment(folder: Path, bundle: Path, ports: Ports) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.block + 6),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.block + 7),
     }
-    logs = {"RAY_SERVE_LOG_ENCODING": encoding} if encoding else {}
-    return inherited | ray_environment(max_timeout_of(os.environ)) | logs | own
+    return inherited | ray_environment(max_timeout_of(os.environ)) | own

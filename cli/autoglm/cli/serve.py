@@ -28,7 +28,7 @@ from autoglm.cli.private_folder import private_folder
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.cli.supervision import SupervisedChild, watch
 from autoglm.common.bundle import Bundle, chosen_bundle
-from autoglm.common.logs import formatter
+from autoglm.common.logs import formatter, log_config
 from autoglm.common.modalities import ApplicationName
 
 DRAIN_SECONDS = 25
@@ -97,7 +97,7 @@ def say(line: str) -> None:
     """Print one line of the log. A disk that is full, or a reader that has gone, does not end the mesh."""
     with suppress(OSError):
         record = logging.LogRecord("autoglm", logging.INFO, __file__, 0, line, None, None)
-        print(formatter(os.environ.get("AUTOGLM_LOG_ENCODING", "TEXT").upper()).format(record), flush=True)
+        print(formatter(log_config(os.environ).get("encoding", "TEXT")).format(record), flush=True)
 
 
 class Supervisor:

@@ -62,7 +62,7 @@ GATEWAY = frozenset(
         "TENANT_REQUESTS_PER_MINUTE",
     }
 )
-SERVICES = frozenset({"BUNDLE", "MAX_TIMEOUT", "SERVE_TOKEN"})
+SERVICES = frozenset({"BUNDLE", "LOG_ENCODING", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
 TESTS = frozenset({"CRDS"})  # tests/unit/deploy; the meshes that tests start need not warn of it

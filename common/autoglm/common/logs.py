@@ -5,6 +5,7 @@ The keys of the JSON are those of Ray's, so that the lines of the gateway and of
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 from autoglm.common import tracing
@@ -14,19 +15,16 @@ Encoding = Literal["TEXT", "JSON"]
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def label_records() -> None:
-    """Give every record of this process `request_id` and `trace_id` where it belongs to a request, in any handler."""
-    make = logging.getLogRecordFactory()
+class RequestFilter(logging.Filter):
+    """Gives the records of a handler `request_id` and `trace_id` where they belong to a request. It lets all pass."""
 
-    def labelled(*arguments: object, **options: object) -> logging.LogRecord:
-        record = make(*arguments, **options)
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Label a record, unless whoever made it has done so."""
         if (ids := tracing.current()) is not None:
-            record.request_id = ids.request_id
+            record.__dict__.setdefault("request_id", ids.request_id)
             if ids.trace_id is not None:
-                record.trace_id = ids.trace_id
-        return record
-
-    logging.setLogRecordFactory(labelled)
+                record.__dict__.setdefault("trace_id", ids.trace_id)
+        return True
 
 
 class TextFormatter(logging.Formatter):
@@ -65,9 +63,15 @@ def formatter(encoding: str) -> logging.Formatter:
     return JsonFormatter() if encoding == "JSON" else TextFormatter(TEXT)
 
 
+def log_config(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of Serve's `logging_config` AUTOGLM_LOG_ENCODING sets; nothing, if it is not there."""
+    encoding = environ.get("AUTOGLM_LOG_ENCODING", "")
+    return {"encoding": encoding.upper()} if encoding else {}
+
+
 def log_to_stderr(level: str, encoding: Encoding) -> None:
     """Write this process's log to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(encoding))
+    handler.addFilter(RequestFilter())
     logging.basicConfig(level=level, handlers=[handler])
-    label_records()

@@ -13,6 +13,8 @@ from copy import copy
 from functools import partial
 from typing import Any
 
+from autoglm.common.logs import RequestFilter
+
 logger = logging.getLogger("ray.serve")
 
 Refuse = Callable[[Any], Awaitable[None]]  # ends the call of a gRPC context
@@ -165,11 +167,12 @@ class _TextWithTrace(logging.Formatter):
 
 
 def log_through_serve() -> None:
-    """Write the lines of the mesh's loggers to Serve's log, with their levels, and the trace's id to its lines of text.
-    Elsewhere than in a replica it changes only where lines would go to."""
+    """Write the lines of the mesh's loggers to Serve's log, with their levels, and put the ids of requests and traces
+    into all of its lines."""
     serve = logging.getLogger("ray.serve")
     logging.getLogger("autoglm").parent = serve
     for handler in serve.handlers:
+        handler.addFilter(RequestFilter())
         target = getattr(handler, "target", handler)  # of one that collects lines
         if type(target.formatter).__name__ == "ServeFormatter":
             target.setFormatter(_TextWithTrace(target.formatter))

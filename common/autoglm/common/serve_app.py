@@ -11,7 +11,7 @@ from ray import serve
 
 from autoglm.common import environment, tracing
 from autoglm.common.deadlines import grace_seconds, max_timeout_of
-from autoglm.common.logs import label_records
+from autoglm.common.logs import log_config
 from autoglm.common.memory import release_free_memory
 from autoglm.common.modalities import ApplicationName
 from autoglm.common.ray_internals import log_through_serve
@@ -39,6 +39,7 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
         max_surge_percent=0 if settings.num_gpus else 100,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
+        logging_config=log_config(os.environ) or None,  # without it, that of the Serve config
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     return deployment.bind(settings.model_dump())
@@ -51,7 +52,6 @@ def load_servicer(name: ApplicationName, load: Callable[[Settings], Servicer], s
     """
     import torch
 
-    label_records()
     log_through_serve()
     reviewed = environment.review(os.environ, reads=environment.SERVICES)
     for warning in reviewed.warnings:

@@ -162,7 +162,8 @@ def _wall(monotonic: float | None) -> int | None:
     """Return monotonic seconds as nanoseconds since 1970."""
     if monotonic is None:
         return None
-    return time.time_ns() - round((time.monotonic() - monotonic) * 1e9)
+    ago = time.monotonic() - monotonic  # read first, so that no child begins before its parent
+    return time.time_ns() - round(ago * 1e9)
 
 
 # --- the request that the running code belongs to -------------------------------------------------------

@@ -245,8 +245,8 @@ class Settings(BaseSettings):
     )
     log_encoding: Annotated[Encoding, BeforeValidator(str.upper)] = Field(
         default="TEXT",
-        description="Whether a line of the log is text or a JSON object: TEXT or JSON. `autoglm serve` sets Ray Serve's"
-        " RAY_SERVE_LOG_ENCODING to the same.",
+        description="Whether a line of the log is text or a JSON object: TEXT or JSON. The services read it too, as the"
+        " `encoding` of Ray Serve's `logging_config`.",
     )
 
     @property
