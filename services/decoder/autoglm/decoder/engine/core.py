@@ -17,7 +17,6 @@ from torch import Tensor
 
 from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import InternalError, InvalidRequest
-from autoglm.common.tracing import belonging_to
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
@@ -287,7 +286,6 @@ class EngineCore:
     def _fail(self, sequence: Sequence, error: Exception) -> RequestOutput:
         """End a sequence alone with an error; one of the client's, as of a format with a dead end, is not logged."""
         if not isinstance(error, InvalidRequest):
-            with belonging_to(sequence.request.ids):
-                self._errors.error("a sequence failed", error)
+            self._errors.error("a sequence failed", error, sequence.request.ids)
         self.abort(sequence.request.id)
         return sequence.output_of(None, error)

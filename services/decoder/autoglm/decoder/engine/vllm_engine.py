@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from autoglm.common.bundle import BundleError
 from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavailable
-from autoglm.common.tracing import belonging_to
 from autoglm.decoder.engine.adapter_files import AdapterConfig
 from autoglm.decoder.engine.lora import Adapter, Adapters
 from autoglm.decoder.engine.matchers import JSON_STYLE
@@ -187,8 +186,7 @@ class VllmEngine:
         except InvalidRequest as error:
             finish = error
         except Exception as error:
-            with belonging_to(running.sequence.request.ids):
-                self._errors.error("a sequence failed", error)
+            self._errors.error("a sequence failed", error, running.sequence.request.ids)
             finish = error
         finally:
             with self._lock:
