@@ -154,6 +154,10 @@ def _together(environ: MutableMapping[str, str], protocol: str) -> Iterator[str]
     if protocol == "grpc" and compression == "none":  # which its exporter does not know as a word
         for scope in ("", "TRACES_"):
             environ.pop(f"OTEL_EXPORTER_OTLP_{scope}COMPRESSION", None)
+    if _of(environ, "CLIENT_CERTIFICATE", "") and not _of(environ, "CERTIFICATE", ""):  # read only then
+        yield "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: needs OTEL_EXPORTER_OTLP_CERTIFICATE"
+    if bool(_of(environ, "CLIENT_CERTIFICATE", "")) != bool(_of(environ, "CLIENT_KEY", "")):
+        yield "OTEL_EXPORTER_OTLP_CLIENT_KEY: set OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and it, or neither"
     if int(environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)) > int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE", 2048)):
         yield "OTEL_BSP_MAX_EXPORT_BATCH_SIZE: must not exceed OTEL_BSP_MAX_QUEUE_SIZE"
     if environ.get("OTEL_TRACES_SAMPLER", "").endswith("traceidratio") and "OTEL_TRACES_SAMPLER_ARG" not in environ:

@@ -72,6 +72,11 @@ def test_a_wrong_value_is_a_fault_that_does_not_show_it(name: str) -> None:
         ({"OTEL_TRACES_SAMPLER": "traceidratio"}, "OTEL_TRACES_SAMPLER_ARG"),
         ({"OTEL_EXPORTER_OTLP_COMPRESSION": "deflate"}, "OTEL_EXPORTER_OTLP_COMPRESSION"),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "100"}, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+        ({"OTEL_EXPORTER_OTLP_CLIENT_KEY": __file__}, "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
+        (
+            {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": __file__, "OTEL_EXPORTER_OTLP_CLIENT_KEY": __file__},
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+        ),
     ],
 )
 def test_values_that_do_not_go_together(environ: dict[str, str], name: str) -> None:
