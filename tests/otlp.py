@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -17,6 +18,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from autoglm.common import tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +127,16 @@ def receiving() -> Iterator[Receiver]:
     finally:
         stopped: threading.Event = server.stop(0)
         stopped.wait()
+
+
+@contextmanager
+def traced(component: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """Trace this process in the block, as a component of the mesh, and receive what it sends at once."""
+    with receiving() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+        tracing.start(component)
+        try:
+            yield receiver
+        finally:
+            tracing.stop()

@@ -15,7 +15,7 @@ from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, Conte
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
-from ...otlp import ReceivedSpan, Receiver, receiving
+from ...otlp import ReceivedSpan, Receiver, traced
 from ...waiting import eventually_async
 from .conftest import BUNDLE, Client, FakeMesh, Serve
 from .samples import image_part, png
@@ -29,14 +29,8 @@ SECRET = "a-secret-of-the-client"
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     """A receiver that this process sends its traces to."""
-    with receiving() as receiver:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint)
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
-        tracing.start("gateway")
-        try:
-            yield receiver
-        finally:
-            tracing.stop()
+    with traced("gateway", monkeypatch) as receiver:
+        yield receiver
 
 
 @pytest_asyncio.fixture(loop_scope="session")
