@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass
-class Receiver(TraceServiceServicer):  # type: ignore[misc]  # it has no types
+class Receiver(TraceServiceServicer):
     """Keeps the spans that arrive."""
 
     spans: list[ReceivedSpan] = field(default_factory=list)
@@ -119,7 +119,7 @@ def receiving() -> Iterator[Receiver]:
     """Receive traces in the block."""
     receiver = Receiver()
     server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(receiver, server)
+    add_TraceServiceServicer_to_server(receiver, server)  # type: ignore[no-untyped-call]
     receiver.port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:

@@ -103,7 +103,7 @@ async def test_a_method_that_is_not_there(client: Client, caplog: pytest.LogCapt
     assert (code, reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_FOUND")
     assert message == f"there is no method {method[:200]}"
     (line,) = lines(caplog)
-    assert line.startswith("r1 (no method) not_found ")  # no text of the client
+    assert line.startswith("(no method) not_found ")  # no text of the client
     assert await counted(client, "not_found") == 1
 
 
@@ -159,9 +159,9 @@ async def test_the_standard_services_have_the_same_errors(
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR")
         code, reason, _ = await refused(sent(client, method, gzip.compress(bytes(8 * MIB))))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
-    assert [line.split()[:3] for line in lines(caplog)] == [
-        ["r1", method, "invalid_request_error"],
-        ["r1", method, "request_too_large"],
+    assert [line.split()[:2] for line in lines(caplog)] == [
+        [method, "invalid_request_error"],
+        [method, "request_too_large"],
     ]
 
 
@@ -182,7 +182,7 @@ async def test_a_message_that_grpc_itself_refuses_is_counted(serve: Serve, caplo
         await eventually_async(lambda: logged(caplog), "the call is logged")
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     (line,) = lines(caplog)
-    assert line.startswith("r1 ChatService/Complete request_too_large ")
+    assert line.startswith("ChatService/Complete request_too_large ")
     assert await counted(client, "request_too_large") == 1
     assert await sent(client, COMPLETE, question())
 
