@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from autoglm.bench.smoke import load, report, workloads
 from autoglm.bench.smoke.report import LoadCase, LoadResult
@@ -17,6 +17,7 @@ from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, needing
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.common.progress import shown_progress
 from autoglm.training.measured import conditions
 
 SEED = 0
@@ -51,9 +52,8 @@ def smoke(
     as_json: AsJson = False,
 ) -> None:
     """Measure time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
-    console = Console(stderr=True)
     try:
-        found, rows = _smoke(url, api_key, requests, console)
+        found, rows = _smoke(url, api_key, requests)
     except (ApiError, ToolsMissing, Unmeasurable) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -73,7 +73,6 @@ def engine(
     as_json: AsJson = False,
 ) -> None:
     """Compare the decoder's engine with transformers: equality, tokens/s, an agent's second step, a full cache."""
-    console = Console(stderr=True)
     with needing("decoder", "bench"):
         import torch
 
@@ -85,7 +84,7 @@ def engine(
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
-        with _telling(console) as tell:
+        with _telling() as tell:
             measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -114,7 +113,6 @@ def gateway(
     as_json: AsJson = False,
 ) -> None:
     """Measure the gateway in front of a stub decoder: added latency, chunks/s, memory per stream."""
-    console = Console(stderr=True)
     with needing("serve", "bench"):
         from autoglm.bench.gateway import bench
         from autoglm.bench.gateway import report as gateway_report
@@ -125,7 +123,7 @@ def gateway(
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
     try:
         versions = [version_of(name, program) for name, program in peers.items()]
-        with _telling(console) as tell:
+        with _telling() as tell:
             measured = bench.run(config, peers, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -151,8 +149,8 @@ def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_
     Console(stderr=True).print(f"Written to {path} and {path.with_suffix('.json')}")
 
 
-def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[LoadResult]]:
-    with _progress(console) as progress, _mesh(url, progress) as address:
+def _smoke(url: str | None, api_key: str, requests: int) -> tuple[dict[str, Any], list[LoadResult]]:
+    with shown_progress() as progress, _mesh(url, progress) as address:
         api = Api(address, api_key)
         model = _model(api)
         rows = _measure(api, model, _draw(requests, progress), progress)
@@ -221,14 +219,9 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
         raise Unmeasurable(str(error)) from None
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-
-
 @contextmanager
-def _telling(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def _telling() -> Iterator[Callable[[str, int, int], None]]:
     """Show one bar inside the block, and give what sets its label, what is done and of how many."""
-    with _progress(console) as progress:
+    with shown_progress() as progress:
         task = progress.add_task("")
         yield lambda label, done, total: progress.update(task, description=label, completed=done, total=total)

@@ -9,6 +9,7 @@ import typer
 
 from autoglm.cli.options import AsJson, needing, print_json
 from autoglm.common.bundle import BundleError
+from autoglm.common.progress import shown_progress
 
 if TYPE_CHECKING:
     from autoglm.bundles.check import BundleReport
@@ -57,8 +58,6 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check files and shapes of a bundle, and on which devices it fits; exit status 1 for a fault."""
-    from rich.console import Console
-
     with needing("serve", "bundle check"):
         from autoglm.bundles import placement
         from autoglm.bundles.check import check as look_at
@@ -66,7 +65,8 @@ def check(
         from autoglm.common.memory import available_memory
     try:
         devices = placement.gpus() if gpus is None else placement.parse(gpus)
-        with Console(stderr=True).status("Hashing and comparing every file"):
+        with shown_progress() as progress:
+            progress.add_task("Hashing and comparing every file", total=None)
             report = look_at(bundle, "BUNDLE")
     except BundleError as error:
         raise _refuse("check", error) from None

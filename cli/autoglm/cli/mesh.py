@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from autoglm.cli.isolation import LOOPBACK, Ports
 from autoglm.cli.processes import StartError, TryAgain
+from autoglm.common.logs import log_config
 from autoglm.common.modalities import APPLICATION_PARTS, ApplicationName
 from autoglm.common.ray_internals import slim_start, with_options
 from autoglm.common.serve_settings import ServiceSettings
@@ -116,7 +117,7 @@ def start_ingress(functions: Sequence[str], ports: Ports) -> None:
             proxy_location="EveryNode",
             http_options={"host": LOOPBACK, "port": ports.http},
             grpc_options={"port": ports.ingress, "grpc_servicer_functions": list(functions)},
-            logging_config={"enable_access_log": False},
+            logging_config={"enable_access_log": False, **log_config(os.environ)},
         )
     except (RuntimeError, TimeoutError, RayError) as error:
         raise TryAgain(f"the ingress does not start: {_cause(str(error))}") from None

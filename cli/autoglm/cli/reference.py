@@ -43,6 +43,37 @@ Every setting is read once at start. A value out of range is an error that names
 """
 
 
+OPENTELEMETRY = """## OpenTelemetry
+
+Gateway and services read the standard variables of OpenTelemetry for [traces](operate.md#traces). By default none is
+set, and traces are off. A wrong value is an error, and a variable without an effect is a warning. What is named
+`OTEL_EXPORTER_OTLP_…` here may also be named `OTEL_EXPORTER_OTLP_TRACES_…`, which has precedence.
+
+| Variable | Default | What it is |
+|---|---|---|
+"""
+_STANDARD = {
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("empty", "URL of the collector. Setting it turns traces on."),
+    "OTEL_TRACES_EXPORTER": ("`otlp` with an endpoint", "`otlp`, `console`, both with a comma, or `none`."),
+    "OTEL_EXPORTER_OTLP_PROTOCOL": ("`grpc`", "`grpc` or `http/protobuf`."),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("empty", "Headers for the collector, such as a key: `name=value`, with commas."),
+    "OTEL_EXPORTER_OTLP_TIMEOUT": ("`10`", "Seconds that sending a batch may take."),
+    "OTEL_EXPORTER_OTLP_COMPRESSION": ("`none`", "`gzip`, `none`, or with http/protobuf `deflate`."),
+    "OTEL_EXPORTER_OTLP_CERTIFICATE": ("empty", "CA certificates (PEM) for an https: endpoint."),
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": ("empty", "Certificate chain (PEM) to present there."),
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY": ("empty", "Its private key (PEM)."),
+    "OTEL_TRACES_SAMPLER": (
+        "`parentbased_always_on`",
+        "`always_on`, `always_off`, `traceidratio`, or one of them after `parentbased_`.",
+    ),
+    "OTEL_TRACES_SAMPLER_ARG": ("empty", "Ratio of traces, from 0 to 1, that `traceidratio` samples."),
+    "OTEL_SERVICE_NAME": ("`autoglm-gateway`, `autoglm-vision` …", "One name for all that read it."),
+    "OTEL_RESOURCE_ATTRIBUTES": ("empty", "Attributes of every span: `name=value`, with commas."),
+    "OTEL_BSP_*": ("those of the SDK", "Batches of spans: delay, timeout, sizes of the queue and of a batch."),
+    "OTEL_SDK_DISABLED": ("`false`", "`true` turns traces off, and also Ray's own metrics where Ray reads it."),
+}
+
+
 def document() -> str:
     """Return the page."""
     applications: dict[str, type[BaseModel]] = {
@@ -50,7 +81,13 @@ def document() -> str:
         "speech": SpeechSettings,
         "decoder": DecoderSettings,
     }
-    parts = [INTRODUCTION, "## Gateway: environment variables\n", _table(Settings, "Variable")]
+    standard = "".join(f"| `{name}` | {default} | {text} |\n" for name, (default, text) in _STANDARD.items())
+    parts = [
+        INTRODUCTION,
+        OPENTELEMETRY + standard,
+        "## Gateway: environment variables\n",
+        _table(Settings, "Variable"),
+    ]
     parts += ["## Services: `args` of each application in the Serve config (`deploy/serve.yaml`)\n"]
     for name, settings in applications.items():
         parts += [f"### {name}\n", _table(settings, "Key")]

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import secrets
 import select
@@ -27,6 +28,7 @@ from autoglm.cli.private_folder import private_folder
 from autoglm.cli.processes import Signals, StartError, TryAgain
 from autoglm.cli.supervision import SupervisedChild, watch
 from autoglm.common.bundle import Bundle, chosen_bundle
+from autoglm.common.logs import formatter, log_config
 from autoglm.common.modalities import ApplicationName
 
 DRAIN_SECONDS = 25
@@ -94,7 +96,8 @@ def _ignore_other_services() -> None:
 def say(line: str) -> None:
     """Print one line of the log. A disk that is full, or a reader that has gone, does not end the mesh."""
     with suppress(OSError):
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO autoglm: {line}", flush=True)
+        record = logging.LogRecord("autoglm", logging.INFO, __file__, 0, line, None, None)
+        print(formatter(log_config(os.environ).get("encoding", "TEXT")).format(record), flush=True)
 
 
 class Supervisor:

@@ -10,7 +10,9 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from autoglm.common.priority import give_way
 from autoglm.common.serve_settings import EncoderSettings
 from autoglm.common.server import Context, fail
 from autoglm.common.torch_tensors import from_torch
+from autoglm.common.tracing import current_span
 from autoglm.common.watchdog import Ask
 from autoglm.v1.embedding_pb2 import Embedding, EncoderInfo, EncoderTimes
 
@@ -109,15 +112,19 @@ class EncoderServicer(Generic[Item, Value]):
     async def _run(self, media: bytes, metrics: StageMetrics) -> Encoding[Item, Value]:
         """Preprocess and encode one file. At most a batch of its items waits at a time: others come in between."""
         started = time.monotonic()
-        items = await asyncio.get_running_loop().run_in_executor(self._pool, self._preprocess, media)
-        preprocess, queue, compute = time.monotonic() - started, 0.0, 0.0
+        work = partial(copy_context().run, self._preprocess, media)
+        items = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        preprocess, queue, compute, span = time.monotonic() - started, 0.0, 0.0, current_span()
+        span.record("preprocess", started, started + preprocess, {"autoglm.items": len(items)})
         values: list[Value] = []
         for first in range(0, len(items), self._max_batch):
-            group = items[first : first + self._max_batch]
+            group, submitted = items[first : first + self._max_batch], time.monotonic()
             batched = await asyncio.gather(*(self._batcher.submit(item) for item in group))
             values += [each.value for each in batched]
-            queue += max(each.queue for each in batched)
-            compute += max(each.compute for each in batched)
+            waited, computed = max(each.queue for each in batched), max(each.compute for each in batched)
+            queue, compute, begun = queue + waited, compute + computed, submitted + waited
+            span.record("queue", submitted, begun)
+            span.record("forward", begun, begun + computed, {"autoglm.batch.size": batched[0].size})
             metrics.batched(batched[0].size)
         if len(items) > self._max_batch:  # a long recording leaves much free memory behind
             await asyncio.get_running_loop().run_in_executor(self._pool, release_free_memory)

@@ -1,5 +1,7 @@
 """The AUTOGLM_ variables: every name that a program of the mesh reads, and what is wrong with those that are set.
 
+For what serves, that includes OpenTelemetry's variables (trace_variables.py).
+
 A misspelled name would otherwise be ignored, and the API be open to everyone for want of a key. Programs call `review`
 once, before they read anything. tests/contract keeps the names complete.
 """
@@ -8,6 +10,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+
+from autoglm.common.trace_variables import trace_config
 
 PREFIX = "AUTOGLM_"
 
@@ -28,6 +32,7 @@ GATEWAY = frozenset(
         "GRPC_SOCKET",
         "HOST",
         "HTTP_PORT",
+        "LOG_ENCODING",
         "LOG_LEVEL",
         "MAX_BODY_BYTES",
         "MAX_BYTES_IN_PROGRESS",
@@ -57,7 +62,7 @@ GATEWAY = frozenset(
         "TENANT_REQUESTS_PER_MINUTE",
     }
 )
-SERVICES = frozenset({"BUNDLE", "MAX_TIMEOUT", "SERVE_TOKEN"})
+SERVICES = frozenset({"BUNDLE", "LOG_ENCODING", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
 COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
 TESTS = frozenset({"CRDS"})  # tests/unit/deploy; the meshes that tests start need not warn of it
@@ -108,8 +113,14 @@ def review(environ: MutableMapping[str, str], reads: Collection[str]) -> Reviewe
     Afterwards `environ` means the same to every reader: names are in capitals, values have no white space around
     them, and unknown, empty and faulty variables are removed, so that no child process warns again.
     """
-    warnings = [*_capitalize(environ), *_unknown(environ, reads)]
-    return ReviewedEnvironment(tuple(warnings), tuple(_unusable(environ, reads)))
+    warnings, faults = [*_capitalize(environ), *_unknown(environ, reads)], [*_unusable(environ, reads)]
+    if "SERVE_TOKEN" in reads:  # it traces
+        traces = trace_config(environ)
+        faults += traces.faults
+        for name, warning in traces.warnings:
+            del environ[name]
+            warnings.append(warning)
+    return ReviewedEnvironment(tuple(warnings), tuple(faults))
 
 
 def _names(environ: Mapping[str, str]) -> list[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
+from autoglm.common.tracing import RequestIds, belonging_to, current
+
 SECONDS = 60.0  # between two lines about one kind of error
 KINDS = 100  # that are told apart; of more, those that were seen last
 FRAMES = 20  # of a traceback, the innermost
@@ -29,8 +31,9 @@ class ErrorLog:
         self._logger, self._clock = logger, clock
         self._seen: LRUCache[tuple[type[BaseException], str, int | None], _Seen] = LRUCache(KINDS)
 
-    def error(self, what: str, error: BaseException) -> None:
-        """Log `what` happened, with the error's type and traceback, unless its kind was logged in the last minute."""
+    def error(self, what: str, error: BaseException, ids: RequestIds | None = None) -> None:
+        """Log `what` happened, with the error's type and traceback, unless its kind was logged in the last minute. In a
+        thread that works for many requests, `ids` tell to which of them it happened."""
         frames = traceback.extract_tb(error.__traceback__, -FRAMES)
         kind = (type(error), frames[-1].filename if frames else "", frames[-1].lineno if frames else None)
         now, seen = self._clock(), self._seen.get(kind)
@@ -40,4 +43,5 @@ class ErrorLog:
         more = f" ({seen.left_out} more since the last line)" if seen and seen.left_out else ""
         self._seen[kind] = _Seen(now)
         stack = "".join(traceback.format_list(frames)).rstrip()
-        self._logger.error("%s: %s%s\n%s", what, type(error).__name__, more, stack)
+        with belonging_to(ids or current()):
+            self._logger.error("%s: %s%s\n%s", what, type(error).__name__, more, stack)

@@ -9,8 +9,11 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
+
+from autoglm.common.logs import RequestFilter
 
 logger = logging.getLogger("ray.serve")
 
@@ -147,6 +150,32 @@ def has_replicas(router: Any, application: str) -> bool:
     routing = found[1]._router._asyncio_router
     chooser = routing._request_router  # made with the first request
     return bool(routing._running_replicas if chooser is None else chooser.curr_replicas)
+
+
+class _TextWithTrace(logging.Formatter):
+    """Serve's own text, which has the request's id but not its trace's."""
+
+    def __init__(self, text: logging.Formatter) -> None:
+        super().__init__()
+        self._text = text
+
+    def format(self, record: logging.LogRecord) -> str:
+        if hasattr(record, "trace_id"):
+            record = copy(record)
+            record.msg, record.args = f"trace_id={record.trace_id} {record.getMessage()}", ()
+        return self._text.format(record)
+
+
+def log_through_serve() -> None:
+    """Write the lines of the mesh's loggers to Serve's log, with their levels, and put the ids of requests and traces
+    into all of its lines."""
+    serve = logging.getLogger("ray.serve")
+    logging.getLogger("autoglm").parent = serve
+    for handler in serve.handlers:
+        handler.addFilter(RequestFilter())
+        target = getattr(handler, "target", handler)  # of one that collects lines
+        if type(target.formatter).__name__ == "ServeFormatter":
+            target.setFormatter(_TextWithTrace(target.formatter))
 
 
 def slim_start(agent_ports: Mapping[str, int]) -> None:

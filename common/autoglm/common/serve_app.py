@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 from ray import serve
 
-from autoglm.common import environment
+from autoglm.common import environment, tracing
 from autoglm.common.deadlines import grace_seconds, max_timeout_of
+from autoglm.common.logs import log_config
 from autoglm.common.memory import release_free_memory
+from autoglm.common.modalities import ApplicationName
+from autoglm.common.ray_internals import log_through_serve
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
 from autoglm.common.watchdog import Ask, watch
@@ -36,23 +39,26 @@ def application(replica: type[Any], settings: ServiceSettings) -> serve.Applicat
         max_surge_percent=0 if settings.num_gpus else 100,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
+        logging_config=log_config(os.environ) or None,  # without it, that of the Serve config
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
     )
     return deployment.bind(settings.model_dump())
 
 
-def load_servicer(load: Callable[[Settings], Servicer], settings: Settings) -> Servicer:
-    """Prepare the process of a replica and return its loaded servicer: variables, threads, memory.
+def load_servicer(name: ApplicationName, load: Callable[[Settings], Servicer], settings: Settings) -> Servicer:
+    """Prepare the process of a replica and return its loaded servicer: log, variables, traces, threads, memory.
 
     Raises ValueError for a variable of the environment that cannot be used.
     """
     import torch
 
+    log_through_serve()
     reviewed = environment.review(os.environ, reads=environment.SERVICES)
     for warning in reviewed.warnings:
         logger.warning(warning)
     if reviewed.faults:
         raise ValueError(reviewed.faults[0])
+    tracing.start(name)
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 1) // 2))
     servicer = load(settings)
     gc.collect()

@@ -9,12 +9,15 @@ import hmac
 import logging
 import os
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import grpc
 from grpc_status import rpc_status
 
 from autoglm.common.errors import ELLIPSIS, AuthenticationFailed, DeadlineExceeded, InternalError, MeshError, to_status
+from autoglm.common.tracing import current_span, enter, request_span
 
 logger = logging.getLogger("autoglm")
 
@@ -45,10 +48,24 @@ def authenticate(context: Caller) -> bool:
     return False
 
 
+@contextmanager
+def served(context: Caller, method: str) -> Iterator[None]:
+    """Trace a call of `method`, such as autoglm.v1.VisionService/Encode, in the block, and let the running task belong
+    to its request."""
+    headers = dict(context.invocation_metadata())
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method, "rpc.response.status_code": "OK"}
+    with request_span(method, headers, attributes) as span:
+        enter(str(headers.get("x-request-id", "-")), span)
+        yield
+
+
 def fail(context: Context, error: BaseException) -> None:
     """Set `error` on `context`; the handler then returns. Only unexpected errors are logged, with their traceback."""
     known = as_mesh_error(error)
     status = rpc_status.to_status(to_status(known))
+    span = current_span()
+    span.failed(known)
+    span.set({"rpc.response.status_code": status.code.name})
     context.set_code(status.code)
     context.set_details(status.details)
     context.set_trailing_metadata(list(status.trailing_metadata))  # Serve adds a list to it

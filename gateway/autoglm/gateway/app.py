@@ -25,7 +25,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import ValidationError
 
-from autoglm.common import environment
+from autoglm.common import environment, tracing
+from autoglm.common.logs import log_to_stderr
 from autoglm.common.watchdog import watch
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.admission.byte_budget import ByteBudget
@@ -89,7 +90,7 @@ def main(settings: Settings | None = None) -> int:
         return 1
     try:
         settings = settings or Settings()
-        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_stderr(settings.log_level, settings.log_encoding)
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that cannot be read
         for warning in (*reviewed.warnings, *settings.warnings):
             logger.warning(warning)
@@ -116,11 +117,13 @@ async def _serve(settings: Settings) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     readers = ReaderPool()
     readers.start()
+    tracing.start("gateway")  # after the readers, whose process forks and must have no threads
     async with running(settings, drain, readers):
         _rare_full_collections()
         watch({"event loop": loop.call_soon_threadsafe})
         await stop.wait()
         logger.info("stopping: running requests have %.0f s to finish", settings.drain_timeout)
+    tracing.stop()
 
 
 def _rare_full_collections() -> None:

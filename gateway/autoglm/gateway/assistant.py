@@ -88,6 +88,7 @@ class Assistant:
     ) -> AsyncGenerator[Step, None]:
         """Stream an answer and record its latencies; raises MeshError."""
         context, latest = slot.context, dict[int, float]()
+        context.answered_by("chat", model.name)
         decoder = await self._state.decoder()
         if decoder.max_text_bytes:
             check_text(conversation, decoder.context_length, decoder.max_text_bytes)
@@ -104,6 +105,7 @@ class Assistant:
     ) -> DecoderServiceEmbedResponse:
         """Return one vector for each part; raises MeshError."""
         context = slot.context
+        context.answered_by("embeddings", model.name)
         if model.adapter:
             raise InvalidRequest(f"model: adapters do not change embeddings; use {model.base}", param="model")
         decoder = await self._state.decoder()
@@ -119,10 +121,12 @@ class Assistant:
     async def transcribe(self, slot: AdmittedSlot, audio: MediaPart) -> SpeechServiceTranscribeResponse:
         """Return what is said in a recording; raises MeshError, with the recording's field where that is at fault."""
         context = slot.context
+        context.answered_by("transcription", "")
         await self._state.require(audio.modality)
         (media,) = await self._drain.run(self._fetcher.media([audio], context))
         try:
-            return await self._drain.run(self._mesh.transcribe(media, context))
+            with context.span.child("transcribe", {"autoglm.media.bytes": len(media.data)}, "client") as span:
+                return await self._drain.run(self._mesh.transcribe(media, context, span))
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(audio.param) from None
 

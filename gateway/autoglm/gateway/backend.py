@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from autoglm.common.errors import MeshError
 from autoglm.common.server import as_mesh_error
+from autoglm.common.tracing import current_span
 from autoglm.gateway.admission.admission import Admission
 from autoglm.gateway.assistant import Assistant
 from autoglm.gateway.context import RequestContext
@@ -34,12 +35,14 @@ class Backend:
         """Count an error and return what the client may see of it."""
         known = as_mesh_error(error)
         self.metrics.failed(known)
+        current_span().failed(known)
         return known
 
 
 def log_request(context: RequestContext, route: str, status: object, level: int = logging.INFO) -> None:
-    """Write a request's line in the access log: ids, the tenant's name, sizes and hashes, and no content."""
+    """Write a request's line in the access log: the tenant's name, sizes and hashes, and no content. The log adds the
+    request's id."""
     took = (time.monotonic() - context.started) * 1000
     media = ",".join(context.media) or "-"
-    line = "%s %s %s %.1fms tenant=%s in=%d media=%s"
-    access.log(level, line, context.request_id, route, status, took, context.tenant.name, context.received, media)
+    line = "%s %s %.1fms tenant=%s in=%d media=%s"
+    access.log(level, line, route, status, took, context.tenant.name, context.received, media)

@@ -3,12 +3,17 @@
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from autoglm.common.deadlines import Deadline
+from autoglm.common.tracing import CONTEXT_NAMES, NO_SPAN, Attributes, Span, enter, request_span
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACE_CONTEXT = {  # by name
+    "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
+    "tracestate": re.compile(r"[ -~]{1,512}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +38,57 @@ class Allowance:
 
 @dataclass(slots=True)
 class RequestContext:
-    """One request: its id, deadline, tenant, and what its log line reports."""
+    """One request: its id, deadline, tenant, span, the model that answers, and what its log line reports. `trace` is
+    its client's W3C context, which is passed on while this gateway traces nothing itself."""
 
     request_id: str
     deadline: Deadline = field(default_factory=Deadline)
     tenant: Tenant = Tenant()
     allowance: Allowance | None = None
-    traceparent: str | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+    span: Span = NO_SPAN
+    model: str = ""
     started: float = field(default_factory=time.monotonic)
     received: int = 0
     media: list[str] = field(default_factory=list)
 
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The gRPC metadata that follows the request into the services."""
-        trace = () if self.traceparent is None else (("traceparent", self.traceparent),)
-        return (("x-request-id", self.request_id), *trace)
+    def answered_by(self, operation: str, model: str) -> None:
+        """Record what is done, in a word of OpenTelemetry's, and the name of the model, if one has a name."""
+        self.model = model
+        self.span.set({"gen_ai.operation.name": operation} | ({"gen_ai.request.model": model} if model else {}))
+
+    def end_span(self) -> None:
+        """End the request's span, with what both servers know of it."""
+        self.span.set({"autoglm.request_id": self.request_id, "autoglm.tenant": self.tenant.name})
+        self.span.end()
+
+    def metadata(self, span: Span) -> tuple[tuple[str, str], ...]:
+        """Return the gRPC metadata that follows the request into a service, which continues its trace below `span`.
+
+        The request's id is there twice: as our services read it, and as Ray Serve does for its own log.
+        """
+        ids = (("x-request-id", self.request_id), ("request_id", self.request_id))
+        return (*ids, *(span.metadata() or self.trace.items()))
 
 
-def new_context(request_id: str | None, traceparent: str | None) -> RequestContext:
-    """Return the context of a new request. It keeps the client's id if that is usable, and makes one otherwise."""
-    usable = request_id is not None and _REQUEST_ID.fullmatch(request_id)
-    traced = traceparent is not None and _TRACEPARENT.fullmatch(traceparent)
-    return RequestContext(
-        request_id=request_id if request_id is not None and usable else uuid.uuid4().hex,
-        traceparent=traceparent if traced else None,
-    )
+def new_context(
+    headers: Mapping[str, str], span_name: str | None, attributes: Attributes | None = None
+) -> RequestContext:
+    """Return the context of a new request, and let the running task belong to it.
+
+    It keeps the client's id if that is usable, and makes one otherwise. Its span continues the client's trace, and has
+    a better name later; without `span_name` there is none.
+    """
+    given = headers.get("x-request-id", "")
+    request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    trace = _trace_context(headers)
+    span = NO_SPAN if span_name is None else request_span(span_name, trace, attributes or {})
+    enter(request_id, span)
+    return RequestContext(request_id, trace=trace, span=span)
+
+
+def _trace_context(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what is usable of the W3C context that a client sent."""
+    given = {name: headers.get(name, "") for name in CONTEXT_NAMES}
+    usable = {name: value for name, value in given.items() if _TRACE_CONTEXT[name].fullmatch(value)}
+    return usable if "traceparent" in usable else {}

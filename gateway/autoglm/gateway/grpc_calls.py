@@ -25,6 +25,7 @@ from autoglm.common.errors import (
     RequestTooLarge,
     to_status,
 )
+from autoglm.common.tracing import CONTEXT_NAMES
 from autoglm.gateway.admission.admission import AdmittedSlot
 from autoglm.gateway.backend import Backend, log_request
 from autoglm.gateway.context import RequestContext, new_context
@@ -35,6 +36,8 @@ from autoglm.gateway.tasks import off_loop
 Rpc = grpc.aio.ServicerContext[Any, Any]
 FindHandler = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
+_PACKAGE = "autoglm.v1."
+_READ_NAMES = ("x-request-id", *CONTEXT_NAMES)
 STANDARD = "/grpc."  # health and reflection, which need no key
 PROMPT_SECONDS = 1.0  # a message that takes longer to arrive counts with the most bytes that it may have
 SMALL_SECONDS = 10.0  # for a message of a method that needs no slot
@@ -45,21 +48,27 @@ _GZIP_WBITS = 31
 @asynccontextmanager
 async def answered(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[RequestContext]:
     """Run a call inside the block; an error becomes the call's status, and the end is counted and logged."""
-    context = new_context(*(next(iter(_metadata(rpc, name)), None) for name in ("x-request-id", "traceparent")))
-    status = "CANCELLED"
+    headers = {name: value for name in _READ_NAMES for value in _metadata(rpc, name)[:1]}
+    span_name = None if method.startswith(STANDARD) else f"{_PACKAGE}{method}"
+    context = new_context(headers, span_name, {"rpc.system.name": "grpc", "rpc.method": f"{_PACKAGE}{method}"})
+    status, code = "CANCELLED", "CANCELLED"
     try:
         yield context
-        status = "OK"
+        status = code = "OK"
     except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
         backend.metrics.aborted()
+        context.span.set({"autoglm.cancelled": True})
         raise
     except Exception as error:
         known = backend.failed(error)
         status = known.type
         sent = rpc_status.to_status(to_status(known))
+        code = sent.code.name
         await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:
         log_request(context, method, status)
+        context.span.set({"rpc.response.status_code": code})
+        context.end_span()
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.errors import (
@@ -19,12 +20,20 @@ from autoglm.common.errors import (
 )
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
+from autoglm.common.tracing import Span
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.conversation import SEEDS, Conversation, EmbeddingInputs, FieldPaths, MediaPart, TextPart
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.media.verify import VerifiedMedia
+from autoglm.gateway.span_attributes import (
+    CACHE_OUTCOMES,
+    finish_attributes,
+    generation_attributes,
+    media_attributes,
+    operation_attributes,
+)
 from autoglm.gateway.tasks import merge, together
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
@@ -132,7 +141,10 @@ class Pipeline:
         found, _, _ = await self._encoded([part for part in inputs.parts if isinstance(part, MediaPart)], context)
         request = DecoderServiceEmbedRequest(input=[_decoder_part(part, found) for part in inputs.parts])
         try:
-            answer = await self._mesh.embed(request, context)
+            attributes = operation_attributes("embeddings", context)
+            with context.span.child(f"embeddings {context.model}", attributes, "client") as span:
+                answer = await self._mesh.embed(request, context, span)
+                span.set({"gen_ai.usage.input_tokens": answer.prompt_tokens})
             check(answer.vectors)
         except InvalidRequest as error:
             raise error.at(inputs.param if len(inputs.parts) == 1 else error.param or inputs.param) from None
@@ -164,7 +176,10 @@ class Pipeline:
         info = await self._state.encoder(media.modality)
         key = Key(context.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
         try:
-            embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, context), context.deadline)
+            with context.span.child("cache lookup", media_attributes(media)) as span:
+                encode = partial(self._encode, media, context, span)
+                embedding, outcome = await self._cache.get(key, encode, context.deadline)
+                span.set({"autoglm.cache.outcome": CACHE_OUTCOMES[outcome]})
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None
         except ModalityUnavailable:
@@ -175,22 +190,38 @@ class Pipeline:
         took = seconds_to_duration(time.monotonic() - started)
         return embedding, MediaStage(modality=media.modality, cache=outcome, encode=took)
 
+    async def _encode(self, media: VerifiedMedia, context: RequestContext, parent: Span) -> Embedding:
+        name = f"encode {MODALITY_NAMES[media.modality]}"
+        with parent.child(name, media_attributes(media), "client") as span:
+            return await self._mesh.encode(media, context, span)
+
     async def _choice(
         self, index: int, request: DecoderServiceGenerateRequest, paths: FieldPaths, context: RequestContext
     ) -> AsyncGenerator[tuple[int, DecoderServiceGenerateResponse], None]:
-        finished = False
-        async with aclosing(self._mesh.generate(request, context)) as responses:
-            try:
-                async for response in responses:
-                    finished = finished or response.HasField("finish")
-                    yield index, response
-            except UpstreamUnavailable:
-                self._state.suspect()
-                raise
-            except InvalidRequest as error:
-                raise error.at(paths.blamed(error.param)) from None
-        if not finished:
-            raise UpstreamUnavailable("the decoder stopped before the answer was complete; try again")
+        finished = started = False
+        with self._generate_span(index, request, context) as span:
+            async with aclosing(self._mesh.generate(request, context, span)) as responses:
+                try:
+                    async for response in responses:
+                        if not started:
+                            span.event("first token")
+                            started = True
+                        if response.HasField("finish"):
+                            finished = True
+                            span.set(finish_attributes(response.finish) if span.is_recorded else {})
+                        yield index, response
+                except UpstreamUnavailable:
+                    self._state.suspect()
+                    raise
+                except InvalidRequest as error:
+                    raise error.at(paths.blamed(error.param)) from None
+            if not finished:
+                raise UpstreamUnavailable("the decoder stopped before the answer was complete; try again")
+
+    @staticmethod
+    def _generate_span(index: int, request: DecoderServiceGenerateRequest, context: RequestContext) -> Span:
+        attributes = generation_attributes(index, request, context) if context.span.is_recorded else {}
+        return context.span.child(f"chat {context.model}", attributes, "client")
 
 
 async def collect(steps: AsyncIterator[Step], n: int) -> tuple[list[Choice], Summary]:

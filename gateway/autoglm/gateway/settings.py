@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -17,6 +18,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoglm.common.deadlines import MAX_TIMEOUT
+from autoglm.common.logs import Encoding
 
 MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
@@ -240,6 +242,11 @@ class Settings(BaseSettings):
     )
     log_level: Annotated[str, AfterValidator(_known_level)] = Field(
         default="INFO", description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR."
+    )
+    log_encoding: Annotated[Encoding, BeforeValidator(str.upper)] = Field(
+        default="TEXT",
+        description="Whether a line of the log is text or a JSON object: TEXT or JSON. The services read it too, as the"
+        " `encoding` of Ray Serve's `logging_config`.",
     )
 
     @property

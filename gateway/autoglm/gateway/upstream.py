@@ -33,6 +33,7 @@ from autoglm.common.errors import (
 )
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
 from autoglm.common.services import ENCODER_SERVICES, SERVICES
+from autoglm.common.tracing import NO_SPAN, Span
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.settings import Settings
@@ -99,7 +100,8 @@ _OPTIONS = (
 
 
 class Mesh:
-    """Calls to the three applications, each with its request's deadline; cancelling a task cancels its call."""
+    """Calls to the three applications, each with its request's deadline; cancelling a task cancels its call. The
+    service continues the trace below the `span` of a call."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the channel; raises FileError when the files for TLS cannot be used."""
@@ -125,21 +127,23 @@ class Mesh:
         """Return the names of the applications in Serve's config, up or down; raises MeshError."""
         return (await self._ask(self._list, Empty(), "ingress", context)).paths
 
-    async def encode(self, media: VerifiedMedia, context: RequestContext) -> Embedding:
+    async def encode(self, media: VerifiedMedia, context: RequestContext, span: Span = NO_SPAN) -> Embedding:
         """Return the embedding of `media`; raises MediaUnknown, ModalityUnavailable or the encoder's own error."""
         row = BY_NUMBER[media.modality]
         request = ENCODER_SERVICES[row.application].encode(timeout=context.deadline.to_message())
         message = await serialized(request, row.kind, media)
-        response = await self._ask(self._media[row.number].Encode, message, row.application, context)
+        response = await self._ask(self._media[row.number].Encode, message, row.application, context, span)
         embedding: Embedding = response.embedding
         return embedding
 
-    async def transcribe(self, media: VerifiedMedia, context: RequestContext) -> SpeechServiceTranscribeResponse:
+    async def transcribe(
+        self, media: VerifiedMedia, context: RequestContext, span: Span = NO_SPAN
+    ) -> SpeechServiceTranscribeResponse:
         """Return what is said in a recording; raises the same errors as `encode`."""
         request = SpeechServiceTranscribeRequest(timeout=context.deadline.to_message())
         said: SpeechServiceTranscribeResponse
         message = await serialized(request, "audio", media)
-        said = await self._ask(self._media[media.modality].Transcribe, message, "speech", context)
+        said = await self._ask(self._media[media.modality].Transcribe, message, "speech", context, span)
         return said
 
     async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
@@ -154,17 +158,19 @@ class Mesh:
         """Return the decoder's description of itself; raises UpstreamUnavailable."""
         return await self._ask(self._decoder.Describe, DecoderServiceDescribeRequest(), "decoder", context)
 
-    async def embed(self, request: DecoderServiceEmbedRequest, context: RequestContext) -> DecoderServiceEmbedResponse:
+    async def embed(
+        self, request: DecoderServiceEmbedRequest, context: RequestContext, span: Span = NO_SPAN
+    ) -> DecoderServiceEmbedResponse:
         """Return one vector for each part; raises UpstreamUnavailable or the decoder's own error."""
         request.timeout.CopyFrom(context.deadline.to_message() or request.timeout)
-        return await self._ask(self._decoder.Embed, request, "decoder", context)
+        return await self._ask(self._decoder.Embed, request, "decoder", context, span)
 
     async def generate(
-        self, request: DecoderServiceGenerateRequest, context: RequestContext
+        self, request: DecoderServiceGenerateRequest, context: RequestContext, span: Span = NO_SPAN
     ) -> AsyncGenerator[DecoderServiceGenerateResponse, None]:
         """Stream an answer; raises UpstreamUnavailable or the decoder's own error."""
         request.timeout.CopyFrom(context.deadline.to_message() or request.timeout)
-        stream = self._decoder.Generate(request, **self._route("decoder", context))
+        stream = self._decoder.Generate(request, **self._route("decoder", context, span))
         try:
             async for response in stream:
                 yield response
@@ -174,15 +180,20 @@ class Mesh:
             stream.cancel()
 
     async def _ask(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]", request: Q, application: str, context: RequestContext
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Q, A]",
+        request: Q,
+        application: str,
+        context: RequestContext,
+        span: Span = NO_SPAN,
     ) -> A:
         try:
-            return await method(request, **self._route(application, context))
+            return await method(request, **self._route(application, context, span))
         except grpc.aio.AioRpcError as error:
             raise translate(error, application) from None
 
-    def _route(self, application: str, context: RequestContext) -> dict[str, Any]:
-        metadata = (("application", application), *self._token, *context.metadata)
+    def _route(self, application: str, context: RequestContext, span: Span) -> dict[str, Any]:
+        metadata = (("application", application), *self._token, *context.metadata(span))
         return {"timeout": context.deadline.remaining(), "metadata": metadata}
 
 

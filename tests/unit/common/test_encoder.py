@@ -13,6 +13,7 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
 
+from autoglm.common import tracing
 from autoglm.common.encoder import EncoderServicer
 from autoglm.common.errors import DeadlineExceeded, MeshError, RequestTooLarge, UnsupportedMedia, from_status
 from autoglm.common.modalities import BY_KIND
@@ -21,7 +22,8 @@ from autoglm.common.torch_tensors import to_torch
 from autoglm.v1.embedding_pb2 import EncoderInfo
 from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest, VisionServiceEncodeResponse
 
-from ...waiting import NET_SECONDS
+from ...otlp import traced
+from ...waiting import NET_SECONDS, eventually
 
 
 class UnreadableError(ValueError):
@@ -113,6 +115,20 @@ async def test_a_medium_becomes_an_embedding_with_its_times() -> None:
     times = [getattr(response.times, stage).ToNanoseconds() / 1e9 for stage in ("preprocess", "queue", "compute")]
     assert times == pytest.approx(told.stages, abs=1e-8)
     assert told.error is None
+
+
+async def test_a_long_medium_has_a_span_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    with traced("vision", monkeypatch) as receiver:
+        tracing.enter("r1", tracing.request_span("Encode", {}, {}))
+        await Words().encode(b"abcdefgh", Told())
+        tracing.current_span().end()
+        eventually(lambda: len(receiver.spans) == 6, "all spans arrive")
+    (root,) = [each for each in receiver.spans if each.name == "Encode"]
+    below = [each for each in receiver.of(root.trace) if each is not root]
+    assert [each.name for each in below] == ["preprocess", "queue", "forward", "queue", "forward"]
+    sizes = [each.attributes["autoglm.batch.size"] for each in below if each.name == "forward"]
+    assert (below[0].attributes["autoglm.items"], sizes) == (3, [2, 1])
+    assert all(root.is_around(each) for each in below)
 
 
 @pytest.mark.parametrize(

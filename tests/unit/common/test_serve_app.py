@@ -24,7 +24,7 @@ def test_a_misspelled_token_is_in_the_log_of_the_replica(
 ) -> None:
     monkeypatch.setenv("AUTOGLM_SERVE_TOKENS", "secret")
     monkeypatch.setenv("AUTOGLM_HTTP_PORT", "tcp://10.0.0.1:8000")  # of a Service; replicas do not read it
-    assert load_servicer(load, settings).startswith("loaded")
+    assert load_servicer("vision", load, settings).startswith("loaded")
     (record,) = caplog.records
     assert record.getMessage() == "AUTOGLM_SERVE_TOKENS is not a setting; did you mean AUTOGLM_SERVE_TOKEN?"
 
@@ -34,7 +34,7 @@ def test_a_token_in_quotes_ends_the_start_of_the_replica(
 ) -> None:
     monkeypatch.setenv("AUTOGLM_SERVE_TOKEN", "'token'")
     with pytest.raises(ValueError, match=r"^AUTOGLM_SERVE_TOKEN is in quotes"):
-        load_servicer(load, settings)
+        load_servicer("vision", load, settings)
 
 
 @pytest.mark.parametrize(("longest", "grace"), [("", 3630), ("600", 630)])
@@ -84,7 +84,7 @@ def test_what_is_loaded_is_not_looked_through_again(settings: ServiceSettings) -
         return "loaded"
 
     try:
-        load_servicer(load_list, settings)
+        load_servicer("vision", load_list, settings)
         assert not any(each is kept[0] for each in gc.get_objects())
     finally:
         gc.unfreeze()

@@ -56,7 +56,7 @@ async def test_each_part_becomes_a_vector_in_its_place(
     assert [part.media.modality for part in request.input] == [0, MODALITY_IMAGE, 0, MODALITY_AUDIO]
     assert 0 < request.timeout.ToNanoseconds() / 1e9 <= 120
     (line,) = caplog.records
-    assert line.getMessage().startswith("r-1 EmbeddingService/Embed OK ")
+    assert line.getMessage().startswith("EmbeddingService/Embed OK ")
 
 
 async def test_both_apis_give_the_same_vectors(shared: Client) -> None:

@@ -90,7 +90,7 @@ async def test_bytes_that_are_no_message(
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR")
     assert message == f"the message is not a valid autoglm.v1.{METHODS[method]}"
     (line,) = lines(caplog)
-    assert line.startswith(f"r1 {method.removeprefix('/autoglm.v1.')} invalid_request_error ")
+    assert line.startswith(f"{method.removeprefix('/autoglm.v1.')} invalid_request_error ")
     assert await counted(client, "invalid_request_error") == 1
 
 
@@ -103,7 +103,7 @@ async def test_a_method_that_is_not_there(client: Client, caplog: pytest.LogCapt
     assert (code, reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_FOUND")
     assert message == f"there is no method {method[:200]}"
     (line,) = lines(caplog)
-    assert line.startswith("r1 (no method) not_found ")  # no text of the client
+    assert line.startswith("(no method) not_found ")  # no text of the client
     assert await counted(client, "not_found") == 1
 
 
@@ -145,7 +145,7 @@ async def test_what_the_standard_services_do_not_have(
     with caplog.at_level(logging.INFO, "autoglm"):
         assert (await refused(sent(client, method, asked)))[:2] == (code, "NOT_FOUND")
     (line,) = lines(caplog)
-    assert line.startswith(f"r1 {method if method == CHECK else '(no method)'} not_found ")
+    assert line.startswith(f"{method if method == CHECK else '(no method)'} not_found ")
     assert await counted(client, "not_found") == 1
 
 
@@ -159,9 +159,9 @@ async def test_the_standard_services_have_the_same_errors(
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR")
         code, reason, _ = await refused(sent(client, method, gzip.compress(bytes(8 * MIB))))
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
-    assert [line.split()[:3] for line in lines(caplog)] == [
-        ["r1", method, "invalid_request_error"],
-        ["r1", method, "request_too_large"],
+    assert [line.split()[:2] for line in lines(caplog)] == [
+        [method, "invalid_request_error"],
+        [method, "request_too_large"],
     ]
 
 
@@ -182,7 +182,7 @@ async def test_a_message_that_grpc_itself_refuses_is_counted(serve: Serve, caplo
         await eventually_async(lambda: logged(caplog), "the call is logged")
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     (line,) = lines(caplog)
-    assert line.startswith("r1 ChatService/Complete request_too_large ")
+    assert line.startswith("ChatService/Complete request_too_large ")
     assert await counted(client, "request_too_large") == 1
     assert await sent(client, COMPLETE, question())
 

@@ -8,6 +8,7 @@ weights.
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -15,10 +16,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from autoglm.common.files import replacing
 from autoglm.training.precision import optimizer_precision
+from autoglm.training.progress import bar
 
 CHECKPOINT_SECONDS = 120
 LOG_STEPS = 20
@@ -148,7 +149,8 @@ class _Progress:
 
     def __init__(self, config: LoopConfig, workdir: Path, step: int) -> None:
         self._step, self.shown = step, dict[str, float]()
-        self._bar = tqdm(total=config.steps, initial=step, desc=config.name, unit="step", mininterval=1)
+        self._stack = ExitStack()
+        self._bar = self._stack.enter_context(bar(config.name, config.steps, "step", step))
         self._log = SummaryWriter(workdir / "logs" / config.name, purge_step=step)
 
     def __enter__(self) -> Self:
@@ -156,7 +158,7 @@ class _Progress:
 
     def __exit__(self, *_error: object) -> None:
         self._log.close()
-        self._bar.close()
+        self._stack.close()
 
     def advance(self, figures: Figures) -> None:
         """Show a step's figures, smoothed."""

@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
@@ -20,6 +20,8 @@ from yarl import URL
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import Code, DeadlineExceeded, InvalidRequest, RequestTooLarge
+from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.common.tracing import Span
 from autoglm.gateway.admission.byte_budget import ByteBudget
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.conversation import MediaPart
@@ -159,7 +161,8 @@ class Fetcher:
         RequestTooLarge, UnsupportedMedia, RateLimited when the byte budget is used up, or DeadlineExceeded.
         """
         files = _FileBudget(self._max_bytes, self._max_bytes, self._budget, context)
-        await together([self._fetch(part, files, context.deadline) for part in parts if part.url])
+        urls = [part for part in parts if part.url]
+        await together([_traced(part, self._fetch(part, files, context.deadline), context.span) for part in urls])
         return await verified(parts, self._limits)
 
     async def _fetch(self, part: MediaPart, files: _FileBudget, deadline: Deadline) -> None:
@@ -212,6 +215,13 @@ class Fetcher:
     def _check_size(self, length: int) -> None:
         if length > self._limits.max_bytes:
             raise RequestTooLarge(f"the file is larger than {self._limits.max_bytes} bytes")
+
+
+async def _traced(part: MediaPart, fetching: Awaitable[None], parent: Span) -> None:
+    """Fetch a file within a span of its own, which tells nothing about the URL."""
+    with parent.child("fetch", {"autoglm.modality": MODALITY_NAMES[part.modality]}, "client") as span:
+        await fetching
+        span.set({"autoglm.media.bytes": len(part.source)})
 
 
 def _parsed(text: str) -> URL:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.common.errors import InvalidRequest, MeshError, NotFound
 from autoglm.gateway.backend import Backend, log_request
-from autoglm.gateway.context import Allowance, new_context
+from autoglm.gateway.context import Allowance, RequestContext, new_context
 from autoglm.gateway.openai import chat, embeddings, models, openapi, operations, responses, transcriptions
 from autoglm.gateway.openai.canonical_path import MODELS, CanonicalPath
 from autoglm.gateway.openai.errors import JsonResponse, error_body, error_response
@@ -101,7 +101,8 @@ class RequestScope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application."""
         headers = Headers(scope=scope)
-        context = new_context(headers.get("x-request-id"), headers.get("traceparent"))
+        quiet = scope["path"].startswith(QUIET)
+        context = new_context(headers, None if quiet else scope["method"])
         scope.setdefault("state", {})["context"] = context
         routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         status = CLIENT_GONE
@@ -121,13 +122,22 @@ class RequestScope:
             await self._app(routed, receive, send_with_id)
         except ClientDisconnect:
             self._backend.metrics.aborted()
+            context.span.set({"autoglm.cancelled": True})
         except Exception as error:
             known = self._backend.failed(error)
             if status == CLIENT_GONE:
                 await error_response(known)(routed, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
-            log_request(context, f"{scope['method']} {_template(routed)}", status, level)
+            route = _template(routed)
+            log_request(context, f"{scope['method']} {route}", status, logging.DEBUG if quiet else logging.INFO)
+            _end_span(context, scope["method"], route, status)
+
+
+def _end_span(context: RequestContext, method: str, route: str, status: int) -> None:
+    """End a request's span, with the attributes of OpenTelemetry's conventions for HTTP servers."""
+    context.span.rename(f"{method} {route}")
+    context.span.set({"http.request.method": method, "http.route": route, "http.response.status_code": status})
+    context.end_span()
 
 
 def _allowance_headers(allowance: Allowance | None) -> list[tuple[bytes, bytes]]:

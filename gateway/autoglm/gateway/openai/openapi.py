@@ -41,7 +41,7 @@ _PARAMETERS = [
     },
     {
         "name": "traceparent", "in": "header", "schema": {"type": "string"},
-        "description": "W3C trace context, sent to every service.",
+        "description": "W3C trace context, which the trace of the request continues.",
     },
     {
         "name": "x-request-timeout", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0},

@@ -7,21 +7,10 @@ from pydantic import BaseModel
 
 from autoglm.common.modalities import MODALITY_NAMES
 from autoglm.gateway.pipeline import Summary
-from autoglm.v1.generation_pb2 import (
-    CACHE_OUTCOME_LOCAL,
-    CACHE_OUTCOME_MISS,
-    CACHE_OUTCOME_REDIS,
-    CACHE_OUTCOME_SHARED,
-    Stages,
-)
+from autoglm.gateway.span_attributes import CACHE_OUTCOMES
+from autoglm.v1.generation_pb2 import Stages
 
 Modality = Literal["text", "image", "audio"]
-OUTCOMES: dict[int, str] = {
-    CACHE_OUTCOME_MISS: "miss",
-    CACHE_OUTCOME_LOCAL: "local",
-    CACHE_OUTCOME_REDIS: "redis",
-    CACHE_OUTCOME_SHARED: "shared",
-}
 
 
 class MediaTime(BaseModel):
@@ -54,7 +43,7 @@ def telemetry(summary: Summary) -> dict[str, Any]:
     """Return the `autoglm` object of an answer: its stages in milliseconds, and its gates."""
     stages = summary.stages
     media = [
-        {"modality": MODALITY_NAMES[m.modality], "cache": OUTCOMES.get(m.cache), "encode": _ms(m.encode)}
+        {"modality": MODALITY_NAMES[m.modality], "cache": CACHE_OUTCOMES.get(m.cache), "encode": _ms(m.encode)}
         for m in stages.media
     ]
     times = {name: _ms(getattr(stages, name)) for name in ("queue", "fetch", "prefill", "decode", "total")}

@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve import metrics
 
 from autoglm.common.serve_app import application, load_servicer, watch_replica
-from autoglm.common.server import Caller, authenticate
+from autoglm.common.server import Caller, authenticate, served
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.v1 import decoder_pb2
 
@@ -18,7 +18,7 @@ class Decoder:
     def __init__(self, settings: dict[str, Any]) -> None:
         from autoglm.decoder.servicer import DecoderServicer
 
-        self._servicer = load_servicer(DecoderServicer.load, DecoderSettings.model_validate(settings))
+        self._servicer = load_servicer("decoder", DecoderServicer.load, DecoderSettings.model_validate(settings))
         self._running = metrics.Gauge("autoglm_num_requests_running", "Requests that are being generated.")
         self._waiting = metrics.Gauge("autoglm_num_requests_waiting", "Requests that wait for a slot.")
         self._usage = metrics.Gauge("autoglm_kv_cache_usage_perc", "Share of the cache that running requests use.")
@@ -36,8 +36,9 @@ class Decoder:
         """Stream an answer."""
         if not authenticate(grpc_context):
             return
-        async for message in self._servicer.generate(request, grpc_context):
-            yield message
+        with served(grpc_context, "autoglm.v1.DecoderService/Generate"):
+            async for message in self._servicer.generate(request, grpc_context):
+                yield message
 
     async def Embed(
         self, request: decoder_pb2.DecoderServiceEmbedRequest, grpc_context: Caller
@@ -45,7 +46,8 @@ class Decoder:
         """Make one vector of each part."""
         if not authenticate(grpc_context):
             return decoder_pb2.DecoderServiceEmbedResponse()
-        return await self._servicer.embed(request, grpc_context)
+        with served(grpc_context, "autoglm.v1.DecoderService/Embed"):
+            return await self._servicer.embed(request, grpc_context)
 
     async def Describe(
         self, request: decoder_pb2.DecoderServiceDescribeRequest, grpc_context: Caller

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
 
@@ -16,6 +18,7 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.modalities import BY_KIND
 from autoglm.common.priority import give_way
 from autoglm.common.server import Context, fail
+from autoglm.common.tracing import current_span
 from autoglm.common.watchdog import Ask
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.grammar import CompiledGrammar
@@ -117,7 +120,8 @@ class DecoderServicer:
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
     ) -> AsyncGenerator[decoder_pb2.DecoderServiceGenerateResponse, None]:
         """Read, submit, stream."""
-        work = partial(self._read, message, deadline)
+        span, begun = current_span(), time.monotonic()
+        work = partial(copy_context().run, self._read, message, deadline)
         loop = asyncio.get_running_loop()
         if has_format(message):  # in threads, so that other answers go on meanwhile
             request, responses, grammar = await loop.run_in_executor(self._formats, work)
@@ -127,6 +131,7 @@ class DecoderServicer:
             request, responses, grammar = work()
         if request.adapter is not None:  # from disk, if need be, before it is queued: the engine does not wait for it
             await asyncio.to_thread(self.model.adapters.get, request.adapter.name)
+        span.record("read", begun, time.monotonic())
         queue = TokenQueue(partial(self.engine.acknowledge, request.id))
         self.engine.submit(request, queue.put, deadline.remaining())
         try:
@@ -134,6 +139,7 @@ class DecoderServicer:
                 yield response
         finally:
             self.engine.abort(request.id)
+            responses.trace(span)
             del grammar  # until here it has been held for the engine
 
     def _read(

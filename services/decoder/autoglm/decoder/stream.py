@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from autoglm.common.deadlines import seconds_to_duration
 from autoglm.common.modalities import BY_KIND
+from autoglm.common.tracing import Span
 from autoglm.decoder.detokenizer import Detokenizer, Reasoning, StopStrings, special_tokens, token_bytes
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, Request, RequestOutput
 from autoglm.decoder.tools import ToolCalls
@@ -96,6 +97,18 @@ class ResponseBuilder:
         if isinstance(finish, Exception):
             raise finish
         yield self._last(finish)
+
+    def trace(self, span: Span) -> None:
+        """Record below `span` when the request waited, was read and was answered, up to now. That says nothing of a
+        request that ended before its first token."""
+        if (prefill := self._prefill) is None or not span.is_recorded:
+            return
+        started, length = prefill.ended - prefill.prefill, len(self._prompt.token_ids)
+        prompt = {"autoglm.prompt_tokens": length, "autoglm.cached_tokens": prefill.num_cached_tokens}
+        span.record("queue", started - prefill.queue, started)
+        span.record("prefill", started, prefill.ended, prompt)
+        span.event("first token", prefill.ended)
+        span.record("decode", prefill.ended, time.monotonic(), {"autoglm.completion_tokens": self._count})
 
     def _step(self, token: ChosenToken) -> tuple[decoder_pb2.DecoderServiceGenerateResponse, bool]:
         """Return what a token adds, and whether a stop string or a call ends the answer."""

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from autoglm.common.serve_app import EncoderReplica, application, load_servicer
-from autoglm.common.server import Caller, authenticate
+from autoglm.common.server import Caller, authenticate, served
 from autoglm.speech.settings import SpeechSettings
 from autoglm.v1 import speech_pb2
 
@@ -19,7 +19,7 @@ class Speech(EncoderReplica):
     def __init__(self, settings: dict[str, Any]) -> None:
         from autoglm.speech.servicer import SpeechServicer
 
-        self._servicer = load_servicer(SpeechServicer.load, SpeechSettings.model_validate(settings))
+        self._servicer = load_servicer("speech", SpeechServicer.load, SpeechSettings.model_validate(settings))
         super().__init__(self._servicer.threads)
         description = self._servicer.describe()
         info, ability = description.encoder, "with" if description.transcribes else "without"
@@ -31,7 +31,7 @@ class Speech(EncoderReplica):
         """Embed one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceEncodeResponse()
-        with self._metrics.request():
+        with served(grpc_context, "autoglm.v1.SpeechService/Encode"), self._metrics.request():
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Transcribe(
@@ -40,7 +40,7 @@ class Speech(EncoderReplica):
         """Return the transcript of one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceTranscribeResponse()
-        with self._metrics.request():
+        with served(grpc_context, "autoglm.v1.SpeechService/Transcribe"), self._metrics.request():
             return await self._servicer.transcribe(request, grpc_context, self._metrics)
 
     async def Describe(

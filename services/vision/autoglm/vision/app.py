@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from autoglm.common.serve_app import EncoderReplica, application, load_servicer
-from autoglm.common.server import Caller, authenticate
+from autoglm.common.server import Caller, authenticate, served
 from autoglm.v1 import vision_pb2
 from autoglm.vision.settings import VisionSettings
 
@@ -19,7 +19,7 @@ class Vision(EncoderReplica):
     def __init__(self, settings: dict[str, Any]) -> None:
         from autoglm.vision.servicer import VisionServicer
 
-        self._servicer = load_servicer(VisionServicer.load, VisionSettings.model_validate(settings))
+        self._servicer = load_servicer("vision", VisionServicer.load, VisionSettings.model_validate(settings))
         super().__init__(self._servicer.threads)
         info = self._servicer.describe().encoder
         logger.info("vision encoder %s on %s, int8 %s", info.revision, info.device, "on" if info.int8 else "off")
@@ -30,7 +30,7 @@ class Vision(EncoderReplica):
         """Embed one image."""
         if not authenticate(grpc_context):
             return vision_pb2.VisionServiceEncodeResponse()
-        with self._metrics.request():
+        with served(grpc_context, "autoglm.v1.VisionService/Encode"), self._metrics.request():
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Describe(

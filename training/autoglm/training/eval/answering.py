@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from tqdm import tqdm
 from transformers.models.glm.modeling_glm import GlmForCausalLM
 
 from autoglm.common.modalities import MediaKind
@@ -26,6 +25,7 @@ from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaFusion
+from autoglm.training.progress import track
 from autoglm.training.samples import Case
 
 MAX_TOKENS, CONTEXT, SLOTS, STEP_TOKENS = 96, 2048, 32, 1024
@@ -96,7 +96,7 @@ def predict(model: EvalModel, cases: Sequence[Case]) -> list[Prediction]:
     sinks, greedy = [_TokenSink() for _ in cases], SamplingConfig(temperature=0, max_tokens=MAX_TOKENS)
     for case, sink in zip(cases, sinks, strict=True):
         engine.submit(Request(composer.compose(case.messages, case.thinking), greedy, CONTEXT), sink)
-    for sink in tqdm(sinks, desc="answers", unit="case", mininterval=1):
+    for sink in track(sinks, "answers", "case"):
         sink.wait()
     engine.close()
     return [

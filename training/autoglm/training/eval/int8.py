@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
-from tqdm import tqdm
 
 from autoglm.decoder.engine.request import Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
@@ -23,6 +22,7 @@ from autoglm.training.data.screens import Screen
 from autoglm.training.eval.answering import EvalModel
 from autoglm.training.eval.speed import clocked, threads
 from autoglm.training.measured import Figure
+from autoglm.training.progress import track
 from autoglm.training.stages.vision_data import BACKGROUND, IGNORE, collate, screens_of
 from autoglm.vision.models.mobilevit import MobileVit
 
@@ -68,7 +68,7 @@ class Cells:
 
 def encode(model: MobileVit, screens: Sequence[Screen], what: str) -> Tensor:
     """Return the features [n · 49, width] of `screens`."""
-    starts = tqdm(range(0, len(screens), BATCH), what, unit="batch", mininterval=1)
+    starts = track(range(0, len(screens), BATCH), what, "batch")
     pixels = (torch.stack([model.preprocessing.tensor(s.image) for s in screens[i : i + BATCH]]) for i in starts)
     return torch.cat([model.features(batch).flatten(0, 1) for batch in pixels])
 

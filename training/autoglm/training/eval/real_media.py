@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from autoglm.common.bundle import Bundle
@@ -28,6 +27,7 @@ from autoglm.training.eval.answering import EvalModel, predict
 from autoglm.training.eval.encoder_drift import EncoderDrift, encoder_drift
 from autoglm.training.eval.media_files import SOURCES, Recording, photographs, recordings
 from autoglm.training.eval.published import PublishedWhisper
+from autoglm.training.progress import track
 from autoglm.training.samples import Case, Turn
 from autoglm.vision.models.mobilevit import MobileVit
 
@@ -98,7 +98,7 @@ def _twin(recording: Recording, number: int) -> NDArray[np.float32]:
 def hear(model: SpeechModel, spoken: Sequence[Recording], twins: Sequence[NDArray[np.float32]]) -> list[Heard]:
     """Return what is heard of every recording, and of `twins` [n] at 16 kHz: espeak saying the same."""
     published, rows = PublishedWhisper(), list[Heard]()
-    for recording, twin in zip(tqdm(spoken, "recordings", unit="clip"), twins, strict=True):
+    for recording, twin in zip(track(spoken, "recordings", "clip"), twins, strict=True):
         heard = {"person": _transcript(model, recording.samples), "espeak": _transcript(model, twin)}
         if recording.language == "en":
             heard["published"] = published.transcribe(recording.samples)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from autoglm.common.bundle import Bundle
 from autoglm.common.modalities import MediaKind
@@ -25,6 +24,7 @@ from autoglm.training.data.tasks import Ask
 from autoglm.training.data.wording import SLOTS, as_heard, templates
 from autoglm.training.document import weights
 from autoglm.training.eval.answering import EvalModel
+from autoglm.training.progress import track
 from autoglm.vision.models.mobilevit import MobileVit
 
 SEED, COUNT = 11, 150
@@ -60,7 +60,7 @@ class Vectors:
         """Return the vectors [images, d] of `images`."""
         pixels = [self._vision.preprocessing.tensor(image) for image in images]
         batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-        tokens = [self._vision.features(torch.stack(batch)) for batch in tqdm(batches, "screens", unit="batch")]
+        tokens = [self._vision.features(torch.stack(batch)) for batch in track(batches, "screens", "batch")]
         return self._media("image", torch.cat(tokens))
 
     def spoken(self, texts: Sequence[tuple[str, Language]], seed: int) -> tuple[Tensor, list[str]]:
@@ -68,7 +68,7 @@ class Vectors:
         rng = np.random.default_rng(seed)
         Espeak.fresh()
         heard = []
-        for text, language in tqdm(texts, "recordings", unit="clip"):
+        for text, language in track(texts, "recordings", "clip"):
             samples = synthesize(as_heard(text), language, draw_voice(language, "heldout", rng), rng)
             heard += self._speech.encode([samples])
         return self._media("audio", [each.tokens for each in heard]), [each.transcript for each in heard]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autoglm.decoder.engine.request import ChosenToken, Request, SamplingConfig
 from autoglm.decoder.engine.runner import Runner
@@ -24,6 +23,7 @@ from autoglm.decoder.engine.sequence import Sequence as Generation
 from autoglm.fusion.compose import Composer
 from autoglm.training.eval.answering import EvalModel
 from autoglm.training.measured import Figure
+from autoglm.training.progress import track
 from autoglm.training.samples import Case
 
 TOKENS = 20
@@ -47,7 +47,7 @@ def race(
     """
     runners = {name: (model.composer, model.runner(slots=1)) for name, model in eval_models.items()}
     names, seconds = list(eval_models), {name: list[Seconds]() for name in eval_models}
-    for number in tqdm(range(rounds + 1), desc="rounds", unit="round"):
+    for number in track(range(rounds + 1), "rounds", "round"):
         encoding = clocked(encode)
         shift = number % len(names)  # nobody is always the first
         for name in names[shift:] + names[:shift]:

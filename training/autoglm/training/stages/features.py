@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from autoglm.common.files import replacing
 from autoglm.speech.model import SpeechModel
@@ -27,6 +26,7 @@ from autoglm.training.data.talk import TOPICS, draw_jumble
 from autoglm.training.data.tasks import ACTIONS, Ask, Page
 from autoglm.training.data.wording import SLOTS, TEMPLATES, Kind, as_heard, polite, templates, typed
 from autoglm.training.precision import autocast
+from autoglm.training.progress import bar
 from autoglm.vision.models.mobilevit import MobileVit
 
 TALK, WORDS, NOISE = "talk", "words", "noise"  # clips that ask for nothing on a screen
@@ -103,13 +103,13 @@ Made = tuple[list[dict[str, Any]], list[Tensor]]
 def _shards(folder: Path, total: int, seed: int, make: Callable[[int, np.random.Generator], Made]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, total, SHARD)
-    with tqdm(total=total, desc=folder.name, unit="item", mininterval=1) as bar:
+    with bar(folder.name, total, "item") as shown:
         for start in starts:
             path = folder / f"{start:06d}.safetensors"
             if not path.exists():
                 rows, tensors = make(min(SHARD, total - start), np.random.default_rng((seed, start)))
                 _write(path, rows, tensors)
-            bar.update(min(SHARD, total - start))
+            shown.update(min(SHARD, total - start))
 
 
 def _write(path: Path, rows: list[dict[str, Any]], tensors: list[Tensor]) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.models.glm import GlmConfig, GlmForCausalLM
 
 from autoglm.fusion.gcma.model import GcmaFusion
 from autoglm.training.precision import autocast
+from autoglm.training.progress import track
 from autoglm.training.samples import Sampler
 from autoglm.training.stages.distil import DistilConfig, teacher_loss
 from autoglm.training.stages.fusion_decoder import DecoderConfig, FusionDecoder, save
@@ -64,7 +64,7 @@ def weigh(model: FusionDecoder, batches: Iterable[TokenBatch], grade: AnswerLoss
     """Return what each unit of the decoder matters to `grade` (to attention and gates none does), over `batches`, of
     which there is one at least."""
     total: Importance | None = None
-    for batch in tqdm(batches, desc="weigh", unit="batch"):
+    for batch in track(batches, "weigh", "batch"):
         model.zero_grad(set_to_none=True)
         with autocast("cpu"):
             loss, _ = grade(batch, model(batch)[0])

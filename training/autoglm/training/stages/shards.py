@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from autoglm.common.files import replacing, write_atomically
 from autoglm.speech.model import SAMPLE_RATE
 from autoglm.training.data.speech import clean_clips, phonemes
+from autoglm.training.progress import track
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Shard:
     def write(cls, path: Path, count: int, seed: int) -> None:
         """Speak `count` clips of the train split into `path` (.npy), and write their index (.json)."""
         samples, texts, sounds = [], [], []
-        for clip in tqdm(clean_clips("train", count, seed), "speech clips", count, mininterval=1):
+        for clip in track(clean_clips("train", count, seed), "speech clips", "clip", count):
             samples.append((clip.samples * 32767).astype(np.int16))
             texts.append(clip.text)
             sounds.append(phonemes(clip.text, clip.language, clip.voice))

@@ -286,6 +286,6 @@ class EngineCore:
     def _fail(self, sequence: Sequence, error: Exception) -> RequestOutput:
         """End a sequence alone with an error; one of the client's, as of a format with a dead end, is not logged."""
         if not isinstance(error, InvalidRequest):
-            self._errors.error("a sequence failed", error)
+            self._errors.error("a sequence failed", error, sequence.request.ids)
         self.abort(sequence.request.id)
         return sequence.output_of(None, error)

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Literal
 
 from autoglm.common.modalities import MediaKind
+from autoglm.common.tracing import RequestIds, current
 
 if TYPE_CHECKING:  # the scheduler works without torch
     from autoglm.fusion.prompt import Prompt
@@ -73,7 +74,7 @@ class Request:
     `max_model_len` bounds prompt and answer together. `salt` keeps the cached prefixes of one tenant from every other.
     `grammar` is what the answer after the reasoning has to match. Backpressure: with `max_backlog` the engine pauses
     the request while so many of its outputs have not been acknowledged; None is a consumer that always keeps up.
-    `arrival_time` is in monotonic seconds, which all processes of a machine share.
+    `arrival_time` is in monotonic seconds, which all processes of a machine share. `ids` are for the log.
     """
 
     prompt: "Prompt"
@@ -85,6 +86,7 @@ class Request:
     adapter: AdapterRef | None = None
     max_backlog: int | None = None
     arrival_time: float = field(default_factory=time.monotonic)
+    ids: RequestIds | None = field(default_factory=current)
     id: int = field(default_factory=_ids.__next__)
 
     @property

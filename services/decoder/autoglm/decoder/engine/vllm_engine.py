@@ -186,7 +186,7 @@ class VllmEngine:
         except InvalidRequest as error:
             finish = error
         except Exception as error:
-            self._errors.error("a sequence failed", error)
+            self._errors.error("a sequence failed", error, running.sequence.request.ids)
             finish = error
         finally:
             with self._lock:
