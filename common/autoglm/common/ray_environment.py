@@ -15,6 +15,8 @@ _FIXED = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # How old a replica's figures are at most when they are scraped; the default is 10 s.
+    "RAY_metrics_report_interval_ms": "2000",
     # A replica that hangs does not end by being asked to.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # Three checks in a row have to fail. What has died fails them at once; what is busy has 30 s to answer each.

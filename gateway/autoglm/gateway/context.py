@@ -6,8 +6,10 @@ import uuid
 from dataclasses import dataclass, field
 
 from autoglm.common.deadlines import Deadline
+from autoglm.common.errors import MeshError
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_SAMPLED = 1  # among the flags of a traceparent
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -43,6 +45,15 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     received: int = 0
     media: list[str] = field(default_factory=list)
+    failed: MeshError | None = None  # what ended a stream after it began
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the trace that the request belongs to, if that is recorded."""
+        if self.traceparent is None:
+            return None
+        _, trace_id, _, flags = self.traceparent.split("-")
+        return trace_id if int(flags, 16) & _SAMPLED else None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from autoglm.common.errors import (
@@ -46,19 +47,17 @@ _GZIP_WBITS = 31
 async def answered(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[RequestContext]:
     """Run a call inside the block; an error becomes the call's status, and the end is counted and logged."""
     context = new_context(*(next(iter(_metadata(rpc, name)), None) for name in ("x-request-id", "traceparent")))
-    status = "CANCELLED"
+    status = code = "CANCELLED"  # if gRPC closes a stream whose client left during a write, too
     try:
         yield context
-        status = "OK"
-    except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
-        backend.metrics.aborted()
-        raise
+        status = code = "OK"
     except Exception as error:
         known = backend.failed(error)
-        status = known.type
+        status, code = known.type, code_pb2.Code.Name(known.grpc_code)
         sent = rpc_status.to_status(to_status(known))
         await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:
+        backend.metrics.answered("grpc", method, code)
         log_request(context, method, status)
 
 

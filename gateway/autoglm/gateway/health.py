@@ -184,14 +184,31 @@ class MeshState:
         """Whether text requests can be answered."""
         return self._decoder.up
 
+    def applications(self) -> dict[str, str]:
+        """Return `up` or `down` for each application of this deployment."""
+        services = (self._decoder, *self._deployed.values())
+        return {service.name: service.status for service in services}
+
     def report(self) -> dict[str, str]:
         """Return `up`, `down` or, for an unused Redis, `off`, for each dependency of this deployment."""
-        encoders = {service.name: service.status for service in self._deployed.values()}
-        return (
-            {"decoder": self._decoder.status}
-            | encoders
-            | {"redis": "off" if self._redis is None else "up" if self._redis.up else "down"}
-        )
+        return self.applications() | {"redis": "off" if self._redis is None else "up" if self._redis.up else "down"}
+
+    def descriptions(self) -> dict[str, dict[str, str]]:
+        """Return what each application that has been up last said of itself: version, bundle, revision, device and
+        engine."""
+        known = [(self._decoder.name, self._decoder.info)]
+        known += [(service.name, service.info) for service in self._deployed.values()]
+        return {
+            name: {
+                "version": info.version,
+                "bundle": info.bundle,
+                "revision": info.revision,
+                "device": info.device,
+                "engine": info.engine if isinstance(info, DecoderServiceDescribeResponse) else "torch",
+            }
+            for name, info in known
+            if info is not None
+        }
 
     async def drain(self) -> None:
         """Report to health watchers that this process accepts no more work."""

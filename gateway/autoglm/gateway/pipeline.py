@@ -25,6 +25,7 @@ from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.media.verify import VerifiedMedia
+from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.tasks import merge, together
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
@@ -95,8 +96,10 @@ class Embedded:
 class Pipeline:
     """The stages of one request."""
 
-    def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher) -> None:
-        self._mesh, self._cache, self._state, self._fetcher = mesh, cache, state, fetcher
+    def __init__(
+        self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher, metrics: GatewayMetrics
+    ) -> None:
+        self._mesh, self._cache, self._state, self._fetcher, self._metrics = mesh, cache, state, fetcher, metrics
 
     async def answer(
         self, conversation: Conversation, adapter: str, context: RequestContext
@@ -173,7 +176,9 @@ class Pipeline:
         if embedding.encoder_revision != info.revision:
             self._state.suspect()
         took = seconds_to_duration(time.monotonic() - started)
-        return embedding, MediaStage(modality=media.modality, cache=outcome, encode=took)
+        stage = MediaStage(modality=media.modality, cache=outcome, encode=took)
+        self._metrics.encoded(stage, context)
+        return embedding, stage
 
     async def _choice(
         self, index: int, request: DecoderServiceGenerateRequest, paths: FieldPaths, context: RequestContext

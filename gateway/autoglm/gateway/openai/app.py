@@ -104,7 +104,7 @@ class RequestScope:
         context = new_context(headers.get("x-request-id"), headers.get("traceparent"))
         scope.setdefault("state", {})["context"] = context
         routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        status = CLIENT_GONE
+        status, gone = CLIENT_GONE, False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -120,13 +120,17 @@ class RequestScope:
         try:
             await self._app(routed, receive, send_with_id)
         except ClientDisconnect:
-            self._backend.metrics.aborted()
+            gone = True
         except Exception as error:
             known = self._backend.failed(error)
-            if status == CLIENT_GONE:
+            if status != CLIENT_GONE:
+                context.failed = known
+            else:
                 await error_response(known)(routed, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
+            ended = CLIENT_GONE if gone else status if context.failed is None else context.failed.http_status
+            self._backend.metrics.answered("http", _template(routed), str(ended))
             log_request(context, f"{scope['method']} {_template(routed)}", status, level)
 
 

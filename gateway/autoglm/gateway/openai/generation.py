@@ -60,7 +60,9 @@ def generate(request: Generation, respond: Responder) -> Awaitable[None]:
 
 
 async def _whole(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
-    async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+    async with aclosing(
+        respond.backend.assistant.chat(respond.slot, respond.model, conversation, stream=False)
+    ) as steps:
         choices, summary = await collect(steps, conversation.n)
     await respond.start("application/json", (b"server-timing", server_timing(summary.stages).encode()))
     await respond.finish(renderer.body(choices, summary))
@@ -73,7 +75,9 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
     """
     opened = False
     try:
-        async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+        async with aclosing(
+            respond.backend.assistant.chat(respond.slot, respond.model, conversation, stream=True)
+        ) as steps:
             async for step in steps:
                 opening = b""
                 if not opened:
@@ -83,6 +87,7 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
     except Exception as error:
         if not opened:
             raise
-        await respond.finish(renderer.failed(respond.backend.failed(error)))
+        respond.slot.context.failed = known = respond.backend.failed(error)
+        await respond.finish(renderer.failed(known))
     else:
         await respond.finish(renderer.end)

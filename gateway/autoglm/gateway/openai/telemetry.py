@@ -6,22 +6,11 @@ from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel
 
 from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.gateway.metrics import OUTCOMES
 from autoglm.gateway.pipeline import Summary
-from autoglm.v1.generation_pb2 import (
-    CACHE_OUTCOME_LOCAL,
-    CACHE_OUTCOME_MISS,
-    CACHE_OUTCOME_REDIS,
-    CACHE_OUTCOME_SHARED,
-    Stages,
-)
+from autoglm.v1.generation_pb2 import Stages
 
 Modality = Literal["text", "image", "audio"]
-OUTCOMES: dict[int, str] = {
-    CACHE_OUTCOME_MISS: "miss",
-    CACHE_OUTCOME_LOCAL: "local",
-    CACHE_OUTCOME_REDIS: "redis",
-    CACHE_OUTCOME_SHARED: "shared",
-}
 
 
 class MediaTime(BaseModel):

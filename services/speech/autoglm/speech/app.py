@@ -20,9 +20,9 @@ class Speech(EncoderReplica):
         from autoglm.speech.servicer import SpeechServicer
 
         self._servicer = load_servicer(SpeechServicer.load, SpeechSettings.model_validate(settings))
-        super().__init__(self._servicer.threads)
         description = self._servicer.describe()
         info, ability = description.encoder, "with" if description.transcribes else "without"
+        super().__init__(self._servicer.threads, info)
         logger.info("speech encoder %s on %s, %s transcripts", info.revision, info.device, ability)
 
     async def Encode(

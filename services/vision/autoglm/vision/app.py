@@ -20,8 +20,8 @@ class Vision(EncoderReplica):
         from autoglm.vision.servicer import VisionServicer
 
         self._servicer = load_servicer(VisionServicer.load, VisionSettings.model_validate(settings))
-        super().__init__(self._servicer.threads)
         info = self._servicer.describe().encoder
+        super().__init__(self._servicer.threads, info)
         logger.info("vision encoder %s on %s, int8 %s", info.revision, info.device, "on" if info.int8 else "off")
 
     async def Encode(
