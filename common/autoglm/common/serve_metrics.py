@@ -14,8 +14,11 @@ from importlib.metadata import version
 from ray.serve import metrics
 
 from autoglm.common.error_log import ErrorLog
+from autoglm.common.ray_internals import start_at_zero
+from autoglm.common.server import Caller
 
 PUBLISH_SECONDS = 1.0
+RETRIED = "grpc-previous-rpc-attempts"  # metadata that gRPC adds from the second attempt on
 
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 60]
 _SIZES = [1, 2, 4, 8, 16, 32, 64]
@@ -33,6 +36,11 @@ class ReplicaMetrics(ABC):
             ("version", "bundle", "revision", "device", "engine"),
         )
         self._build_labels = dict[str, str]()
+        self._retried = metrics.Counter(
+            "autoglm_retried_calls",
+            "Calls that arrive after Serve or another replica refused them and gRPC tried again.",
+        )
+        start_at_zero(self._retried)
         self._errors = ErrorLog(logger)
 
     def start(self, *, bundle: str, revision: str, device: str, engine: str) -> None:
@@ -41,6 +49,11 @@ class ReplicaMetrics(ABC):
         described = {"bundle": bundle, "revision": revision, "device": device, "engine": engine}
         self._build_labels = {"version": version("autoglm-mesh"), **described}
         self._publishing = asyncio.get_running_loop().create_task(self._run())
+
+    def arrived(self, caller: Caller) -> None:
+        """Count a call, if it was tried before."""
+        if any(name == RETRIED for name, _ in caller.invocation_metadata() or ()):
+            self._retried.inc()
 
     @abstractmethod
     def _set_gauges(self) -> None:
@@ -75,8 +88,9 @@ class EncoderMetrics(ReplicaMetrics):
         )
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, caller: Caller) -> Iterator[None]:
         """Count a request as in progress while the block runs."""
+        self.arrived(caller)
         self._num_in_progress += 1
         try:
             yield

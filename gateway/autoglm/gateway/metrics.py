@@ -86,6 +86,7 @@ MEDIA = ("none", *("+".join(some) for n in range(len(_KINDS)) for some in combin
 # Answers take up to the longest deadline, an hour.
 _LATENCY = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _TOKEN_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+_ENCODE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600, 3600)
 _LOOKUP = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _TENTHS = tuple(step / 10 for step in range(1, 11))
@@ -171,7 +172,7 @@ class GatewayMetrics:
         self._encode = self._histogram(
             "media_encode_seconds",
             "From asking for an embedding to its arrival, by where it came from.",
-            _LATENCY,
+            _ENCODE,
             "modality",
             "cache",
         )

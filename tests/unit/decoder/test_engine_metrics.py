@@ -93,6 +93,7 @@ def test_metrics_have_vllms_names(recorded: Recorded) -> None:
         "autoglm_prefix_cache_queries",
         "autoglm_prefix_cache_hits",
         "autoglm_num_preemptions",
+        "autoglm_retried_calls",
     }
     recorded.clear()
     metrics.publish()
@@ -133,6 +134,24 @@ async def test_metrics_are_published_without_a_health_check(
     tags = next(tags for name, _, tags in recorded if name == "autoglm_build_info")
     assert tags is not None
     assert tags.keys() == {"version", "bundle", "revision", "device", "engine"}
+
+
+class FakeCall:
+    """A call with metadata."""
+
+    def __init__(self, **metadata: str) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [(name.replace("_", "-"), value) for name, value in self._metadata.items()]
+
+
+def test_calls_that_were_tried_before_are_counted(recorded: Recorded) -> None:
+    metrics = DecoderMetrics(cast(Engine, FakeEngine(Stats())))
+    recorded.clear()
+    metrics.arrived(cast(Any, FakeCall(application="decoder")))
+    metrics.arrived(cast(Any, FakeCall(application="decoder", grpc_previous_rpc_attempts="2")))
+    assert [(name, value) for name, value, _ in recorded] == [("autoglm_retried_calls", 1.0)]
 
 
 def checked(*stats: Stats) -> list[bool]:

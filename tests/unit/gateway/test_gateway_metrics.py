@@ -335,3 +335,18 @@ async def test_a_medium_that_is_refused_is_an_error_of_its_type(client: Client, 
     mesh.vision.encode.error = UnsupportedMedia("not a picture", param="image")
     await client.chat([image_part(png())])
     assert await value(client, "request_errors_total", code="unsupported_media") == 1
+
+
+async def test_a_call_that_grpc_sends_again_says_so(client: Client, mesh: FakeMesh) -> None:
+    """By this metadata the replicas count them; see serve_metrics.RETRIED."""
+    decoder = mesh.decoder.generate
+    decoder.code, mesh.decoder.after = grpc.StatusCode.UNAVAILABLE, 0
+    asking = asyncio.create_task(client.chat("hi"))
+
+    async def again() -> bool:
+        return len(decoder.requests) > 1
+
+    await eventually_async(again, "the call is sent again")
+    decoder.code = None
+    assert (await asking).status_code == 200
+    assert ["grpc-previous-rpc-attempts" in metadata for metadata in decoder.metadata][:2] == [False, True]

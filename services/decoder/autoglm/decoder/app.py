@@ -35,6 +35,7 @@ class Decoder:
         """Stream an answer."""
         if not authenticate(grpc_context):
             return
+        self._metrics.arrived(grpc_context)
         async for message in self._servicer.generate(request, grpc_context):
             yield message
 
@@ -44,6 +45,7 @@ class Decoder:
         """Make one vector of each part."""
         if not authenticate(grpc_context):
             return decoder_pb2.DecoderServiceEmbedResponse()
+        self._metrics.arrived(grpc_context)
         return await self._servicer.embed(request, grpc_context)
 
     async def Describe(

@@ -31,7 +31,7 @@ class Speech(EncoderReplica):
         """Embed one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceEncodeResponse()
-        with self._metrics.request():
+        with self._metrics.request(grpc_context):
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Transcribe(
@@ -40,7 +40,7 @@ class Speech(EncoderReplica):
         """Return the transcript of one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceTranscribeResponse()
-        with self._metrics.request():
+        with self._metrics.request(grpc_context):
             return await self._servicer.transcribe(request, grpc_context, self._metrics)
 
     async def Describe(

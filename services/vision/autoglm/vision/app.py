@@ -30,7 +30,7 @@ class Vision(EncoderReplica):
         """Embed one image."""
         if not authenticate(grpc_context):
             return vision_pb2.VisionServiceEncodeResponse()
-        with self._metrics.request():
+        with self._metrics.request(grpc_context):
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Describe(
