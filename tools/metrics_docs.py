@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 from unittest.mock import patch
 
 from pages import ROOT, write_or_check
@@ -84,7 +85,7 @@ class Nobody:
 def gateway() -> Iterator[Described]:
     """Yield the gateway's metrics."""
     metrics = GatewayMetrics()
-    metrics.registry.register(MeshCollector(Nobody()))
+    metrics.registry.register(MeshCollector(cast(Any, Nobody())))
     for setting in ("api_keys_file", "ssl"):
         metrics.reloaded(setting, True)
     for family in metrics.registry.collect():
@@ -106,7 +107,7 @@ def _values(family: Metric) -> dict[str, set[str]]:
 def services() -> Iterator[Described]:
     """Yield the metrics of the encoders' replicas and of the decoder's."""
     with patch.object(ray_metrics.Metric, "_record"):  # there is no Ray here to record anything
-        owners = (EncoderMetrics(), DecoderMetrics(Nobody()))
+        owners = (EncoderMetrics(), DecoderMetrics(cast(Any, Nobody())))
     named = dict[str, Described]()
     for owner in owners:
         for metric in _metrics_of(owner):

@@ -71,7 +71,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 CLIENT_GONE = {"http": "499", "grpc": "CANCELLED"}
-_ERRORS = (*BY_REASON.values(), MethodNotFound)
+_ERRORS: tuple[type[MeshError], ...] = (*BY_REASON.values(), MethodNotFound)
 CODES: Mapping[str, frozenset[str]] = {
     "http": frozenset({"200", "405", CLIENT_GONE["http"], *(str(kind.http_status) for kind in _ERRORS)}),
     "grpc": frozenset({"OK", CLIENT_GONE["grpc"], *(code_pb2.Code.Name(kind.grpc_code) for kind in _ERRORS)}),
@@ -204,8 +204,8 @@ class GatewayMetrics:
             for method in methods:
                 for code in sorted(CODES[api]):
                     self.requests.labels(api, method, code)
-        for kind in _ERRORS:
-            self.errors.labels(kind.type)
+        for error in _ERRORS:
+            self.errors.labels(error.type)
         self._rejected.labels(Tenant().name, "connections")
         for stream in (False, True):
             for media in MEDIA:
