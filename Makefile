@@ -15,6 +15,7 @@ docs:  ## Write the pages and manifests that are made from settings, protos and 
 	$(BIN)/python tools/grpc_docs.py > docs/grpc.md
 	$(BIN)/python tools/metrics_docs.py
 	$(BIN)/python tools/manifests.py
+	$(BIN)/python tools/dashboards.py
 
 check:  ## Style, types, imports, tables, contract.
 	$(BIN)/ruff check .

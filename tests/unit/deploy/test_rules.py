@@ -2,11 +2,8 @@
 tested. promtool, which no package index has, runs the tests in rules-test.yaml; see docs/operate.md."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import metrics_docs
 import promql_parser
 import pytest
 import yaml
@@ -15,6 +12,7 @@ from prometheus_client import Histogram
 from autoglm.gateway.metrics import GatewayMetrics
 
 from .kustomize import ROOT, Manifest, of_kind, with_components
+from .queries import check_query, selectors
 
 FOLDER = ROOT / "deploy/prometheus"
 GROUPS = yaml.safe_load((FOLDER / "rules.yaml").read_text(encoding="utf-8"))["groups"]
@@ -23,48 +21,11 @@ ALERTS = [rule for rule in RULES if "alert" in rule]
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
 GUIDE = (ROOT / "docs/operate.md").read_text(encoding="utf-8")
 TESTS = (FOLDER / "rules-test.yaml").read_text(encoding="utf-8")
-OF_SERVE = {
-    "ray_serve_autoscaling_target_replicas": {"application", "deployment"},
-    "ray_serve_deployment_replica_healthy": {"application", "deployment", "replica"},
-    "ray_serve_num_grpc_requests_total": {"application", "method", "status_code"},
-}
-
-
-def known() -> dict[str, dict[str, set[str]]]:
-    """Return the labels of each sample, with their values where these are known."""
-    found: dict[str, dict[str, set[str]]] = {
-        name: {label: set() for label in labels} for name, labels in OF_SERVE.items()
-    }
-    for metric in (*metrics_docs.gateway(), *metrics_docs.services()):
-        labels = {label: set(values) for label, values in metric.labels.items()}
-        ends = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
-        found |= {metric.name + end: labels | ({"le": set()} if end == "_bucket" else {}) for end in ends}
-    return found
-
-
-def selectors(node: Any) -> Iterator[Any]:
-    """Yield each selector of a query."""
-    if isinstance(node, promql_parser.VectorSelector):
-        yield node
-    for name in ("expr", "lhs", "rhs", "vector_selector", "vs"):
-        if (child := getattr(node, name, None)) is not None:
-            yield from selectors(child)
-    for child in getattr(node, "args", ()):
-        yield from selectors(child)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("alert") or rule["record"])
 def test_a_query_asks_for_metrics_and_labels_that_exist(rule: Manifest) -> None:
-    asked, metrics = list(selectors(promql_parser.parse(rule["expr"]))), known()
-    assert asked
-    for selector in asked:
-        if selector.name in RECORDED:
-            continue
-        labels = metrics[selector.name]
-        for matcher in selector.matchers.matchers:
-            assert matcher.name in labels
-            if matcher.op == promql_parser.MatchOp.Equal and labels[matcher.name]:
-                assert matcher.value in labels[matcher.name]
+    check_query(rule["expr"], RECORDED)
 
 
 def test_the_names_in_queries_are_found() -> None:

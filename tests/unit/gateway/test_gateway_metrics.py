@@ -30,7 +30,8 @@ from .test_gateway_circuit_breaker import silent_server
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-CHAT = chat_pb2.ChatRequest(messages=[{"role": ROLE_USER, "parts": [{"text": "hi"}]}])
+SAYS_HI = chat_pb2.ChatMessage(role=ROLE_USER, parts=[chat_pb2.ContentPart(text="hi")])
+CHAT = chat_pb2.ChatRequest(messages=[SAYS_HI])
 
 Series = Mapping[tuple[str, frozenset[tuple[str, str]]], Sample]
 
@@ -133,7 +134,8 @@ async def hostile(client: Client) -> Collection[int | grpc.StatusCode]:
             response = await client.http.request(method, path, json=content, headers=headers)
             ended.append(response.status_code)
         for service in (f"autoglm.v1.Service{number}", "autoglm.v1.ChatService", "grpc.health.v1.Health"):
-            call = client.channel.unary_unary(f"/{service}/Method{number}")
+            method = f"/{service}/Method{number}"
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(method)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(b"", metadata=(("x-request-id", f"id-{number}"),))
             ended.append(caught.value.code())
