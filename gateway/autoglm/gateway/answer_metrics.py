@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from autoglm.common.modalities import MEDIA_MODALITIES
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.conversation import MediaPart
-from autoglm.gateway.metrics import FINISH_NAMES, GatewayMetrics, exemplar_of
+from autoglm.gateway.metrics import FINISH_NAMES, OTHER, GatewayMetrics, exemplar_of
 from autoglm.v1.generation_pb2 import FinishReason, Gate, Stages, Usage
 
 
@@ -36,7 +36,7 @@ class AnswerMetrics:
 
     def finished(self, reason: FinishReason.ValueType) -> None:
         """Count one finished choice."""
-        self._metrics.success.labels(FINISH_NAMES[reason]).inc()
+        self._metrics.success.labels(FINISH_NAMES.get(reason, OTHER)).inc()
 
     def ended(self, usage: Usage, stages: Stages, gates: Iterable[Gate]) -> None:
         """Record the whole answer."""

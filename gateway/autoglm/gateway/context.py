@@ -6,7 +6,6 @@ import uuid
 from dataclasses import dataclass, field
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import MeshError
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _SAMPLED = 1  # among the flags of a traceparent
@@ -45,7 +44,7 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     received: int = 0
     media: list[str] = field(default_factory=list)
-    failed: MeshError | None = None  # what ended a stream after it began
+    failed: int | None = None  # the HTTP status of what ended an answer after it began
 
     @property
     def trace_id(self) -> str | None:

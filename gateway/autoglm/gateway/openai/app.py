@@ -124,12 +124,12 @@ class RequestScope:
         except Exception as error:
             known = self._backend.failed(error)
             if status != CLIENT_GONE:
-                context.failed = known
+                context.failed = known.http_status
             else:
                 await error_response(known)(routed, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith(QUIET) else logging.INFO
-            ended = CLIENT_GONE if gone else status if context.failed is None else context.failed.http_status
+            ended = CLIENT_GONE if gone else context.failed or status
             self._backend.metrics.answered("http", _template(routed), str(ended))
             log_request(context, f"{scope['method']} {_template(routed)}", status, level)
 

@@ -68,6 +68,13 @@ async def _whole(conversation: Conversation, renderer: Renderer, respond: Respon
     await respond.finish(renderer.body(choices, summary))
 
 
+def _failed(error: BaseException, respond: Responder) -> MeshError:
+    """Count an error that ends a stream, and note it as the outcome of the request."""
+    known = respond.backend.failed(error)
+    respond.slot.context.failed = known.http_status
+    return known
+
+
 async def _stream(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
     """Send the steps as they come. The status waits for the first, so a request that fails before it has its own.
 
@@ -87,7 +94,6 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
     except Exception as error:
         if not opened:
             raise
-        respond.slot.context.failed = known = respond.backend.failed(error)
-        await respond.finish(renderer.failed(known))
+        await respond.finish(renderer.failed(_failed(error, respond)))
     else:
         await respond.finish(renderer.end)
