@@ -15,7 +15,9 @@ protos:  ## Generate the contract's code, next to it.
 docs:  ## Write the pages and manifests that are made from settings, protos and the Serve config.
 	$(BIN)/python -m autoglm.cli.reference > docs/configuration.md
 	$(BIN)/python tools/grpc_docs.py > docs/grpc.md
+	$(BIN)/python tools/metrics_docs.py
 	$(BIN)/python tools/manifests.py
+	$(BIN)/python tools/dashboards.py
 
 check:  ## Style, types, imports, tables, contract.
 	$(BIN)/ruff check .
@@ -25,6 +27,7 @@ check:  ## Style, types, imports, tables, contract.
 	$(BIN)/python tools/readme_tables.py --check
 	$(BIN)/python tools/fault_tables.py --check
 	$(BIN)/python tools/openai_fields.py --check
+	$(BIN)/python tools/metrics_docs.py --check
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/autoglm-v1.binpb
 

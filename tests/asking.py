@@ -40,7 +40,7 @@ class Asker:
     def running(self) -> float:
         """Return the requests that the gateway says are in progress."""
         metrics = self.http.get("/metrics").text
-        found = re.search(r"^autoglm_num_requests_running (\S+)$", metrics, re.MULTILINE)
+        found = re.search(r"^autoglm_requests_in_progress (\S+)$", metrics, re.MULTILINE)
         assert found is not None
         return float(found[1])
 

@@ -1,6 +1,7 @@
 """Writes what deploy/k8s takes from the code: python tools/manifests.py, or with --check, which only compares.
 
 From deploy/serve.yaml: serveConfigV2 of the base and of each overlay, with what its `serve-changes.yaml` changes.
+From deploy/prometheus/rules.yaml: the PrometheusRule.
 From AUTOGLM_MAX_TIMEOUT in base/settings.env: the variables of Ray, and how long what ends waits for running answers.
 """
 
@@ -17,6 +18,7 @@ from autoglm.common.ray_internals import SETUP_HOOK
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "deploy/k8s/base"
+MONITORING = ROOT / "deploy/k8s/components/monitoring"
 PRE_STOP_SECONDS = 10  # until no Service sends new connections to a gateway that ends
 NOTE = "# Written by tools/manifests.py.\n"
 GATEWAY = "apps/v1", "Deployment", "autoglm-gateway"
@@ -38,6 +40,9 @@ def files() -> Iterator[tuple[Path, str]]:
     for changes in sorted(ROOT.glob("deploy/k8s/overlays/*/serve-changes.yaml")):
         yield changes.parent / "generated/serve.yaml", serve_patch(yaml.safe_load(changes.read_text()))
     yield BASE / "generated/serve.yaml", serve_patch({})
+    rules = {"spec": yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())}
+    rule = patch("monitoring.coreos.com/v1", "PrometheusRule", "autoglm", rules)
+    yield MONITORING / "generated/rules.yaml", NOTE + yaml.safe_dump(rule, sort_keys=False, width=120)
 
 
 def variables(named: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import grpc_docs
+import metrics_docs
 import pytest
 from google.protobuf import json_format
 from google.protobuf.descriptor_pool import Default
@@ -78,6 +79,16 @@ def test_the_configuration_page_is_current() -> None:
 
 def test_the_grpc_page_is_current() -> None:
     assert (ROOT / "docs/grpc.md").read_text(encoding="utf-8") == grpc_docs.document()
+
+
+def test_the_metrics_page_is_current() -> None:
+    assert (ROOT / "docs/metrics.md").read_text(encoding="utf-8") == metrics_docs.document()
+
+
+def test_the_metrics_page_explains_every_metric() -> None:
+    rows = re.findall(r"^\| `(?:ray_)?autoglm_\w+` \|.*$", metrics_docs.document(), re.MULTILINE)
+    assert len(rows) > 40
+    assert not [row for row in rows if row.endswith("|  |")]
 
 
 def test_the_grpc_page_has_every_public_element() -> None:

@@ -247,7 +247,7 @@ async def test_each_replica_counts_its_work(mesh: Mesh, encode: Encode, hear: He
 
         await eventually_async(both_count, "both replicas have counted a batch")
         text = await figures()
-    assert "ray_autoglm_num_requests_running" in text
+    assert "ray_autoglm_encoder_requests_in_progress" in text
     assert 'stage="compute"' in text
 
 

@@ -19,6 +19,8 @@ _FIXED = {
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # Otherwise lines wait for 999 others, and are lost with a replica that dies.
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
+    # How old a replica's figures are at most when they are scraped; the default is 10 s.
+    "RAY_metrics_report_interval_ms": "2000",
     # A replica that hangs does not end by being asked to.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # Three checks in a row have to fail. What has died fails them at once; what is busy has 30 s to answer each.

@@ -18,6 +18,7 @@ from autoglm.common.ray_internals import log_through_serve
 from autoglm.common.serve_metrics import EncoderMetrics
 from autoglm.common.serve_settings import ServiceSettings
 from autoglm.common.watchdog import Ask, watch
+from autoglm.v1.embedding_pb2 import EncoderInfo
 
 logger = logging.getLogger("ray.serve")
 
@@ -73,8 +74,10 @@ def watch_replica(threads: Mapping[str, Ask]) -> None:
 
 
 class EncoderReplica:
-    """The base of the encoders' replicas: metrics, and the watchdog over the encoder's `threads`."""
+    """The base of the encoders' replicas: the metrics of the encoder, which `info` describes, and the watchdog over its
+    `threads`."""
 
-    def __init__(self, threads: Mapping[str, Ask]) -> None:
+    def __init__(self, threads: Mapping[str, Ask], info: EncoderInfo) -> None:
         self._metrics = EncoderMetrics()
+        self._metrics.start(bundle=info.bundle, revision=info.revision, device=info.device, engine="torch")
         watch_replica(threads)

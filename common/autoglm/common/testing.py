@@ -50,6 +50,7 @@ from autoglm.v1.transcript_pb2 import TranscriptSegment
 from autoglm.v1.vision_pb2 import VisionServiceDescribeResponse, VisionServiceEncodeResponse
 
 BUNDLE = "autoglm-phone-fake"
+VERSION = "1.2.3"
 LOOPBACK = "127.0.0.1"
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -125,7 +126,9 @@ class FakeEncoder:
 
     def info(self) -> EncoderInfo:
         """Return what Describe says of the encoder."""
-        return EncoderInfo(revision=self.revision, width=2, element_type=ELEMENT_TYPE_BFLOAT16, bundle=BUNDLE)
+        return EncoderInfo(
+            revision=self.revision, width=2, element_type=ELEMENT_TYPE_BFLOAT16, bundle=BUNDLE, version=VERSION
+        )
 
 
 class FakeVision(vision_pb2_grpc.VisionServiceServicer, FakeEncoder):
@@ -235,6 +238,10 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
             max_text_bytes=self.max_text_bytes,
             embedding_width=2,
             adapters=self.adapters,
+            device="cpu",
+            engine="embedded",
+            revision="d1",
+            version=VERSION,
         )
 
 

@@ -207,13 +207,6 @@ def current_span() -> Span:
     return _span.get()
 
 
-def trace_id() -> str | None:
-    """Return the current request's trace id in hexadecimal; None while tracing is off, or where no one will find the
-    trace because it is not sampled."""
-    span = _span.get()
-    return span.trace_id if span.is_recorded else None
-
-
 def request_span(name: str, carrier: Mapping[str, str], attributes: Attributes) -> Span:
     """Start the span of a request that a server has received, below the one of its W3C context in `carrier`, if any."""
     if _tracer is None:

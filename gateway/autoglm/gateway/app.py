@@ -43,6 +43,7 @@ from autoglm.gateway.health import MeshState
 from autoglm.gateway.http_protocol import http_protocol
 from autoglm.gateway.media.cache import EmbeddingCache
 from autoglm.gateway.media.fetch import Fetcher
+from autoglm.gateway.mesh_metrics import MeshCollector
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.openai.app import create_app
 from autoglm.gateway.pipeline import Pipeline
@@ -157,7 +158,8 @@ async def running(
     budget = ByteBudget(settings, metrics)
     fetcher = Fetcher(settings, metrics, budget)
     admission = Admission(settings, metrics, keys, Quota(store, metrics), budget)
-    pipeline = Pipeline(mesh, cache, state, fetcher)
+    pipeline = Pipeline(mesh, cache, state, fetcher, metrics)
+    metrics.registry.register(MeshCollector(state))
     assistant = Assistant(pipeline, fetcher, mesh, state, metrics, drain, settings.model_names)
     backend = Backend(settings, admission, assistant, state, metrics, drain, readers)
     tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]

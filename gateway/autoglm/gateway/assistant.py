@@ -1,6 +1,5 @@
 """What the gateway can do for an admitted request: chat, embed, transcribe; and which models it offers to anyone."""
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from autoglm.common.bundle import ALIASES
 from autoglm.common.errors import InvalidRequest, NotFound, RequestTooLarge, UnsupportedMedia
 from autoglm.gateway.admission.admission import AdmittedSlot
-from autoglm.gateway.context import RequestContext
+from autoglm.gateway.answer_metrics import AnswerMetrics
 from autoglm.gateway.conversation import Conversation, EmbeddingInputs, MediaPart, check_input, check_text
 from autoglm.gateway.drain import Drain
 from autoglm.gateway.health import MeshState
@@ -84,11 +83,13 @@ class Assistant:
         ]
 
     async def chat(
-        self, slot: AdmittedSlot, model: ResolvedModel, conversation: Conversation
+        self, slot: AdmittedSlot, model: ResolvedModel, conversation: Conversation, *, stream: bool
     ) -> AsyncGenerator[Step, None]:
-        """Stream an answer and record its latencies; raises MeshError."""
-        context, latest = slot.context, dict[int, float]()
+        """Yield the steps of an answer and record its latencies, under whether the client gets them as a stream too;
+        raises MeshError."""
+        context = slot.context
         context.answered_by("chat", model.name)
+        measured = AnswerMetrics(self._metrics, context, conversation.media, stream)
         decoder = await self._state.decoder()
         if decoder.max_text_bytes:
             check_text(conversation, decoder.context_length, decoder.max_text_bytes)
@@ -97,7 +98,7 @@ class Assistant:
             aclosing(self._drain.until_end(answer)) as steps,
         ):
             async for step in steps:
-                self._measure(step, context, latest)
+                _measure(step, measured)
                 yield step
 
     async def embed(
@@ -133,15 +134,10 @@ class Assistant:
     def _names(self, decoder: DecoderServiceDescribeResponse) -> Sequence[str]:
         return self._served_names or list(dict.fromkeys((decoder.bundle, *ALIASES)))
 
-    def _measure(self, step: Step, context: RequestContext, latest: dict[int, float]) -> None:
-        now = time.monotonic()
-        if not latest:
-            self._metrics.first_token.observe(now - context.started)
-        elif step.index in latest:
-            self._metrics.next_token.observe(now - latest[step.index])
-        latest[step.index] = now
-        if step.finish_reason:
-            self._metrics.finished(step.finish_reason)
-        if step.summary is not None:
-            self._metrics.whole.observe(now - context.started)
-            self._metrics.gated(step.summary.gates)
+
+def _measure(step: Step, measured: AnswerMetrics) -> None:
+    measured.step(step.index)
+    if step.finish_reason:
+        measured.finished(step.finish_reason)
+    if (summary := step.summary) is not None:
+        measured.ended(summary.usage, summary.stages, summary.gates)

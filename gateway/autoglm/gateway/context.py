@@ -10,6 +10,7 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.tracing import CONTEXT_NAMES, NO_SPAN, Attributes, Span, enter, request_span
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_SAMPLED = 1  # among the flags of a traceparent
 _TRACE_CONTEXT = {  # by name
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
     "tracestate": re.compile(r"[ -~]{1,512}"),
@@ -51,6 +52,17 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     received: int = 0
     media: list[str] = field(default_factory=list)
+    failed: int | None = None  # the HTTP status of what ended an answer after it began
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the trace that the request belongs to, if that is recorded, here or by its client."""
+        if self.span.is_recorded:
+            return self.span.trace_id
+        if (traceparent := self.trace.get("traceparent")) is None:
+            return None
+        _, trace_id, _, flags = traceparent.split("-")
+        return trace_id if int(flags, 16) & _SAMPLED else None
 
     def answered_by(self, operation: str, model: str) -> None:
         """Record what is done, in a word of OpenTelemetry's, and the name of the model, if one has a name."""

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtoMessage
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from autoglm.common.errors import (
@@ -51,21 +52,21 @@ async def answered(backend: Backend, rpc: Rpc, method: str) -> AsyncIterator[Req
     headers = {name: value for name in _READ_NAMES for value in _metadata(rpc, name)[:1]}
     span_name = None if method.startswith(STANDARD) else f"{_PACKAGE}{method}"
     context = new_context(headers, span_name, {"rpc.system.name": "grpc", "rpc.method": f"{_PACKAGE}{method}"})
-    status, code = "CANCELLED", "CANCELLED"
+    status = code = "CANCELLED"
     try:
         yield context
         status = code = "OK"
     except (asyncio.CancelledError, GeneratorExit):  # gRPC closes a stream whose client left during a write
-        backend.metrics.aborted()
         context.span.set({"autoglm.cancelled": True})
         raise
     except Exception as error:
         known = backend.failed(error)
-        status = known.type
+        status, code = known.type, code_pb2.Code.Name(known.grpc_code)
         sent = rpc_status.to_status(to_status(known))
         code = sent.code.name
         await rpc.abort(sent.code, sent.details, sent.trailing_metadata)
     finally:
+        backend.metrics.answered("grpc", method, code)
         log_request(context, method, status)
         context.span.set({"rpc.response.status_code": code})
         context.end_span()

@@ -184,14 +184,21 @@ class MeshState:
         """Whether text requests can be answered."""
         return self._decoder.up
 
+    def applications(self) -> dict[str, str]:
+        """Return `up` or `down` for each application of this deployment."""
+        encoders = {service.name: service.status for service in self._deployed.values()}
+        return {self._decoder.name: self._decoder.status} | encoders
+
     def report(self) -> dict[str, str]:
         """Return `up`, `down` or, for an unused Redis, `off`, for each dependency of this deployment."""
-        encoders = {service.name: service.status for service in self._deployed.values()}
-        return (
-            {"decoder": self._decoder.status}
-            | encoders
-            | {"redis": "off" if self._redis is None else "up" if self._redis.up else "down"}
-        )
+        return self.applications() | {"redis": "off" if self._redis is None else "up" if self._redis.up else "down"}
+
+    def descriptions(self) -> dict[str, dict[str, str]]:
+        """Return what each application that has been up last said of itself: version, bundle, revision, device and
+        engine."""
+        encoders = {each.name: _described(each.info, "torch") for each in self._deployed.values() if each.info}
+        decoder = self._decoder.info
+        return encoders if decoder is None else encoders | {self._decoder.name: _described(decoder, decoder.engine)}
 
     async def drain(self) -> None:
         """Report to health watchers that this process accepts no more work."""
@@ -217,6 +224,16 @@ class MeshState:
         await self.grpc_health.set("", _status(self.ready, True))
         for m in (MODALITY_TEXT, *self._encoders):
             await self.grpc_health.set(f"autoglm.v1.{MODALITY_NAMES[m]}", _status(m in up, m in deployed))
+
+
+def _described(info: EncoderInfo | DecoderServiceDescribeResponse, engine: str) -> dict[str, str]:
+    return {
+        "version": info.version,
+        "bundle": info.bundle,
+        "revision": info.revision,
+        "device": info.device,
+        "engine": engine,
+    }
 
 
 def _status(up: bool, deployed: bool) -> Any:

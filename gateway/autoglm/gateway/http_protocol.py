@@ -16,6 +16,7 @@ from autoglm.common.errors import DeadlineExceeded, InvalidRequest, MeshError, R
 from autoglm.gateway.backend import Backend
 from autoglm.gateway.connections import ConnectionLimit
 from autoglm.gateway.context import Tenant
+from autoglm.gateway.metrics import OTHER
 from autoglm.gateway.openai.errors import error_response
 
 MAX_HEADER_BYTES = 64 * 1024  # of a request's line and header, and of anything between two pieces of its body
@@ -203,6 +204,8 @@ class PlainHttpProtocol(HttpToolsProtocol):
     def _refuse(self, error: MeshError) -> None:
         """Answer what does not reach the application, and close the connection."""
         self._refusal = self.backend.failed(error)
+        if self._is_idle:  # otherwise the request that is given up is counted
+            self.backend.metrics.answered("http", OTHER, str(error.http_status))
         self._unwatch()
         if self._take_over():
             answer = error_response(error)

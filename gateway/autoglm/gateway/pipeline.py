@@ -27,8 +27,8 @@ from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
 from autoglm.gateway.media.verify import VerifiedMedia
+from autoglm.gateway.metrics import OUTCOMES, GatewayMetrics
 from autoglm.gateway.span_attributes import (
-    CACHE_OUTCOMES,
     finish_attributes,
     generation_attributes,
     media_attributes,
@@ -104,8 +104,10 @@ class Embedded:
 class Pipeline:
     """The stages of one request."""
 
-    def __init__(self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher) -> None:
-        self._mesh, self._cache, self._state, self._fetcher = mesh, cache, state, fetcher
+    def __init__(
+        self, mesh: Mesh, cache: EmbeddingCache, state: MeshState, fetcher: Fetcher, metrics: GatewayMetrics
+    ) -> None:
+        self._mesh, self._cache, self._state, self._fetcher, self._metrics = mesh, cache, state, fetcher, metrics
 
     async def answer(
         self, conversation: Conversation, adapter: str, context: RequestContext
@@ -179,7 +181,7 @@ class Pipeline:
             with context.span.child("cache lookup", media_attributes(media)) as span:
                 encode = partial(self._encode, media, context, span)
                 embedding, outcome = await self._cache.get(key, encode, context.deadline)
-                span.set({"autoglm.cache.outcome": CACHE_OUTCOMES[outcome]})
+                span.set({"autoglm.cache.outcome": OUTCOMES[outcome]})
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None
         except ModalityUnavailable:
@@ -188,7 +190,9 @@ class Pipeline:
         if embedding.encoder_revision != info.revision:
             self._state.suspect()
         took = seconds_to_duration(time.monotonic() - started)
-        return embedding, MediaStage(modality=media.modality, cache=outcome, encode=took)
+        stage = MediaStage(modality=media.modality, cache=outcome, encode=took)
+        self._metrics.encoded(stage, context)
+        return embedding, stage
 
     async def _encode(self, media: VerifiedMedia, context: RequestContext, parent: Span) -> Embedding:
         name = f"encode {MODALITY_NAMES[media.modality]}"

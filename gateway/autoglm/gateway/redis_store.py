@@ -45,6 +45,7 @@ class RedisStore:
         self._breaker = CircuitBreaker(FAILURES_TO_OPEN, settings.redis_backoff)
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._metrics = metrics
+        metrics.redis_breaker_open.set_function(lambda: not self._breaker.closed)
         self._up: bool | None = None
         self._last_seen: dict[str, float] = {}
         self.client = redis.asyncio.Redis.from_url(
@@ -91,6 +92,7 @@ class RedisStore:
         self._record(True, "")
 
     def _failed(self, purpose: str, error: Exception) -> None:
+        self._metrics.redis_errors.labels(_reason(error)).inc()
         if isinstance(error, DamagedEntry | ResponseError):
             self._answered()
             if not _tells_of_damage(error):
@@ -146,6 +148,16 @@ def _tells_of_damage(error: Exception) -> bool:
     Scripts report both inside messages that differ between versions of the server.
     """
     return isinstance(error, DamagedEntry) or "WRONGTYPE" in str(error) or "attempt to compare" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """Return one of REDIS_FAILURES."""
+    if _tells_of_damage(error):
+        return "damaged"
+    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+        return "timeout"
+    is_refused = isinstance(error, ResponseError | AuthenticationError | AuthorizationError | BusyLoadingError)
+    return "refused" if is_refused else "connection"
 
 
 def _code(error: Exception) -> str:

@@ -66,7 +66,7 @@ class ChatServicer(ChatServiceServicer):
         """Answer in one message."""
         async with admitted(self._backend, context, "ChatService/Complete", request) as slot:
             conversation, model = await self._read(request, slot)
-            async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
+            async with aclosing(self._backend.assistant.chat(slot, model, conversation, stream=False)) as steps:
                 choices, summary = await collect(steps, conversation.n)
             return CompleteResponse(
                 id=slot.context.request_id,
@@ -92,7 +92,7 @@ class ChatServicer(ChatServiceServicer):
         """Answer step by step."""
         async with admitted(self._backend, context, "ChatService/StreamComplete", request) as slot:
             conversation, model = await self._read(request, slot)
-            async with aclosing(self._backend.assistant.chat(slot, model, conversation)) as steps:
+            async with aclosing(self._backend.assistant.chat(slot, model, conversation, stream=True)) as steps:
                 async for step in steps:
                     yield _step(step, slot.context.request_id, model.name)
 

@@ -9,19 +9,7 @@ from autoglm.gateway.context import RequestContext
 from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.metrics import FINISH_NAMES
 from autoglm.v1.decoder_pb2 import DecoderFinish, DecoderServiceGenerateRequest
-from autoglm.v1.generation_pb2 import (
-    CACHE_OUTCOME_LOCAL,
-    CACHE_OUTCOME_MISS,
-    CACHE_OUTCOME_REDIS,
-    CACHE_OUTCOME_SHARED,
-)
 
-CACHE_OUTCOMES: dict[int, str] = {
-    CACHE_OUTCOME_MISS: "miss",
-    CACHE_OUTCOME_LOCAL: "local",
-    CACHE_OUTCOME_REDIS: "redis",
-    CACHE_OUTCOME_SHARED: "shared",
-}
 _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens", "presence_penalty", "frequency_penalty")
 
 

@@ -353,6 +353,10 @@ class DecoderServiceDescribeResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     EMBEDDING_WIDTH_FIELD_NUMBER: _builtins.int
     MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FUSION_REVISION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     bundle: _builtins.str
     """The bundle's name."""
     context_length: _builtins.int
@@ -371,6 +375,14 @@ class DecoderServiceDescribeResponse(_message.Message):
     """Elements of a vector that Embed returns."""
     max_text_bytes: _builtins.int
     """The most bytes of text that context_length tokens can stand for; longer text is refused without being tokenized."""
+    engine: _builtins.str
+    """What generates: embedded or vllm."""
+    revision: _builtins.str
+    """The revision of the bundle's decoder: a hash of weights, config and tokenizer."""
+    fusion_revision: _builtins.str
+    """The revision of the bundle's fusion."""
+    version: _builtins.str
+    """The version of the mesh that runs."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_modality_pb2.Modality.ValueType]:
         """What the fusion understands, text included."""
@@ -393,10 +405,14 @@ class DecoderServiceDescribeResponse(_message.Message):
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         embedding_width: _builtins.int = ...,
         max_text_bytes: _builtins.int = ...,
+        engine: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        fusion_revision: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bundle", b"bundle", "context_length", b"context_length", "device", b"device", "embedding_width", b"embedding_width", "int8", b"int8", "kv_cache_usage_perc", b"kv_cache_usage_perc", "max_text_bytes", b"max_text_bytes", "modalities", b"modalities", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "bundle", b"bundle", "context_length", b"context_length", "device", b"device", "embedding_width", b"embedding_width", "engine", b"engine", "fusion_revision", b"fusion_revision", "int8", b"int8", "kv_cache_usage_perc", b"kv_cache_usage_perc", "max_text_bytes", b"max_text_bytes", "modalities", b"modalities", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting", "revision", b"revision", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

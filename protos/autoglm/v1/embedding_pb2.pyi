@@ -149,6 +149,7 @@ class EncoderInfo(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """A hash of weights, config and preprocessing: part of every cache key."""
     width: _builtins.int
@@ -163,6 +164,8 @@ class EncoderInfo(_message.Message):
     """Maximum number of pixels of an image; 0 if it does not encode images."""
     bundle: _builtins.str
     """The bundle that the encoder is part of."""
+    version: _builtins.str
+    """The version of the mesh that runs."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Maximum length of a recording; unset if it does not encode recordings."""
@@ -178,10 +181,11 @@ class EncoderInfo(_message.Message):
         max_pixels: _builtins.int = ...,
         max_duration: _duration_pb2.Duration | None = ...,
         bundle: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "device", b"device", "element_type", b"element_type", "int8", b"int8", "max_duration", b"max_duration", "max_pixels", b"max_pixels", "revision", b"revision", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "device", b"device", "element_type", b"element_type", "int8", b"int8", "max_duration", b"max_duration", "max_pixels", b"max_pixels", "revision", b"revision", "version", b"version", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

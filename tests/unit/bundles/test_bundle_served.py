@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -73,10 +74,14 @@ def test_vision_and_decoder_start_and_say_what_they_are(bundle: Bundle, int8: bo
     at = {"bundle": str(bundle.root), "device": "cpu", "int8": int8}
     vision = VisionServicer.load(VisionSettings.model_validate(at | {"max_batch": 1})).describe().encoder
     assert (vision.width, vision.int8, vision.bundle) == (IMAGE, int8, NAME)
+    assert (vision.device, vision.version) == ("cpu", version("autoglm-mesh"))
     servicer = DecoderServicer.load(DecoderSettings.model_validate(at | {"max_num_seqs": 2}))
     servicer.engine.close()
     decoder = servicer.describe()
     assert (len(decoder.modalities), decoder.int8) == (3, int8)
+    assert (decoder.engine, decoder.device, decoder.version) == ("embedded", "cpu", version("autoglm-mesh"))
+    assert decoder.revision == bundle.parts["decoder"].revision
+    assert decoder.fusion_revision == bundle.parts["fusion"].revision
 
 
 def test_a_decoder_on_a_gpu_has_no_8_bit_form(bundle: Bundle) -> None:

@@ -20,6 +20,7 @@ from ray.serve._private.proxy_request_response import gRPCStreamingType
 from ray.serve._private.request_router import request_router
 from ray.serve.config import HTTPOptions
 from ray.serve.handle import DeploymentHandle
+from ray.util.metrics import Counter, Metric
 
 from autoglm.cli import isolation
 from autoglm.cli.isolation import Ports, free_ports
@@ -184,3 +185,14 @@ def test_a_slim_start_patches_what_ray_init_uses(monkeypatch: pytest.MonkeyPatch
     node = Node.__new__(Node)
     node.start_api_server(include_dashboard=False, raise_on_failure=True)
     assert node._webui_url is None
+
+
+def test_a_counter_can_begin_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = list[float]()
+    assert names(Metric._record) == ["self", "value", "tags"]
+    monkeypatch.setattr(Metric, "_record", lambda _self, value, tags=None: recorded.append(value))
+    counter = Counter("autoglm_test", "Nothing.")
+    with pytest.raises(ValueError, match="must be >0"):
+        counter.inc(0)
+    ray_internals.start_at_zero(counter)
+    assert recorded == [0]

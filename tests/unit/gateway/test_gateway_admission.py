@@ -25,7 +25,7 @@ MODEL = ResolvedModel("bundle", "")
 ASSISTANT = Assistant(*(cast(Any, None) for _ in range(6)))  # whatever would ask a service fails otherwise
 WORK: dict[str, Callable[[AdmittedSlot], Awaitable[Any]]] = {
     "chat": lambda slot: anext(
-        ASSISTANT.chat(slot, MODEL, Conversation([], SamplingParams(), FieldPaths(messages="messages")))
+        ASSISTANT.chat(slot, MODEL, Conversation([], SamplingParams(), FieldPaths(messages="messages")), stream=False)
     ),
     "embed": lambda slot: ASSISTANT.embed(slot, MODEL, EmbeddingInputs([], "input")),
     "transcribe": lambda slot: ASSISTANT.transcribe(slot, MediaPart(MODALITY_AUDIO, b"", "file")),

@@ -152,7 +152,7 @@ async def test_a_body_that_comes_by_single_bytes_is_cut_off(serve: Serve, monkey
             writer.write(b" ")
             await asyncio.wait({ended}, timeout=0.01)
         assert b'"deadline_exceeded"' in ended.result()
-    running = "autoglm_num_requests_running 0.0"
+    running = "autoglm_requests_in_progress 0.0"
     await eventually_async(lambda: has(client, running), "the request has ended")
 
 
@@ -320,7 +320,7 @@ async def test_a_message_that_comes_slowly_counts(serve: Serve, monkeypatch: pyt
     assert [code.result() for code in done] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
     for call in slow:
         call.cancel()
-    await eventually_async(lambda: has(client, "autoglm_num_requests_running 0.0"), "the calls have ended")
+    await eventually_async(lambda: has(client, "autoglm_requests_in_progress 0.0"), "the calls have ended")
     await asyncio.gather(*codes)
     assert (await client.chat("x" * (MIB // 2))).status_code == 200
 

@@ -125,7 +125,7 @@ async def test_a_body_on_its_way_is_503(mesh: FakeMesh) -> None:
 
 
 async def running_requests(http: httpx.AsyncClient, count: int) -> None:
-    while f"autoglm_num_requests_running {count}.0" not in (await http.get("/metrics")).text:
+    while f"autoglm_requests_in_progress {count}.0" not in (await http.get("/metrics")).text:
         pass
 
 

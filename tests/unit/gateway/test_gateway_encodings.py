@@ -143,7 +143,7 @@ async def test_a_bomb_stops_at_the_limit(serve: Serve, encoding: str) -> None:
     assert (refused.status_code, refused.json()["error"]["type"]) == (413, "request_too_large")
     assert (await client.chat("hi")).status_code == 200  # its bytes were given back
     metrics = (await client.http.get("/metrics")).text
-    assert re.search(r"^autoglm_num_requests_running 0\.0$", metrics, re.MULTILINE)
+    assert re.search(r"^autoglm_requests_in_progress 0\.0$", metrics, re.MULTILINE)
 
 
 async def test_layers_that_hide_a_bomb_stop_too(serve: Serve) -> None:

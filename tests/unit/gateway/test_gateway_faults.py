@@ -42,7 +42,7 @@ async def abandon(control: Control, task: asyncio.Task[Any]) -> None:
 
 async def running_requests(client: Client) -> float:
     lines = (await client.http.get("/metrics")).text.splitlines()
-    return float(next(line for line in lines if line.startswith("autoglm_num_requests_running")).split()[1])
+    return float(next(line for line in lines if line.startswith("autoglm_requests_in_progress")).split()[1])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -78,7 +78,7 @@ async def test_a_grpc_client_that_leaves_unread_answers_is_counted(client: Clien
 
         async def counted(times: int = cancelled) -> bool:
             text = (await client.http.get("/metrics")).text
-            return f'autoglm_request_success_total{{finished_reason="abort"}} {times}.0' in text
+            return f'autoglm_requests_aborted_total{{api="grpc"}} {times}.0' in text
 
         await eventually_async(counted, "the metrics count who left")
         assert await running_requests(client) == 0
@@ -320,10 +320,10 @@ async def test_metrics(client: Client) -> None:
         'autoglm_request_errors_total{code="invalid_request_error"} 1.0',
         'autoglm_embedding_cache_queries_total{modality="image",tier="local"} 1.0',
         'autoglm_gate_mean_count{modality="image"} 1.0',
-        "autoglm_time_to_first_token_seconds_count 1.0",
-        "autoglm_inter_token_latency_seconds_count 4.0",
-        "autoglm_e2e_request_latency_seconds_count 1.0",
-        "autoglm_num_requests_running 0.0",
+        'autoglm_time_to_first_token_seconds_count{media="image",stream="false"} 1.0',
+        'autoglm_inter_token_latency_seconds_count{media="image",stream="false"} 4.0',
+        'autoglm_e2e_request_latency_seconds_count{media="image",stream="false"} 1.0',
+        "autoglm_requests_in_progress 0.0",
     ):
         assert line in text
 

@@ -231,7 +231,7 @@ async def test_a_call_without_a_message_ends(client: Client, serve: Serve, mesh:
     stub = client.channel.stream_unary(COMPLETE)
     code, reason, _ = await refused(stub())
     assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-    assert "num_requests_running 0.0" in (await client.http.get("/metrics")).text
+    assert "autoglm_requests_in_progress 0.0" in (await client.http.get("/metrics")).text
     assert mesh.calls == 0
 
 
@@ -259,8 +259,8 @@ async def logged(caplog: pytest.LogCaptureFixture) -> bool:
 
 
 async def running(client: Client) -> bool:
-    return "num_requests_running 1.0" in (await client.http.get("/metrics")).text
+    return "autoglm_requests_in_progress 1.0" in (await client.http.get("/metrics")).text
 
 
 async def idle(client: Client) -> bool:
-    return "num_requests_running 0.0" in (await client.http.get("/metrics")).text
+    return "autoglm_requests_in_progress 0.0" in (await client.http.get("/metrics")).text

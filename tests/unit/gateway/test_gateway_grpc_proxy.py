@@ -162,7 +162,7 @@ async def test_who_reads_slowly_delays_no_other_call(client: Client) -> None:
 
 
 async def is_idle(client: Client) -> bool:
-    return "autoglm_num_requests_running 0.0" in (await client.http.get("/metrics")).text
+    return "autoglm_requests_in_progress 0.0" in (await client.http.get("/metrics")).text
 
 
 @pytest.mark.parametrize(("keyword", "stays"), [("max_connections", 3), ("max_connections_per_address", 2)])

@@ -58,6 +58,7 @@ class Admission:
     def authenticate(self, context: RequestContext, authorizations: Collection[str], timeout: float | None) -> None:
         """Check the key in the headers `authorization` and set tenant and deadline; raises AuthenticationFailed."""
         context.tenant = self._keys.tenant(authorizations)
+        self._metrics.admits(context.tenant)
         settings = self._settings
         context.deadline = Deadline.after(
             settings.default_timeout if timeout is None else min(timeout, settings.max_timeout)
@@ -90,4 +91,4 @@ class Admission:
 
     def _count(self, change: int) -> None:
         self._running += change
-        self._metrics.running.set(self._running)
+        self._metrics.in_progress.set(self._running)

@@ -11,6 +11,7 @@ class ByteBudget:
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
         self._limit, self._metrics, self._reserved = settings.max_bytes_in_progress, metrics, 0
+        metrics.bytes_in_progress.set_function(lambda: self._reserved)
 
     def reserve(self, context: RequestContext, size: int) -> None:
         """Count `size` more bytes of a request; raises RateLimited when that exceeds the limit."""

@@ -96,8 +96,15 @@ def _grid_fits(embedding: Embedding) -> bool:
 class LocalTier(LRUCache[Key, Embedding]):
     """The most recently used embeddings in this process, limited to `max_bytes`."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, evicted: Callable[[], None] = lambda: None) -> None:
+        """Call `evicted` for each embedding that makes room."""
         super().__init__(max_bytes, getsizeof=Embedding.ByteSize)
+        self._evicted = evicted
+
+    def popitem(self) -> tuple[Key, Embedding]:
+        """Remove the embedding that has not been used for the longest time."""
+        self._evicted()
+        return super().popitem()
 
     def put(self, key: Key, embedding: Embedding) -> None:
         """Keep the embedding, unless it alone exceeds the limit."""
@@ -162,7 +169,8 @@ class EmbeddingCache:
     """Looks in each tier, and has a missing embedding computed once (single flight)."""
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics, store: RedisStore | None = None) -> None:
-        self.local = LocalTier(settings.cache_bytes)
+        self.local = local = LocalTier(settings.cache_bytes, metrics.cache_evictions.inc)
+        metrics.watch_cache(lambda: local.currsize, lambda: len(local))
         secret = settings.cache_secret.get_secret_value()
         self.redis = None if store is None else RedisTier(store, settings.cache_ttl, secret)
         self._metrics = metrics
@@ -210,7 +218,8 @@ class EmbeddingCache:
 
     async def _look_up(self, key: Key, encode: Encode) -> tuple[Embedding, CacheOutcome.ValueType]:
         if self.redis is not None:
-            found = await self.redis.get(key)
+            with self._metrics.cache_lookup.time():
+                found = await self.redis.get(key)
             self._metrics.looked_up(key.modality, "redis", found is not None)
             if found is not None:
                 self.local.put(key, found)

@@ -105,7 +105,7 @@ class RequestScope:
         context = new_context(headers, None if quiet else scope["method"])
         scope.setdefault("state", {})["context"] = context
         routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        status = CLIENT_GONE
+        status, gone = CLIENT_GONE, False
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -121,14 +121,17 @@ class RequestScope:
         try:
             await self._app(routed, receive, send_with_id)
         except ClientDisconnect:
-            self._backend.metrics.aborted()
+            gone = True
             context.span.set({"autoglm.cancelled": True})
         except Exception as error:
             known = self._backend.failed(error)
-            if status == CLIENT_GONE:
+            if status != CLIENT_GONE:
+                context.failed = known.http_status
+            else:
                 await error_response(known)(routed, receive, send_with_id)
         finally:
-            route = _template(routed)
+            route, ended = _template(routed), CLIENT_GONE if gone else context.failed or status
+            self._backend.metrics.answered("http", route, str(ended))
             log_request(context, f"{scope['method']} {route}", status, logging.DEBUG if quiet else logging.INFO)
             _end_span(context, scope["method"], route, status)
 

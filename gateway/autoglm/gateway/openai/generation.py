@@ -60,10 +60,19 @@ def generate(request: Generation, respond: Responder) -> Awaitable[None]:
 
 
 async def _whole(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
-    async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+    async with aclosing(
+        respond.backend.assistant.chat(respond.slot, respond.model, conversation, stream=False)
+    ) as steps:
         choices, summary = await collect(steps, conversation.n)
     await respond.start("application/json", (b"server-timing", server_timing(summary.stages).encode()))
     await respond.finish(renderer.body(choices, summary))
+
+
+def _failed(error: BaseException, respond: Responder) -> MeshError:
+    """Count an error that ends a stream, and note it as the outcome of the request."""
+    known = respond.backend.failed(error)
+    respond.slot.context.failed = known.http_status
+    return known
 
 
 async def _stream(conversation: Conversation, renderer: Renderer, respond: Responder) -> None:
@@ -73,7 +82,9 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
     """
     opened = False
     try:
-        async with aclosing(respond.backend.assistant.chat(respond.slot, respond.model, conversation)) as steps:
+        async with aclosing(
+            respond.backend.assistant.chat(respond.slot, respond.model, conversation, stream=True)
+        ) as steps:
             async for step in steps:
                 opening = b""
                 if not opened:
@@ -83,6 +94,6 @@ async def _stream(conversation: Conversation, renderer: Renderer, respond: Respo
     except Exception as error:
         if not opened:
             raise
-        await respond.finish(renderer.failed(respond.backend.failed(error)))
+        await respond.finish(renderer.failed(_failed(error, respond)))
     else:
         await respond.finish(renderer.end)

@@ -6,8 +6,8 @@ from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel
 
 from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.gateway.metrics import OUTCOMES
 from autoglm.gateway.pipeline import Summary
-from autoglm.gateway.span_attributes import CACHE_OUTCOMES
 from autoglm.v1.generation_pb2 import Stages
 
 Modality = Literal["text", "image", "audio"]
@@ -43,7 +43,7 @@ def telemetry(summary: Summary) -> dict[str, Any]:
     """Return the `autoglm` object of an answer: its stages in milliseconds, and its gates."""
     stages = summary.stages
     media = [
-        {"modality": MODALITY_NAMES[m.modality], "cache": CACHE_OUTCOMES.get(m.cache), "encode": _ms(m.encode)}
+        {"modality": MODALITY_NAMES[m.modality], "cache": OUTCOMES.get(m.cache), "encode": _ms(m.encode)}
         for m in stages.media
     ]
     times = {name: _ms(getattr(stages, name)) for name in ("queue", "fetch", "prefill", "decode", "total")}

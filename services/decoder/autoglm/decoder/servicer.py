@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from contextvars import copy_context
 from functools import partial
+from importlib.metadata import version
 from queue import SimpleQueue
 
 import torch
@@ -25,6 +26,7 @@ from autoglm.decoder.engine.grammar import CompiledGrammar
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
 from autoglm.decoder.formats import has_format
 from autoglm.decoder.model import DecoderModel
+from autoglm.decoder.progress import ProgressCheck
 from autoglm.decoder.request_reader import read
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.decoder.stream import ResponseBuilder, TokenQueue
@@ -46,6 +48,7 @@ class DecoderServicer:
         self.model, self.engine, self._embedder = model, model.engine, Embedder(model)
         self._formats = ThreadPoolExecutor(FORMAT_THREADS, "formats", give_way)
         self._readers = ThreadPoolExecutor(READERS, "readers", give_way)
+        self._progress = ProgressCheck()
 
     @property
     def threads(self) -> Mapping[str, Ask]:
@@ -99,6 +102,13 @@ class DecoderServicer:
             fail(context, error)
             return decoder_pb2.DecoderServiceEmbedResponse()
 
+    def check_health(self) -> None:
+        """Raise RuntimeError when the engine has stopped, or has work and makes no progress; Serve asks each second."""
+        if not self.engine.alive():
+            raise RuntimeError("the engine's thread has ended")
+        if self._progress.is_stuck(stats := self.engine.stats()):
+            raise RuntimeError(f"the engine hangs: {stats.active} requests wait, and nothing is computed")
+
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
         stats, fusion = self.engine.stats(), self.model.fusion
@@ -114,6 +124,10 @@ class DecoderServicer:
             int8=self.model.int8,
             embedding_width=fusion.width,
             max_text_bytes=self.model.max_text_bytes,
+            engine=self.engine.name,
+            revision=self.model.bundle.revision("decoder"),
+            fusion_revision=self.model.bundle.revision("fusion"),
+            version=version("autoglm-mesh"),
         )
 
     async def _generate(

@@ -20,9 +20,9 @@ class Speech(EncoderReplica):
         from autoglm.speech.servicer import SpeechServicer
 
         self._servicer = load_servicer("speech", SpeechServicer.load, SpeechSettings.model_validate(settings))
-        super().__init__(self._servicer.threads)
         description = self._servicer.describe()
         info, ability = description.encoder, "with" if description.transcribes else "without"
+        super().__init__(self._servicer.threads, info)
         logger.info("speech encoder %s on %s, %s transcripts", info.revision, info.device, ability)
 
     async def Encode(
@@ -31,7 +31,7 @@ class Speech(EncoderReplica):
         """Embed one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceEncodeResponse()
-        with served(grpc_context, "autoglm.v1.SpeechService/Encode"), self._metrics.request():
+        with served(grpc_context, "autoglm.v1.SpeechService/Encode"), self._metrics.request(grpc_context):
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Transcribe(
@@ -40,7 +40,7 @@ class Speech(EncoderReplica):
         """Return the transcript of one recording."""
         if not authenticate(grpc_context):
             return speech_pb2.SpeechServiceTranscribeResponse()
-        with served(grpc_context, "autoglm.v1.SpeechService/Transcribe"), self._metrics.request():
+        with served(grpc_context, "autoglm.v1.SpeechService/Transcribe"), self._metrics.request(grpc_context):
             return await self._servicer.transcribe(request, grpc_context, self._metrics)
 
     async def Describe(

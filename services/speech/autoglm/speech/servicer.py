@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Self
 
 import numpy as np
@@ -49,6 +50,7 @@ class SpeechServicer(EncoderServicer[AudioPiece, Encoded]):
             device=str(device),
             max_duration=Duration(seconds=settings.max_audio_seconds),
             bundle=bundle.name,
+            version=version("autoglm-mesh"),
         )
         servicer = cls(model, info, settings)
         servicer.warm_up(settings.max_batch)

@@ -20,8 +20,8 @@ class Vision(EncoderReplica):
         from autoglm.vision.servicer import VisionServicer
 
         self._servicer = load_servicer("vision", VisionServicer.load, VisionSettings.model_validate(settings))
-        super().__init__(self._servicer.threads)
         info = self._servicer.describe().encoder
+        super().__init__(self._servicer.threads, info)
         logger.info("vision encoder %s on %s, int8 %s", info.revision, info.device, "on" if info.int8 else "off")
 
     async def Encode(
@@ -30,7 +30,7 @@ class Vision(EncoderReplica):
         """Embed one image."""
         if not authenticate(grpc_context):
             return vision_pb2.VisionServiceEncodeResponse()
-        with served(grpc_context, "autoglm.v1.VisionService/Encode"), self._metrics.request():
+        with served(grpc_context, "autoglm.v1.VisionService/Encode"), self._metrics.request(grpc_context):
             return await self._servicer.encode(request, grpc_context, self._metrics)
 
     async def Describe(

@@ -1,6 +1,7 @@
 """autoglm.v1.VisionService: unpack, encode, pack."""
 
 from functools import partial
+from importlib.metadata import version
 from typing import Self
 
 import torch
@@ -40,6 +41,7 @@ class VisionServicer(EncoderServicer[torch.Tensor, ImageTokens]):
             int8=settings.int8,
             max_pixels=MAX_PIXELS,
             bundle=bundle.name,
+            version=version("autoglm-mesh"),
         )
         servicer = cls(model, info, settings)
         servicer.warm_up(settings.max_batch)

@@ -6,6 +6,7 @@ out, all of it plain data.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Sequence as Rows
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache
 from autoglm.decoder.engine.grammar import Grammar
 from autoglm.decoder.engine.lora import Adapter
 from autoglm.decoder.engine.prefix_keys import block_keys
-from autoglm.decoder.engine.protocol import Stats
+from autoglm.decoder.engine.protocol import MAX_STEP_RECORDS, Stats, StepRecord
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request, RequestOutput
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.sampling import advance, choose
@@ -71,6 +72,11 @@ class EngineCore:
         self._clock = time.thread_time if runner.device.type == "cpu" else time.monotonic
         self._prefix_queries = self._prefix_hits = 0
         self._num_prefilled = 0  # what was found in the prefix cache included
+        self._prompt_tokens = self._generation_tokens = 0
+        self._num_computed = 0  # tokens, also those that are computed again
+        self._in_step = set[int]()  # the requests that this step computes
+        self._last_token = 0.0
+        self.step_records: deque[StepRecord] = deque(maxlen=MAX_STEP_RECORDS)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -93,9 +99,20 @@ class EngineCore:
     def stats(self) -> Stats:
         """Return how busy the core is, and what it has done."""
         scheduler = self.scheduler
-        waiting, usage = len(scheduler.waiting) + len(scheduler.paused), self._cache.usage
-        hits, preemptions = self._prefix_hits, scheduler.num_preemptions
-        return Stats(len(scheduler.placed), waiting, usage, self._prefix_queries, hits, preemptions)
+        running, waiting = len(scheduler.running) + len(scheduler.prefilling), len(scheduler.waiting)
+        return Stats(
+            running=running,
+            waiting=waiting + len(scheduler.paused),
+            cache_usage=self._cache.usage,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            preemptions=scheduler.num_preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+            active=running + waiting,
+            progress=self._num_computed,
+            last_token=self._last_token,
+        )
 
     @property
     def load(self) -> EngineLoad:
@@ -108,11 +125,20 @@ class EngineCore:
 
     def step(self) -> Iterator[list[RequestOutput]]:
         """Do one step, and yield what each forward pass adds to the answers as soon as it is known."""
-        with self._timed_prefill():
+        with self._recorded_step(), self._timed_prefill():
             self._pause_slow_consumers()
             yield from self._prefill()
             self.scheduler.reserve_blocks()
             yield from self._timed_decode()
+
+    @contextmanager
+    def _recorded_step(self) -> Iterator[None]:
+        """Note what the step does, for the metrics."""
+        started, before = time.monotonic(), self._num_computed
+        self._in_step.clear()
+        yield
+        if tokens := self._num_computed - before:
+            self.step_records.append(StepRecord(len(self._in_step), tokens, time.monotonic() - started))
 
     @contextmanager
     def _timed_prefill(self) -> Iterator[None]:
@@ -167,6 +193,8 @@ class EngineCore:
         tokens = budget.take(sequence)
         if read := min(tokens, sequence.num_tokens_to_read):
             self.runner.read(sequence, read)
+        self._num_computed += tokens
+        self._in_step.add(sequence.request.id)
         return self._prefill_chunk(sequence, tokens - read) if tokens > read else []
 
     def _prepare(self, sequence: Sequence) -> None:
@@ -197,6 +225,7 @@ class EngineCore:
         if sequence.num_computed_tokens < sequence.num_tokens:
             return []
         self.scheduler.run(sequence)
+        self._prompt_tokens += 0 if sequence.output else sequence.num_tokens
         assert sequence.inputs is not None
         sequence.gates, sequence.inputs = sequence.inputs.gates(), None
         return [] if sequence.output else self._sample([sequence], logits)  # after a preemption its token is known
@@ -222,9 +251,11 @@ class EngineCore:
 
     def _timed_decode(self) -> Iterator[list[RequestOutput]]:
         """Decode, and measure how long it takes."""
-        started, decodes = self._clock(), bool(self.scheduler.running)
+        started, decoded = self._clock(), [sequence.request.id for sequence in self.scheduler.running]
         yield from self._decode()
-        if decodes:
+        self._num_computed += len(decoded)
+        self._in_step.update(decoded)
+        if decoded:
             self._times.decoded(self._clock() - started)
 
     def _decode(self) -> Iterator[list[RequestOutput]]:
@@ -269,6 +300,8 @@ class EngineCore:
 
     def _emit(self, sequence: Sequence, chosen: ChosenToken) -> RequestOutput:
         """Add a token to its sequence, and return what the consumer sees of it."""
+        self._generation_tokens += 1
+        self._last_token = time.time()
         sequence.append_token(chosen.token_id)
         advance(sequence, chosen.token_id)
         finish = sequence.finish_reason(self._stops)

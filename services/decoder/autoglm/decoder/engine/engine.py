@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from autoglm.common.error_log import ErrorLog
 from autoglm.common.errors import UpstreamUnavailable
 from autoglm.decoder.engine.core import EngineCore
-from autoglm.decoder.engine.protocol import Consumer, Stats
+from autoglm.decoder.engine.protocol import Consumer, Stats, StepRecord, taken
 from autoglm.decoder.engine.request import Request, RequestOutput
 from autoglm.decoder.engine.scheduler import tokens_to_first
 
@@ -38,6 +38,8 @@ class Acknowledgement:
 
 class EmbeddedEngine:
     """The engine that needs nothing but torch; see Engine for what it promises."""
+
+    name = "embedded"
 
     def __init__(self, core: EngineCore) -> None:
         self.core = core
@@ -76,7 +78,12 @@ class EmbeddedEngine:
     def stats(self) -> Stats:
         """Return how busy the engine is."""
         with self._changed:
-            return replace(self._stats, waiting=self._stats.waiting + len(self._queued()))
+            stats, queued = self._stats, len(self._queued())
+            return replace(stats, waiting=stats.waiting + queued, active=stats.active + queued)
+
+    def steps(self) -> list[StepRecord]:
+        """Return the steps since the last call."""
+        return taken(self.core.step_records)
 
     def alive(self) -> bool:
         """Return whether the thread still runs."""

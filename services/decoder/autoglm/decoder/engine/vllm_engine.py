@@ -28,11 +28,12 @@ from autoglm.common.errors import InternalError, InvalidRequest, UpstreamUnavail
 from autoglm.decoder.engine.adapter_files import AdapterConfig
 from autoglm.decoder.engine.lora import Adapter, Adapters
 from autoglm.decoder.engine.matchers import JSON_STYLE
-from autoglm.decoder.engine.protocol import Consumer, Stats
+from autoglm.decoder.engine.protocol import Consumer, Stats, StepRecord, taken
 from autoglm.decoder.engine.request import ChosenToken, GrammarSpec, Request
 from autoglm.decoder.engine.sequence import Sequence
 from autoglm.decoder.engine.throughput import ThroughputEstimate
 from autoglm.decoder.engine.vllm_errors import given_up, refused
+from autoglm.decoder.engine.vllm_meter import VllmMeter
 from autoglm.fusion.protocol import Fusion
 
 logger = logging.getLogger("autoglm.decoder")
@@ -90,6 +91,8 @@ class VllmEngine:
     time from its prefix cache; penalties of the second part count the first as prompt.
     """
 
+    name = "vllm"
+
     def __init__(
         self,
         folder: Path,
@@ -103,7 +106,7 @@ class VllmEngine:
         self._adapters = adapters
         table = embeddings(folder).to(device, getattr(torch, options.dtype))
         self.embed = nn.Embedding(table.shape[0], table.shape[1], _weight=table).requires_grad_(False)
-        self._meter, self._estimate, self._errors = _Meter(), ThroughputEstimate(), ErrorLog(logger)
+        self._meter, self._estimate, self._errors = VllmMeter(), ThroughputEstimate(), ErrorLog(logger)
         self._running: dict[int, _Running] = {}  # by their requests' ids
         self._lock = threading.Lock()
         self._fusing = ThreadPoolExecutor(1, "fusion")
@@ -114,7 +117,7 @@ class VllmEngine:
         self._vllm = asyncio.run_coroutine_threadsafe(start, self._loop).result()
 
     @staticmethod
-    async def _start(folder: Path, options: VllmOptions, meter: "_Meter") -> Any:
+    async def _start(folder: Path, options: VllmOptions, meter: VllmMeter) -> Any:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # it would send usage statistics
         if options.threads:
             os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
@@ -153,7 +156,14 @@ class VllmEngine:
         """Return how busy vLLM is, as of its last step."""
         with self._lock:
             known = len(self._running)
-        return replace(self._meter.stats, running=min(known, self._meter.stats.running)) if known else self._meter.idle
+            active = sum(not running.sequence.is_backlogged for running in self._running.values())
+        if not known:
+            return self._meter.idle
+        return replace(self._meter.stats, running=min(known, self._meter.stats.running), active=active)
+
+    def steps(self) -> list[StepRecord]:
+        """Return the steps since the last call; vLLM does not say how long they took."""
+        return taken(self._meter.step_records)
 
     def alive(self) -> bool:
         """Return whether vLLM's processes still answer."""
@@ -319,37 +329,6 @@ class _Running:
     consumer: Consumer
     resumed: asyncio.Event = field(default_factory=asyncio.Event)
     task: Future[None] | None = None
-
-
-class _Meter:
-    """A stat logger of vLLM's; not a subclass of its base, which is there only where vLLM is."""
-
-    def __init__(self) -> None:
-        self.stats = Stats()
-
-    @property
-    def idle(self) -> Stats:
-        """Return the counters with no requests: vLLM does not report after its last request was aborted."""
-        return replace(self.stats, running=0, waiting=0, cache_usage=0.0)
-
-    def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
-        """Store what vLLM reports of a step."""
-        if scheduler_stats is None:
-            return
-        prefixes, put_back = scheduler_stats.prefix_cache_stats, getattr(iteration_stats, "num_preempted_reqs", 0)
-        self.stats = Stats(
-            scheduler_stats.num_running_reqs,
-            scheduler_stats.num_waiting_reqs,
-            scheduler_stats.kv_cache_usage,
-            self.stats.prefix_queries + prefixes.queries,
-            self.stats.prefix_hits + prefixes.hits,
-            self.stats.preemptions + put_back,
-        )
-
-    def __getattr__(self, name: str) -> Any:  # log, log_engine_initialized, and what later versions call
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
 
 
 def embeddings(folder: Path) -> Tensor:

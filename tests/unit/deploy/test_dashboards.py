@@ -1,0 +1,45 @@
+"""The dashboards: they are those of tools/dashboards.py, and each panel asks for something that there is."""
+
+import json
+from typing import Any
+
+import dashboards
+import pytest
+
+from .queries import check_query
+from .test_rules import RECORDED
+
+FILES = dashboards.files()
+BOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(text) for path, text in FILES.items()}
+PANELS = {
+    f"{name}: {panel['title']} {number}": panel
+    for name, board in BOARDS.items()
+    for number, panel in enumerate(board["panels"])
+    if panel["type"] != "row"
+}
+
+
+def test_the_files_are_current() -> None:
+    assert {path: path.read_text(encoding="utf-8") for path in sorted(dashboards.FOLDER.iterdir())} == FILES
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_asks_for_metrics_and_labels_that_exist(name: str) -> None:
+    panel = PANELS[name]
+    assert panel["targets"]
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    for target in panel["targets"]:
+        assert 'namespace=~"$namespace"' in target["expr"]
+        check_query(target["expr"].replace("$__rate_interval", "5m"), RECORDED)
+
+
+def test_panels_lie_side_by_side() -> None:
+    for board in BOARDS.values():
+        places = [tuple(panel["gridPos"][side] for side in "xywh") for panel in board["panels"]]
+        taken = [(x + i, y + j) for x, y, width, height in places for i in range(width) for j in range(height)]
+        assert len(set(taken)) == len(taken)
+        assert max(x for x, _ in taken) < 24
+
+
+def test_dashboards_are_told_apart() -> None:
+    assert len({board["uid"] for board in BOARDS.values()}) == len({board["title"] for board in BOARDS.values()}) == 5
