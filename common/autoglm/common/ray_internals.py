@@ -174,8 +174,9 @@ def log_through_serve() -> None:
     for handler in serve.handlers:
         handler.addFilter(RequestFilter())
         target = getattr(handler, "target", handler)  # of one that collects lines
-        if type(target.formatter).__name__ == "ServeFormatter":
-            target.setFormatter(_TextWithTrace(target.formatter))
+        text = target.formatter
+        if text is not None and type(text).__name__ == "ServeFormatter":
+            target.setFormatter(_TextWithTrace(text))
 
 
 def slim_start(agent_ports: Mapping[str, int]) -> None:

@@ -30,8 +30,8 @@ def operation_attributes(operation: str, context: RequestContext) -> Attributes:
 
 def generation_attributes(index: int, request: DecoderServiceGenerateRequest, context: RequestContext) -> Attributes:
     """Return what a span says of choice `index`, which `request` asks for."""
-    sampling = request.sampling
-    given = {f"gen_ai.request.{name}": getattr(sampling, name) for name in _SAMPLING if sampling.HasField(name)}
+    options = {field.name: value for field, value in request.sampling.ListFields()}
+    given = {f"gen_ai.request.{name}": options[name] for name in _SAMPLING if name in options}
     return {**operation_attributes("chat", context), "autoglm.choice.index": index, **given}
 
 
