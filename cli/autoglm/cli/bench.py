@@ -2,20 +2,21 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from autoglm.bench.smoke import load, report, workloads
 from autoglm.bench.smoke.report import LoadCase, LoadResult
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, needing
+from autoglm.cli.progress import progress_bars, telling
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.training.measured import conditions
 
@@ -85,7 +86,7 @@ def engine(
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
-        with _telling(console) as tell:
+        with telling(console) as tell:
             measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -125,7 +126,7 @@ def gateway(
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
     try:
         versions = [version_of(name, program) for name, program in peers.items()]
-        with _telling(console) as tell:
+        with telling(console) as tell:
             measured = bench.run(config, peers, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -152,7 +153,7 @@ def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_
 
 
 def _smoke(url: str | None, api_key: str, requests: int, console: Console) -> tuple[dict[str, Any], list[LoadResult]]:
-    with _progress(console) as progress, _mesh(url, progress) as address:
+    with progress_bars(console) as progress, _mesh(url, progress) as address:
         api = Api(address, api_key)
         model = _model(api)
         rows = _measure(api, model, _draw(requests, progress), progress)
@@ -219,16 +220,3 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
             yield mesh.http_url
     except StartError as error:
         raise Unmeasurable(str(error)) from None
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-
-
-@contextmanager
-def _telling(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar inside the block, and give what sets its label, what is done and of how many."""
-    with _progress(console) as progress:
-        task = progress.add_task("")
-        yield lambda label, done, total: progress.update(task, description=label, completed=done, total=total)

@@ -1,0 +1,79 @@
+"""Independent shards of a simulation, in as many processes as there are cores.
+
+With many decoders a shard has DECODERS of them and their part of the requests, as a router that sees only those would
+give them; all requests reach the encoders. What is simulated therefore does not grow with the request rate. There are
+always SHARDS of them, whatever the machine, so that a seed gives one result.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from autoglm.bench.plan.costs import StageCosts
+from autoglm.bench.plan.placement import Placement
+from autoglm.bench.plan.simulation import SimulatedLatency, Simulation, SimulationConfig
+from autoglm.bench.plan.workload import Workload
+
+SHARDS = 4
+DECODERS = 8  # of a shard at most
+
+Progress = Callable[[int, int], object]  # shards that are done, of how many
+
+
+class Replications:
+    """Simulates plans in the processes of `pool`."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def simulate(
+        self,
+        workload: Workload,
+        costs: StageCosts,
+        placement: Placement,
+        config: SimulationConfig,
+        progress: Progress = lambda done, total: None,
+    ) -> SimulatedLatency:
+        """Return what all shards together saw; `config.requests` is divided among them."""
+        decoders = placement.count("decoder") + placement.count("monolith")
+        own = min(DECODERS, decoders) if placement.dedicated else decoders
+        part = placement.with_decoders(own) if own < decoders else placement
+        each = max(1, config.requests // SHARDS)
+        fraction = config.fraction * own / decoders
+        configs = [SimulationConfig(each, config.seed * SHARDS + shard, fraction) for shard in range(SHARDS)]
+        shards = [self._pool.submit(_shard, workload, costs, part, each) for each in configs]
+        pending = set(shards)
+        while pending:
+            progress(len(shards) - len(pending), len(shards))
+            _, pending = wait(pending, return_when=FIRST_COMPLETED)
+        progress(len(shards), len(shards))
+        return _merged([shard.result() for shard in shards])
+
+
+@contextmanager
+def replications() -> Iterator[Replications]:
+    """Give what simulates inside the block; its processes end with it, at once when the block raises."""
+    pool = ProcessPoolExecutor(min(SHARDS, os.cpu_count() or 1), get_context("spawn"))
+    try:
+        yield Replications(pool)
+    except BaseException:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _shard(workload: Workload, costs: StageCosts, placement: Placement, config: SimulationConfig) -> SimulatedLatency:
+    return Simulation(workload, costs, placement, config).run()
+
+
+def _merged(shards: list[SimulatedLatency]) -> SimulatedLatency:
+    merged = SimulatedLatency()
+    for shard in shards:
+        merged.extend(shard)
+    merged.busy = {i: sum(shard.busy[i] for shard in shards) / len(shards) for i in shards[0].busy}
+    return merged
