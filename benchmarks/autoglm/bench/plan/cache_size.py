@@ -7,6 +7,7 @@ p it is the hit ratio (Che, Tung and Wang, "Hierarchical Web caching systems", 2
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from autoglm.bench.plan.schema import PlanError
 
@@ -38,8 +39,6 @@ def _zipf(distinct: int, exponent: float) -> list[tuple[float, float]]:
     while rank <= distinct:
         rank = min(distinct + 1, max(rank + 1, rank + rank // _RANKS))
         edges.append(rank)
-    groups = [
-        (stop - start, ((start + stop - 1) / 2) ** -exponent) for start, stop in zip(edges, edges[1:], strict=False)
-    ]
+    groups = [(stop - start, ((start + stop - 1) / 2) ** -exponent) for start, stop in pairwise(edges)]
     total = sum(count * weight for count, weight in groups)
     return [(count, weight / total) for count, weight in groups]

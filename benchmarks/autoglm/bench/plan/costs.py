@@ -4,6 +4,7 @@ A forward pass takes `base_s`, what its work takes, and `context_s` for each ear
 bound by memory (`weights_s`, to read every weight once) or by arithmetic (`token_s` each): the roofline.
 """
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from autoglm.bench.plan.schema import PlanError, PlanSchema, read_mapping, validated
 
-CACHE_SHARE = 0.9  # of a GPU's free memory; see decoder/model.py
+CPU_SHARE, GPU_SHARE = 0.25, 0.9  # of the free memory, for keys and values by default; see decoder/model.py
 
 
 class PassCost(PlanSchema):
@@ -19,8 +20,10 @@ class PassCost(PlanSchema):
 
     base_s: float = Field(ge=0, description="Of any pass.")
     token_s: float = Field(ge=0, description="For each token of the pass.")
-    context_s: float = Field(0, ge=0, description="For each earlier token that a token of the pass sees.")
-    weights_s: float = Field(0, ge=0, description="To read the weights; the tokens of the pass take at least this.")
+    context_s: float = Field(default=0, ge=0, description="For each earlier token that a token of the pass sees.")
+    weights_s: float = Field(
+        default=0, ge=0, description="To read the weights; the tokens of the pass take at least this."
+    )
 
     def seconds(self, tokens: float, context: float = 0) -> float:
         """Return the seconds of a pass of `tokens` tokens, which see `context` earlier ones in sum."""
@@ -32,11 +35,13 @@ class EncoderCost(PlanSchema):
 
     hop_s: float = Field(ge=0, description="Of a call, outside of the encoder: gateway, ingress and gRPC.")
     preprocess_s: float = Field(ge=0, description="Of CPU for a unit, before its forward pass.")
-    preprocess_threads: int = Field(1, ge=1, description="Threads that preprocess in a replica.")
+    preprocess_threads: int = Field(default=1, ge=1, description="Threads that preprocess in a replica.")
     forward: PassCost = Field(description="A batch; its tokens are units.")
     max_batch: int = Field(ge=1, description="Most items in a pass.")
     batch_wait_s: float = Field(ge=0, description="How long an incomplete batch waits for more.")
-    piece_units: float = Field(1, gt=0, description="Units in an item at most; longer media are cut into items.")
+    piece_units: float = Field(
+        default=1, gt=0, description="Units in an item at most; longer media are cut into items."
+    )
     tokens_per_unit: float = Field(gt=0, description="Embedding tokens of a unit.")
     embedding_bytes_per_unit: int = Field(ge=1, description="Bytes in the cache for a unit.")
     memory_bytes: int = Field(ge=0, description="Weights and runtime of a replica, on its device.")
@@ -44,6 +49,14 @@ class EncoderCost(PlanSchema):
     def unit_seconds(self, batch: int) -> float:
         """Return the seconds of a forward pass for each unit, in full items and batches of `batch`."""
         return self.forward.seconds(batch * self.piece_units) / (batch * self.piece_units)
+
+    def alone(self, units: float) -> float:
+        """Return the seconds of a medium that meets no other, the call left out."""
+        pieces = math.ceil(units / self.piece_units - 1e-9)
+        batches = [min(self.max_batch, pieces - first) for first in range(0, pieces, self.max_batch)]
+        waits = sum(self.batch_wait_s for size in batches if size < self.max_batch)
+        forward = sum(self.forward.seconds(size * units / pieces) for size in batches)
+        return self.preprocess_s * units + waits + forward
 
 
 class DecoderCost(PlanSchema):
@@ -77,6 +90,11 @@ class StageCosts(PlanSchema):
     vision: EncoderCost
     speech: EncoderCost
     decoder: DecoderCost
+
+    @property
+    def cache_share(self) -> float:
+        """Return the share of the free memory that a decoder takes for keys and values."""
+        return CPU_SHARE if self.on_cpu else GPU_SHARE
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autoglm.bench.plan.costs import CACHE_SHARE, StageCosts
+from autoglm.bench.plan.costs import StageCosts
 from autoglm.bench.plan.schema import PlanError
 from autoglm.common.modalities import ApplicationName
 
@@ -53,7 +53,7 @@ def longest_bytes(costs: StageCosts) -> int:
 def cache_bytes(costs: StageCosts, device: Iterable[Service]) -> int:
     """Return the bytes that a device has for a decoder's keys and values."""
     free = costs.memory_bytes - sum(memory_of(costs, service) for service in device)
-    return max(0, int(CACHE_SHARE * free))
+    return max(0, int(costs.cache_share * free))
 
 
 def place(costs: StageCosts, counts: Mapping[Service, int], demand: Mapping[Service, float]) -> Placement:
@@ -86,7 +86,7 @@ def _has_space(costs: StageCosts, device: list[Service], demand: Mapping[Service
 def _check_memory(costs: StageCosts, service: Service) -> None:
     kv = longest_bytes(costs) if service in ("decoder", "monolith") else 0
     if cache_bytes(costs, [service]) < kv or memory_of(costs, service) > costs.memory_bytes:
-        needed = memory_of(costs, service) + kv / CACHE_SHARE
+        needed = memory_of(costs, service) + kv / costs.cache_share
         raise PlanError(
             f"{service} does not fit: weights and one conversation of {costs.decoder.max_model_len} tokens need "
             f"{needed / 1e9:.1f} GB, {costs.device} has {costs.memory_bytes / 1e9:.1f} GB"

@@ -19,15 +19,19 @@ class RequestClass(PlanSchema):
     name: str = Field(min_length=1, description="What the report calls them.")
     share: float = Field(gt=0, description="Share of the request rate, relative to the other classes.")
     prompt_tokens: int = Field(ge=1, description="Mean tokens of text in a prompt, without those of media.")
-    prompt_tokens_stdev: float = Field(0, ge=0, description="Their standard deviation.")
+    prompt_tokens_stdev: float = Field(default=0, ge=0, description="Their standard deviation.")
     output_tokens: int = Field(ge=1, description="Mean tokens of an answer.")
-    output_tokens_stdev: float = Field(0, ge=0, description="Their standard deviation.")
+    output_tokens_stdev: float = Field(default=0, ge=0, description="Their standard deviation.")
     prefix_tokens: int = Field(
-        0, ge=0, description="How many of the prompt's tokens all requests of the class share, as a system prompt."
+        default=0,
+        ge=0,
+        description="How many of the prompt's tokens all requests of the class share, as a system prompt.",
     )
-    images: int = Field(0, ge=0, le=64, description="Pictures in a request.")
-    audio_seconds: float = Field(0, ge=0, le=7200, description="Mean seconds of the recording in a request; 0: none.")
-    audio_seconds_stdev: float = Field(0, ge=0, description="Their standard deviation.")
+    images: int = Field(default=0, ge=0, le=64, description="Pictures in a request.")
+    audio_seconds: float = Field(
+        default=0, ge=0, le=7200, description="Mean seconds of the recording in a request; 0: none."
+    )
+    audio_seconds_stdev: float = Field(default=0, ge=0, description="Their standard deviation.")
 
     @model_validator(mode="after")
     def _prefix_fits(self) -> Self:
@@ -42,19 +46,28 @@ class Slo(PlanSchema):
     ttft_p99_ms: float = Field(gt=0, description="99th percentile of the time to the first token, in milliseconds.")
     itl_p99_ms: float = Field(gt=0, description="99th percentile of the time between two tokens, in milliseconds.")
     availability: float = Field(
-        0.99, gt=0, lt=1, description="Share of the time in which enough replicas of every service run for that."
+        default=0.99,
+        gt=0,
+        lt=1,
+        description="Share of the time in which enough replicas of every service run for that.",
     )
-    replica_availability: float = Field(0.995, gt=0, lt=1, description="Share of the time in which one replica runs.")
+    replica_availability: float = Field(
+        default=0.995, gt=0, lt=1, description="Share of the time in which one replica runs."
+    )
 
 
 class CacheTarget(PlanSchema):
     """What the embedding cache should hold. Media are popular by Zipf's law: that of rank i is asked for i^-exponent
     times as often as the first."""
 
-    hit_ratio: float = Field(0, ge=0, lt=1, description="Share of media that the cache should answer; 0: no cache.")
-    distinct_images: int = Field(10_000, ge=1, le=10_000_000, description="Different pictures within the cache's TTL.")
-    distinct_recordings: int = Field(10_000, ge=1, le=10_000_000, description="Different recordings likewise.")
-    zipf_exponent: float = Field(1.0, ge=0, le=3, description="0: all are equally popular.")
+    hit_ratio: float = Field(
+        default=0, ge=0, lt=1, description="Share of media that the cache should answer; 0: no cache."
+    )
+    distinct_images: int = Field(
+        default=10_000, ge=1, le=10_000_000, description="Different pictures within the cache's TTL."
+    )
+    distinct_recordings: int = Field(default=10_000, ge=1, le=10_000_000, description="Different recordings likewise.")
+    zipf_exponent: float = Field(default=1.0, ge=0, le=3, description="0: all are equally popular.")
 
 
 class Workload(PlanSchema):
@@ -62,7 +75,7 @@ class Workload(PlanSchema):
 
     request_rate: float = Field(gt=0, le=1_000_000, description="Requests per second.")
     burstiness: float = Field(
-        1.0, gt=0, le=100, description="Shape of the gamma law of arrivals: 1 is Poisson, less is burstier."
+        default=1.0, gt=0, le=100, description="Shape of the gamma law of arrivals: 1 is Poisson, less is burstier."
     )
     classes: tuple[RequestClass, ...] = Field(min_length=1, description="The kinds of requests.")
     slo: Slo
