@@ -162,6 +162,12 @@ def stages(
 @app.command()
 def plan(
     seconds: Annotated[int, typer.Option(min=5, help="Seconds at each rate.")] = 30,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="What encoders and decoder cost: a JSON file of `autoglm bench stages`.", show_default="measured first"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
     as_json: AsJson = False,
 ) -> None:
@@ -170,7 +176,7 @@ def plan(
         from autoglm.bench.plan import validation
         from autoglm.bench.plan import validation_report as plan_report
         from autoglm.bench.plan.replications import replications
-    with _stages() as (api, tell, measured, alone):
+    with _stages(costs) as (api, tell, measured, alone):
         runs = list(validation.measure_rates(api, measured.model, validation.RATES, seconds, tell))
         with replications() as simulator:
             rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
@@ -180,21 +186,24 @@ def plan(
 
 
 @contextmanager
-def _stages() -> "Iterator[tuple[Api, Tell, MeasuredStages, Answers]]":
-    """Measure the stages, and give them inside the block with a mesh that runs, and single answers of it."""
+def _stages(costs: Path | None = None) -> "Iterator[tuple[Api, Tell, MeasuredStages, Answers]]":
+    """Measure the stages, or read `costs`, and give them inside the block with a mesh that runs, and single answers of
+    it."""
     with needing("serve", "bench"):
-        from autoglm.bench.stages.bench import measure_stages
+        from autoglm.bench.plan.schema import PlanError
+        from autoglm.bench.stages.bench import measure_stages, read_stages
         from autoglm.bench.stages.mesh import ask_alone, with_mesh
     console = Console(stderr=True)
     try:
         with progress_bars(console) as progress:
             tell = telling_in(progress)
-            measured = measure_stages(Bundle.open(chosen_bundle(), BUNDLE_OPTION), tell)
+            bundle = Bundle.open(chosen_bundle(), BUNDLE_OPTION)
+            measured = measure_stages(bundle, tell) if costs is None else read_stages(bundle, costs)
             with _mesh(None, progress) as address:
                 api = Api(address)
                 alone = ask_alone(api, _model(api), tell)
                 yield api, tell, with_mesh(measured, alone), alone
-    except (ApiError, BundleError, ToolsMissing, Unmeasurable) as error:
+    except (ApiError, BundleError, PlanError, ToolsMissing, Unmeasurable) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

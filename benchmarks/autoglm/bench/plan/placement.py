@@ -27,21 +27,29 @@ class Placement:
     @property
     def dedicated(self) -> bool:
         """Return whether no decoder shares its device with anything else."""
-        return all(len(device) == 1 for device in self.devices if "decoder" in device or "monolith" in device)
+        return all(len(device) == 1 for device in self.devices if _runs_decoder(device))
 
     def with_decoders(self, count: int) -> "Placement":
         """Return it with only the first `count` devices that run a decoder, if those run nothing else."""
-        others = [device for device in self.devices if device not in (("decoder",), ("monolith",))]
-        alone = [device for device in self.devices if device in (("decoder",), ("monolith",))]
+        alone = [device for device in self.devices if _runs_decoder(device)]
+        others = [device for device in self.devices if not _runs_decoder(device)]
         return Placement((*others, *alone[:count]))
+
+
+def _runs_decoder(device: tuple[Service, ...]) -> bool:
+    return "decoder" in device or "monolith" in device
 
 
 def memory_of(costs: StageCosts, service: Service) -> int:
     """Return the bytes that a replica takes; a decoder's without its keys and values."""
     if service == "monolith":
         return sum(memory_of(costs, each) for each in SERVICES)
-    cost = {"gateway": costs.gateway, "vision": costs.vision, "speech": costs.speech, "decoder": costs.decoder}[service]
-    return cost.memory_bytes
+    return {
+        "gateway": costs.gateway.memory_bytes,
+        "vision": costs.vision.memory_bytes,
+        "speech": costs.speech.memory_bytes,
+        "decoder": costs.decoder.memory_bytes,
+    }[service]
 
 
 def longest_bytes(costs: StageCosts) -> int:

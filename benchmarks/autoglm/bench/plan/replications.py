@@ -6,10 +6,11 @@ always SHARDS of them, whatever the machine, so that a seed gives one result.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 from autoglm.bench.plan.costs import StageCosts
 from autoglm.bench.plan.placement import Placement
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], object]  # shards that are done, of how many
 class Replications:
     """Simulates plans in the processes of `pool`."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
+    def __init__(self, pool: Executor) -> None:
         self._pool = pool
 
     def simulate(
@@ -55,16 +56,20 @@ class Replications:
 @contextmanager
 def replications() -> Iterator[Replications]:
     """Give what simulates inside the block; its processes end with it, at once when the block raises."""
-    pool = ProcessPoolExecutor(min(SHARDS, os.cpu_count() or 1), get_context("spawn"))
+    pool = ProcessPoolExecutor(min(SHARDS, os.cpu_count() or 1), get_context("spawn"), _ignore_interrupts)
     try:
         yield Replications(pool)
     except BaseException:
-        processes = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in active_children():
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which every process of a terminal gets, to the one that started the simulation."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _shard(workload: Workload, costs: StageCosts, placement: Placement, config: SimulationConfig) -> SimulatedLatency:

@@ -66,7 +66,12 @@ class CacheTarget(PlanSchema):
     distinct_images: int = Field(
         default=10_000, ge=1, le=10_000_000, description="Different pictures within the cache's TTL."
     )
-    distinct_recordings: int = Field(default=10_000, ge=1, le=10_000_000, description="Different recordings likewise.")
+    distinct_recordings: int = Field(
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+        description="Different recordings likewise.",
+    )
     zipf_exponent: float = Field(default=1.0, ge=0, le=3, description="0: all are equally popular.")
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -54,3 +55,8 @@ def measure_stages(bundle: Bundle, tell: Tell) -> MeasuredStages:
     )
     errors = {"prefill": decoder.prefill_error, "decode": decoder.decode_error}
     return MeasuredStages(bundle.name, costs, {"vision": vision_error, "speech": speech_error, **errors})
+
+
+def read_stages(bundle: Bundle, path: Path) -> MeasuredStages:
+    """Return the costs in a result of `autoglm bench stages`; raises PlanError."""
+    return MeasuredStages(bundle.name, StageCosts.load(path), {})

@@ -25,8 +25,8 @@ def as_markdown(found: Mapping[str, Any], measured: MeasuredStages) -> str:
         *machine_lines(found),
         f"- Model {found['model']}; milliseconds of CPU of one thread; gateway and calls: what single requests to a "
         "mesh take longer",
-        "- A pass takes the sum of what any pass costs, its tokens (pictures, seconds of sound), and the earlier tokens "
-        "that they see",
+        "- A pass takes the sum of what any pass costs, its tokens (pictures, seconds of sound), and the earlier "
+        "tokens that they see",
         "",
         "| Pass | A pass | A token, picture or second | 1000 tokens of context | Largest error of the fit |",
         "|---|---|---|---|---|",
