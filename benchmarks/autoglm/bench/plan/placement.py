@@ -11,6 +11,7 @@ from autoglm.common.modalities import ApplicationName
 
 Service = Literal["gateway", "vision", "speech", "decoder", "monolith"]
 SERVICES: tuple[ApplicationName, ...] = ("vision", "speech", "decoder")
+NEARLY = 0.95
 FULL = 0.85  # of a device's time, where replicas share it
 
 
@@ -29,11 +30,33 @@ class Placement:
         """Return whether no decoder shares its device with anything else."""
         return all(len(device) == 1 for device in self.devices if _runs_decoder(device))
 
-    def with_decoders(self, count: int) -> "Placement":
-        """Return it with only the first `count` devices that run a decoder, if those run nothing else."""
-        alone = [device for device in self.devices if _runs_decoder(device)]
-        others = [device for device in self.devices if not _runs_decoder(device)]
-        return Placement((*others, *alone[:count]))
+    def shard(self, decoders: int) -> "Shard":
+        """Return a part with `decoders` of the decoders, if those share their devices with nothing else, and with as
+        small a part of the other devices as whole devices allow."""
+        count = self.count("decoder") + self.count("monolith")
+        if not self.dedicated or decoders >= count:
+            return Shard(self, 1.0, 1.0)
+        others = Counter(device for device in self.devices if not _runs_decoder(device))
+        (alone,) = {device for device in self.devices if _runs_decoder(device)}
+        part, least = decoders / count, min(others.values(), default=1)
+        of_others = next((k / least for k in range(1, least) if k / least >= part and _whole(others, k / least)), 1.0)
+        kept = [device for device, number in others.items() for _ in range(int(number * of_others + 1e-9))]
+        return Shard(Placement((*kept, *[alone] * decoders)), part, of_others if others else part)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Some of the devices of a placement: the part of the requests that reach the decoders among them, and the part of
+    media that reach the encoders."""
+
+    placement: Placement
+    of_decoders: float
+    of_encoders: float
+
+
+def _whole(devices: Mapping[tuple[Service, ...], int], part: float) -> bool:
+    """Return whether `part` of each number of devices is a whole number, or nearly so."""
+    return all(int(number * part + 1e-9) >= NEARLY * number * part for number in devices.values())
 
 
 def _runs_decoder(device: tuple[Service, ...]) -> bool:

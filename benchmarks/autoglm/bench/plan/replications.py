@@ -1,8 +1,8 @@
 """Independent shards of a simulation, in as many processes as there are cores.
 
-With many decoders a shard has DECODERS of them and their part of the requests, as a router that sees only those would
-give them; all requests reach the encoders. What is simulated therefore does not grow with the request rate. There are
-always SHARDS of them, whatever the machine, so that a seed gives one result.
+With many decoders a shard has DECODERS of them, and their part of the requests, as a router that sees only those would
+give them. So what is simulated does not grow with the request rate. There are always SHARDS shards, whatever the
+machine, so that a seed gives one result.
 """
 
 import os
@@ -10,10 +10,11 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import active_children, get_context
 
 from autoglm.bench.plan.costs import StageCosts
-from autoglm.bench.plan.placement import Placement
+from autoglm.bench.plan.placement import Placement, Shard
 from autoglm.bench.plan.simulation import SimulatedLatency, Simulation, SimulationConfig
 from autoglm.bench.plan.workload import Workload
 
@@ -38,13 +39,10 @@ class Replications:
         progress: Progress = lambda done, total: None,
     ) -> SimulatedLatency:
         """Return what all shards together saw; `config.requests` is divided among them."""
-        decoders = placement.count("decoder") + placement.count("monolith")
-        own = min(DECODERS, decoders) if placement.dedicated else decoders
-        part = placement.with_decoders(own) if own < decoders else placement
-        each = max(1, config.requests // SHARDS)
-        fraction = config.fraction * own / decoders
-        configs = [SimulationConfig(each, config.seed * SHARDS + shard, fraction) for shard in range(SHARDS)]
-        shards = [self._pool.submit(_shard, workload, costs, part, each) for each in configs]
+        shard = placement.shard(DECODERS)
+        each = replace(config, requests=max(1, config.requests // SHARDS))
+        configs = [replace(each, seed=config.seed * SHARDS + number) for number in range(SHARDS)]
+        shards = [self._pool.submit(_simulate, workload, costs, shard, one) for one in configs]
         pending = set(shards)
         while pending:
             progress(len(shards) - len(pending), len(shards))
@@ -72,8 +70,8 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _shard(workload: Workload, costs: StageCosts, placement: Placement, config: SimulationConfig) -> SimulatedLatency:
-    return Simulation(workload, costs, placement, config).run()
+def _simulate(workload: Workload, costs: StageCosts, shard: Shard, config: SimulationConfig) -> SimulatedLatency:
+    return Simulation(workload, costs, shard, config).run()
 
 
 def _merged(shards: list[SimulatedLatency]) -> SimulatedLatency:

@@ -14,7 +14,7 @@ from autoglm.bench.plan.costs import EncoderCost, StageCosts
 from autoglm.bench.plan.devices import Device, SharedDevice
 from autoglm.bench.plan.encoders import SimulatedEncoder, Waits
 from autoglm.bench.plan.engine import OneProcess, SimulatedEngine, TokenSink, limits_of
-from autoglm.bench.plan.placement import Placement, Service, cache_bytes
+from autoglm.bench.plan.placement import Service, Shard, cache_bytes
 from autoglm.bench.plan.workload import Workload
 
 WARM_UP = 0.2  # of the requests, before those that count; at least so many as fill the decoders
@@ -22,12 +22,10 @@ WARM_UP = 0.2  # of the requests, before those that count; at least so many as f
 
 @dataclass(frozen=True, slots=True)
 class SimulationConfig:
-    """How much is simulated: `requests` that count, and of the whole rate the part `fraction` reaches the decoders in
-    `placement`; all of it reaches the encoders."""
+    """How many requests count, and the seed of all that is drawn."""
 
     requests: int
     seed: int
-    fraction: float = 1.0
 
 
 @dataclass(slots=True)
@@ -83,11 +81,12 @@ class _Answer:
 
 
 class Simulation:
-    """Simulates `workload` on the replicas of `placement`."""
+    """Simulates the requests of `workload` that reach the replicas of `shard`."""
 
-    def __init__(self, workload: Workload, costs: StageCosts, placement: Placement, config: SimulationConfig) -> None:
+    def __init__(self, workload: Workload, costs: StageCosts, shard: Shard, config: SimulationConfig) -> None:
+        placement = shard.placement
         self.env, self.latency = simpy.Environment(), SimulatedLatency()
-        self._workload, self._costs, self._config = workload, costs, config
+        self._workload, self._costs, self._config, self._shard = workload, costs, config, shard
         self._arrivals, self._sizes = random.Random(f"{config.seed} arrivals"), random.Random(f"{config.seed} sizes")
         self._devices = [self._device(services) for services in placement.devices]
         cpus = self._devices if costs.on_cpu else [Device(self.env)] * len(self._devices)
@@ -132,10 +131,12 @@ class Simulation:
         """Requests arrive until all that count are answered: the last ones see as much load as the others."""
         shape, number = self._workload.burstiness, 0
         warm_up = max(round(WARM_UP * self._config.requests), len(self._engines) * self._costs.decoder.max_num_seqs)
+        seen = max(self._shard.of_encoders, self._shard.of_decoders)
+        rate, followed = self._workload.request_rate * seen, self._shard.of_decoders / seen
         while True:
-            yield self.env.timeout(self._arrivals.gammavariate(shape, 1 / (shape * self._workload.request_rate)))
+            yield self.env.timeout(self._arrivals.gammavariate(shape, 1 / (shape * rate)))
             drawn = self._draw()
-            if self._sizes.random() < self._config.fraction:
+            if self._sizes.random() < followed:
                 self.env.process(self._answer(drawn, warm_up <= number < warm_up + self._config.requests))
                 number += 1
             elif drawn.images or drawn.audio_seconds:
@@ -159,18 +160,25 @@ class Simulation:
         answer = _Answer(self, self.env.now, drawn.answer, measured)
         yield self.host.run(self._costs.gateway.request_s)
         answer.ready["gateway"] = self.env.now
-        engine = min(self._engines, key=lambda each: each.in_flight)  # leastconn, as HAProxy does
-        media = [self.env.process(self._encoded(kind, units, answer, engine)) for kind, units in _media(drawn)]
+        # A process that does everything is chosen at once, a decoder when the media are encoded.
+        process = self._least_busy() if isinstance(self._engines[0], OneProcess) else None
+        media = [self.env.process(self._encoded(kind, units, answer, process)) for kind, units in _media(drawn)]
         if media:
             yield self.env.all_of(media)
         answer.submitted = self.env.now
-        engine.submit(drawn.prompt, drawn.answer, drawn.prefix, answer)
+        (process or self._least_busy()).submit(drawn.prompt, drawn.answer, drawn.prefix, answer)
 
-    def _encoded(self, kind: Service, units: float, answer: _Answer, engine: SimulatedEngine) -> Waits:
-        if isinstance(engine, OneProcess):
+    def _least_busy(self) -> SimulatedEngine:
+        """Return the engine with the fewest requests, as HAProxy's leastconn does, and count one more there."""
+        engine = min(self._engines, key=lambda each: each.in_flight)
+        engine.in_flight += 1
+        return engine
+
+    def _encoded(self, kind: Service, units: float, answer: _Answer, process: SimulatedEngine | None) -> Waits:
+        if isinstance(process, OneProcess):
             cost = self._cost(kind)
             yield self.host.run(cost.preprocess_s * units)
-            yield engine.encode(kind, cost, units)
+            yield process.encode(kind, cost, units)
         else:
             yield self.env.process(self._encode(kind, units))
         answer.ready[kind] = self.env.now

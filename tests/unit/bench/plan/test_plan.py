@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from autoglm.bench.plan.cache_size import lru_entries
 from autoglm.bench.plan.cards import CARDS, Card, card_costs, decoder_passes
 from autoglm.bench.plan.costs import StageCosts
-from autoglm.bench.plan.placement import Placement, place
+from autoglm.bench.plan.placement import Placement, Shard, place
 from autoglm.bench.plan.plan import Plan, make_plan
 from autoglm.bench.plan.replications import Replications, replications
 from autoglm.bench.plan.report import as_text
 from autoglm.bench.plan.schema import PlanError
-from autoglm.bench.plan.simulation import Simulation, SimulationConfig
+from autoglm.bench.plan.simulation import SimulatedLatency, Simulation, SimulationConfig
 from autoglm.bench.plan.sizing import ExpectedLatency, Sizer, gateways, with_spares
 from autoglm.bench.plan.workload import Workload
 from autoglm.cli.main import app
@@ -41,8 +41,12 @@ def planned(asked: Workload, stages: StageCosts, simulator: Replications, price:
     return make_plan(Sizer(asked, stages, simulator, 800, 0, lambda *_: None), price)
 
 
+def simulate(asked: Workload, stages: StageCosts, placement: Placement, count: int, seed: int = 0) -> SimulatedLatency:
+    return Simulation(asked, stages, Shard(placement, 1.0, 1.0), SimulationConfig(count, seed)).run()
+
+
 def latency(asked: Workload, placement: Placement, seed: int = 0) -> ExpectedLatency:
-    return ExpectedLatency.of(Simulation(asked, costs(), placement, SimulationConfig(1500, seed)).run())
+    return ExpectedLatency.of(simulate(asked, costs(), placement, 1500, seed))
 
 
 # --- simulation ------------------------------------------------------------------------------------------
@@ -50,7 +54,7 @@ def latency(asked: Workload, placement: Placement, seed: int = 0) -> ExpectedLat
 
 def test_a_request_that_meets_no_other_takes_what_its_stages_take() -> None:
     quiet = workload(request_rate=0.01)
-    simulated = Simulation(quiet, costs(), SEPARATE, SimulationConfig(50, 0)).run()
+    simulated = simulate(quiet, costs(), SEPARATE, 50)
     text, screen = 0.001 + 0.005 + 100 * 0.0001, 0.001 + 0.001 + 0.002 + 0.002 + 0.005 + 0.005 + 69 * 0.0001
     assert sorted({round(ttft, 6) for ttft in simulated.ttft}) == pytest.approx(sorted([text, screen]))
     assert {round(gap, 6) for gap in simulated.itl} == {0.010}
@@ -81,7 +85,7 @@ def test_shards_give_what_the_whole_gives(simulator: Replications) -> None:
     placement = Placement((*[("vision",)] * 2, *[("decoder",)] * 24))
     busy, config = workload(request_rate=300), SimulationConfig(4000, 0)
     shards = ExpectedLatency.of(simulator.simulate(busy, costs(), placement, config))
-    whole = ExpectedLatency.of(Simulation(busy, costs(), placement, config).run())
+    whole = ExpectedLatency.of(simulate(busy, costs(), placement, 4000))
     assert shards.ttft_p50_ms == pytest.approx(whole.ttft_p50_ms, rel=0.1)
     assert shards.ttft_p99_ms == pytest.approx(whole.ttft_p99_ms, rel=0.2)
     assert shards.itl_p99_ms == pytest.approx(whole.itl_p99_ms, rel=0.1)
@@ -107,9 +111,8 @@ def test_processes_end_when_a_simulation_is_interrupted() -> None:
 
 def test_in_one_process_running_answers_wait_for_media() -> None:
     heavy = costs(vision=encoder(forward={"base_s": 0.1, "token_s": 0.01}))
-    config = SimulationConfig(800, 0)
-    apart = Simulation(workload(), heavy, Placement((("vision",), ("decoder",), ("decoder",))), config).run()
-    together = Simulation(workload(), heavy, Placement((("monolith",), ("monolith",), ("monolith",))), config).run()
+    apart = simulate(workload(), heavy, Placement((("vision",), ("decoder",), ("decoder",))), 800)
+    together = simulate(workload(), heavy, Placement((("monolith",), ("monolith",), ("monolith",))), 800)
     assert ExpectedLatency.of(apart).itl_p99_ms < 50 < 100 < ExpectedLatency.of(together).itl_p99_ms
 
 
@@ -170,6 +173,17 @@ def test_decoders_share_no_gpu_and_encoders_fill_what_is_left() -> None:
     placed = place(costs(), {"decoder": 2, "vision": 1, "speech": 2}, demand)
     assert placed.devices == (("decoder", "vision"), ("decoder", "speech"), ("speech",))
     assert not placed.dedicated
+
+
+def test_a_shard_takes_equal_parts_of_whole_devices() -> None:
+    decoders, vision, speech = [("decoder",)] * 400, [("vision",)] * 12, [("speech",)] * 4
+    part = Placement((*vision, *speech, *decoders)).shard(8)
+    assert (part.of_decoders, part.of_encoders) == (0.02, 0.25)
+    assert [part.placement.count(name) for name in ("decoder", "vision", "speech")] == [8, 3, 1]
+    uneven = Placement((*vision[:3], *speech[:2], *decoders)).shard(8)
+    assert (uneven.of_encoders, uneven.placement.count("vision"), uneven.placement.count("speech")) == (1.0, 3, 2)
+    few = Placement((*vision, *decoders[:8]))
+    assert few.shard(8) == Shard(few, 1.0, 1.0)
 
 
 def test_spares_give_the_wanted_availability() -> None:

@@ -1,4 +1,4 @@
-"""The simulation's parts compared with what queueing theory knows of them. Seeds are fixed: nothing is left to chance."""
+"""The simulation's parts compared with what queueing theory knows of them. Seeds are fixed: nothing is chance."""
 
 import math
 import random
@@ -189,6 +189,7 @@ def test_the_engine_prefills_in_chunks_and_decodes_together() -> None:
         Device(env),
         lambda clients: [client.delivered(env.now) for client in clients],  # type: ignore[func-returns-value]
     )
+    engine.in_flight += 2
     engine.submit(600, 3, 0, first)
     env.run(until=10)
     prefill = 3 * 0.005 + 600 * 0.0001  # 256 + 256 + 88 tokens
