@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autoglm.bench.plan.costs import StageCosts
+from autoglm.bench.plan.engine import limits_of
 from autoglm.bench.plan.schema import PlanError
 from autoglm.common.modalities import ApplicationName
 
@@ -109,9 +110,15 @@ def _has_space(costs: StageCosts, device: list[Service], demand: Mapping[Service
     decoders = here["decoder"] + here["monolith"]
     if not costs.on_cpu and decoders > 1:  # each takes what memory is left for its keys and values
         return False
+    if decoders and not costs.on_cpu and _slots(costs, device) < _slots(costs, ["decoder"]):
+        return False  # others would take memory that the simulated decoder has for running answers
     busy = sum(number * demand[service] for service, number in here.items())
     needed = decoders * longest_bytes(costs)
     return busy <= FULL * costs.cores and cache_bytes(costs, device) >= needed
+
+
+def _slots(costs: StageCosts, device: Iterable[Service]) -> int:
+    return limits_of(costs, cache_bytes(costs, device)).max_num_seqs
 
 
 def _check_memory(costs: StageCosts, service: Service) -> None:

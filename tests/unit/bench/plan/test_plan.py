@@ -113,7 +113,7 @@ def test_in_one_process_running_answers_wait_for_media() -> None:
     heavy = costs(vision=encoder(forward={"base_s": 0.1, "token_s": 0.01}))
     apart = simulate(workload(), heavy, Placement((("vision",), ("decoder",), ("decoder",))), 800)
     together = simulate(workload(), heavy, Placement((("monolith",), ("monolith",), ("monolith",))), 800)
-    assert ExpectedLatency.of(apart).itl_p99_ms < 50 < 100 < ExpectedLatency.of(together).itl_p99_ms
+    assert max(apart.itl) < 0.1 < max(together.itl)
 
 
 # --- plans -----------------------------------------------------------------------------------------------
