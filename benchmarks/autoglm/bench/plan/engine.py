@@ -66,8 +66,10 @@ class SimulatedEngine:
         env.process(self._steps())
 
     def submit(self, prompt: int, answer: int, prefix: int, sink: TokenSink) -> None:
-        """Queue a prompt of `prompt` tokens, of which the prefix cache has the first `prefix`; the caller has counted it
-        in `in_flight`."""
+        """Queue a prompt of `prompt` tokens, of which the prefix cache has the first `prefix`.
+
+        Whoever chose this engine has counted the request in `in_flight`.
+        """
         plain = cast("Prompt", SimpleNamespace(token_ids=range(prompt)))  # the scheduler looks at its length alone
         sequence = Sequence(Request(plain, SamplingConfig(max_tokens=answer), prompt + answer, arrival_time=0.0))
         sequence.num_cached_tokens = min(prefix, prompt - 1) // BLOCK_SIZE * BLOCK_SIZE

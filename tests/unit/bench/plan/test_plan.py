@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from autoglm.bench.plan.cache_size import lru_entries
 from autoglm.bench.plan.cards import CARDS, Card, card_costs, decoder_passes
 from autoglm.bench.plan.costs import StageCosts
-from autoglm.bench.plan.placement import Placement, Shard, place
+from autoglm.bench.plan.placement import Placement, Service, Shard, place
 from autoglm.bench.plan.plan import Plan, make_plan
 from autoglm.bench.plan.replications import Replications, replications
 from autoglm.bench.plan.report import as_text
@@ -28,7 +28,15 @@ from autoglm.cli.main import app
 
 from .parts import GB, costs, encoder, workload
 
-SEPARATE = Placement((("vision",), ("decoder",)))
+ORDER: tuple[Service, ...] = ("vision", "speech", "decoder", "monolith")
+
+
+def alone(**counts: int) -> Placement:
+    """So many replicas, each on a device of its own."""
+    return Placement(tuple((service,) for service in ORDER for _ in range(counts.get(service, 0))))
+
+
+SEPARATE = alone(vision=1, decoder=1)
 
 
 @pytest.fixture
@@ -69,8 +77,8 @@ def test_one_seed_gives_one_result_and_another_gives_another() -> None:
 
 def test_more_replicas_are_never_worse() -> None:
     busy = workload(request_rate=60)
-    decoders = [latency(busy, Placement((("vision",), *[("decoder",)] * count))) for count in (2, 3, 5, 8)]
-    encoders = [latency(busy, Placement((*[("vision",)] * count, *[("decoder",)] * 8))) for count in (1, 2, 4)]
+    decoders = [latency(busy, alone(vision=1, decoder=count)) for count in (2, 3, 5, 8)]
+    encoders = [latency(busy, alone(vision=count, decoder=8)) for count in (1, 2, 4)]
     for found in (decoders, encoders):
         assert [each.ttft_p99_ms for each in found] == sorted((each.ttft_p99_ms for each in found), reverse=True)
     assert [each.itl_p99_ms for each in decoders] == sorted((each.itl_p99_ms for each in decoders), reverse=True)
@@ -82,7 +90,7 @@ def test_a_faster_rate_is_never_better() -> None:
 
 
 def test_shards_give_what_the_whole_gives(simulator: Replications) -> None:
-    placement = Placement((*[("vision",)] * 2, *[("decoder",)] * 24))
+    placement = alone(vision=2, decoder=24)
     busy, config = workload(request_rate=300), SimulationConfig(4000, 0)
     shards = ExpectedLatency.of(simulator.simulate(busy, costs(), placement, config))
     whole = ExpectedLatency.of(simulate(busy, costs(), placement, 4000))
@@ -92,10 +100,10 @@ def test_shards_give_what_the_whole_gives(simulator: Replications) -> None:
 
 
 def test_shards_do_not_depend_on_the_number_of_processes() -> None:
-    placement, config = Placement((("vision",), *[("decoder",)] * 3)), SimulationConfig(400, 5)
+    placement, config = alone(vision=1, decoder=3), SimulationConfig(400, 5)
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(4) as four:
-        alone, together = (Replications(pool).simulate(workload(), costs(), placement, config) for pool in (one, four))
-    assert alone == together
+        first, second = (Replications(pool).simulate(workload(), costs(), placement, config) for pool in (one, four))
+    assert first == second
 
 
 def test_processes_end_when_a_simulation_is_interrupted() -> None:
@@ -111,8 +119,8 @@ def test_processes_end_when_a_simulation_is_interrupted() -> None:
 
 def test_in_one_process_running_answers_wait_for_media() -> None:
     heavy = costs(vision=encoder(forward={"base_s": 0.1, "token_s": 0.01}))
-    apart = simulate(workload(), heavy, Placement((("vision",), ("decoder",), ("decoder",))), 800)
-    together = simulate(workload(), heavy, Placement((("monolith",), ("monolith",), ("monolith",))), 800)
+    apart = simulate(workload(), heavy, alone(vision=1, decoder=2), 800)
+    together = simulate(workload(), heavy, alone(monolith=3), 800)
     assert max(apart.itl) < 0.1 < max(together.itl)
 
 
@@ -128,7 +136,7 @@ def test_a_plan_meets_its_slo_and_says_what_it_costs(simulator: Replications) ->
         assert option.sized.expected.ttft_p99_ms <= 400
         assert option.sized.expected.itl_p99_ms <= 80
         assert option.cost.per_hour == pytest.approx(0.5 * option.cost.devices)
-        assert option.cost.per_1000_requests == pytest.approx(option.cost.per_hour / 180, rel=1e-3)
+        assert option.cost.per_1000_requests == pytest.approx(0.5 * option.cost.devices / 180, rel=1e-3)
     assert mesh.sized is not None
     assert made.serve_config()["decoder"]["deployments"] == [
         {"name": "Decoder", "num_replicas": mesh.sized.replicas["decoder"]}
@@ -169,20 +177,19 @@ def test_an_slo_that_cannot_be_met_names_the_stage(
 
 
 def test_decoders_share_no_gpu_and_encoders_fill_what_is_left() -> None:
-    demand = {"decoder": 0.5, "vision": 0.3, "speech": 0.3}
+    demand: dict[Service, float] = {"decoder": 0.5, "vision": 0.3, "speech": 0.3}
     placed = place(costs(), {"decoder": 2, "vision": 1, "speech": 2}, demand)
     assert placed.devices == (("decoder", "vision"), ("decoder", "speech"), ("speech",))
     assert not placed.dedicated
 
 
 def test_a_shard_takes_equal_parts_of_whole_devices() -> None:
-    decoders, vision, speech = [("decoder",)] * 400, [("vision",)] * 12, [("speech",)] * 4
-    part = Placement((*vision, *speech, *decoders)).shard(8)
+    part = alone(vision=12, speech=4, decoder=400).shard(8)
     assert (part.of_decoders, part.of_encoders) == (0.02, 0.25)
-    assert [part.placement.count(name) for name in ("decoder", "vision", "speech")] == [8, 3, 1]
-    uneven = Placement((*vision[:3], *speech[:2], *decoders)).shard(8)
-    assert (uneven.of_encoders, uneven.placement.count("vision"), uneven.placement.count("speech")) == (1.0, 3, 2)
-    few = Placement((*vision, *decoders[:8]))
+    assert part.placement == alone(vision=3, speech=1, decoder=8)
+    uneven = alone(vision=3, speech=2, decoder=400).shard(8)
+    assert (uneven.of_encoders, uneven.placement) == (1.0, alone(vision=3, speech=2, decoder=8))
+    few = alone(vision=12, decoder=8)
     assert few.shard(8) == Shard(few, 1.0, 1.0)
 
 

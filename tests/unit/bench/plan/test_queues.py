@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import pytest
@@ -11,7 +11,7 @@ import simpy
 from autoglm.bench.plan.costs import PassCost
 from autoglm.bench.plan.devices import NICE, Device, SharedDevice
 from autoglm.bench.plan.encoders import SimulatedEncoder, Waits
-from autoglm.bench.plan.engine import SimulatedEngine, limits_of
+from autoglm.bench.plan.engine import SimulatedEngine, TokenSink, limits_of
 
 from .parts import costs, encoder
 
@@ -182,13 +182,12 @@ class Client:
 def test_the_engine_prefills_in_chunks_and_decodes_together() -> None:
     env, stages = simpy.Environment(), costs()
     first, second = Client(), Client()
-    engine = SimulatedEngine(
-        env,
-        stages.decoder,
-        limits_of(stages, 10**9),
-        Device(env),
-        lambda clients: [client.delivered(env.now) for client in clients],  # type: ignore[func-returns-value]
-    )
+
+    def deliver(clients: Sequence[TokenSink]) -> None:
+        for client in clients:
+            client.delivered(env.now)
+
+    engine = SimulatedEngine(env, stages.decoder, limits_of(stages, 10**9), Device(env), deliver)
     engine.in_flight += 2
     engine.submit(600, 3, 0, first)
     env.run(until=10)
