@@ -6,7 +6,7 @@ NORMAL, NICE = 1.0, 110 / 1024  # Linux's weights of niceness 0 and 10: encoders
 _DONE = 1e-12  # seconds of work that rounding may leave
 
 
-class Device:
+class Processor:
     """Computes whatever it is given at once: for one replica, which computes one thing at a time."""
 
     def __init__(self, env: simpy.Environment) -> None:
@@ -26,7 +26,7 @@ class _Task:
         self.left, self.weight, self.done, self.rate = left, weight, done, 0.0
 
 
-class SharedDevice(Device):
+class SharedProcessor(Processor):
     """`cores` that several tasks share by their weights; no task computes on more than one core at a time."""
 
     def __init__(self, env: simpy.Environment, cores: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import simpy
 
 from autoglm.bench.plan.costs import EncoderCost
-from autoglm.bench.plan.devices import NICE, NORMAL, Device
+from autoglm.bench.plan.devices import NICE, NORMAL, Processor
 
 Waits = Generator[simpy.Event, object, None]
 
@@ -16,7 +16,7 @@ class SimulatedEncoder:
     """One replica: it preprocesses on `host` and computes on `device`, which is the same one where encoders use the
     CPU."""
 
-    def __init__(self, env: simpy.Environment, cost: EncoderCost, device: Device, host: Device) -> None:
+    def __init__(self, env: simpy.Environment, cost: EncoderCost, device: Processor, host: Processor) -> None:
         self._env, self._cost, self._device, self._host = env, cost, device, host
         self._threads = simpy.Resource(env, cost.preprocess_threads)
         self._weight = NICE if device is host else NORMAL

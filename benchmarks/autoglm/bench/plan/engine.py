@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import simpy
 
 from autoglm.bench.plan.costs import DecoderCost, EncoderCost, StageCosts
-from autoglm.bench.plan.devices import Device
+from autoglm.bench.plan.devices import Processor
 from autoglm.bench.plan.encoders import Waits
 from autoglm.decoder.engine.cache import BLOCK_SIZE, BlockCache, num_blocks
 from autoglm.decoder.engine.request import Request, SamplingConfig
@@ -55,7 +55,7 @@ class SimulatedEngine:
     """One replica of the decoder."""
 
     def __init__(
-        self, env: simpy.Environment, cost: DecoderCost, limits: EngineLimits, device: Device, deliver: Deliver
+        self, env: simpy.Environment, cost: DecoderCost, limits: EngineLimits, device: Processor, deliver: Deliver
     ) -> None:
         self._env, self._cost, self._limits, self._device, self._deliver = env, cost, limits, device, deliver
         self._scheduler = Scheduler(limits, BlockCache(limits.num_blocks, False), _NoMemory())
@@ -151,7 +151,7 @@ class OneProcess(SimulatedEngine):
     engine, before its prompts and its running answers, one batch of each modality at most."""
 
     def __init__(
-        self, env: simpy.Environment, cost: DecoderCost, limits: EngineLimits, device: Device, deliver: Deliver
+        self, env: simpy.Environment, cost: DecoderCost, limits: EngineLimits, device: Processor, deliver: Deliver
     ) -> None:
         super().__init__(env, cost, limits, device, deliver)
         self._media: dict[str, deque[tuple[float, simpy.Event]]] = {}

@@ -31,22 +31,22 @@ class Placement:
         """Return whether no decoder shares its device with anything else."""
         return all(len(device) == 1 for device in self.devices if _runs_decoder(device))
 
-    def shard(self, decoders: int) -> "Shard":
+    def shard(self, decoders: int) -> "PlacementShard":
         """Return a part with `decoders` of the decoders, if those share their devices with nothing else, and with as
         small a part of the other devices as whole devices allow."""
         count = self.count("decoder") + self.count("monolith")
         if not self.dedicated or decoders >= count:
-            return Shard(self, 1.0, 1.0)
+            return PlacementShard(self, 1.0, 1.0)
         others = Counter(device for device in self.devices if not _runs_decoder(device))
         (alone,) = {device for device in self.devices if _runs_decoder(device)}
         part, least = decoders / count, min(others.values(), default=1)
         of_others = next((k / least for k in range(1, least) if k / least >= part and _whole(others, k / least)), 1.0)
         kept = [device for device, number in others.items() for _ in range(int(number * of_others + 1e-9))]
-        return Shard(Placement((*kept, *[alone] * decoders)), part, of_others if others else part)
+        return PlacementShard(Placement((*kept, *[alone] * decoders)), part, of_others if others else part)
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class PlacementShard:
     """Some of the devices of a placement: the part of the requests that reach the decoders among them, and the part of
     media that reach the encoders."""
 

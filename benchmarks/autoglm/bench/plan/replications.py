@@ -14,7 +14,7 @@ from dataclasses import replace
 from multiprocessing import active_children, get_context
 
 from autoglm.bench.plan.costs import StageCosts
-from autoglm.bench.plan.placement import Placement, Shard
+from autoglm.bench.plan.placement import Placement, PlacementShard
 from autoglm.bench.plan.simulation import SimulatedLatency, Simulation, SimulationConfig
 from autoglm.bench.plan.workload import Workload
 
@@ -70,7 +70,9 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _simulate(workload: Workload, costs: StageCosts, shard: Shard, config: SimulationConfig) -> SimulatedLatency:
+def _simulate(
+    workload: Workload, costs: StageCosts, shard: PlacementShard, config: SimulationConfig
+) -> SimulatedLatency:
     return Simulation(workload, costs, shard, config).run()
 
 

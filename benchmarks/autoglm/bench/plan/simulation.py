@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import simpy
 
 from autoglm.bench.plan.costs import EncoderCost, StageCosts
-from autoglm.bench.plan.devices import Device, SharedDevice
+from autoglm.bench.plan.devices import Processor, SharedProcessor
 from autoglm.bench.plan.encoders import SimulatedEncoder, Waits
 from autoglm.bench.plan.engine import OneProcess, SimulatedEngine, TokenSink, limits_of
-from autoglm.bench.plan.placement import Service, Shard, cache_bytes
+from autoglm.bench.plan.placement import PlacementShard, Service, cache_bytes
 from autoglm.bench.plan.workload import Workload
 
 WARM_UP = 0.2  # of the requests, before those that count; at least so many as fill the decoders
@@ -83,13 +83,13 @@ class _Answer:
 class Simulation:
     """Simulates the requests of `workload` that reach the replicas of `shard`."""
 
-    def __init__(self, workload: Workload, costs: StageCosts, shard: Shard, config: SimulationConfig) -> None:
+    def __init__(self, workload: Workload, costs: StageCosts, shard: PlacementShard, config: SimulationConfig) -> None:
         placement = shard.placement
         self.env, self.latency = simpy.Environment(), SimulatedLatency()
         self._workload, self._costs, self._config, self._shard = workload, costs, config, shard
         self._arrivals, self._sizes = random.Random(f"{config.seed} arrivals"), random.Random(f"{config.seed} sizes")
         self._devices = [self._device(services) for services in placement.devices]
-        cpus = self._devices if costs.on_cpu else [Device(self.env)] * len(self._devices)
+        cpus = self._devices if costs.on_cpu else [Processor(self.env)] * len(self._devices)
         self.host = cpus[0]
         self._engines = list[SimulatedEngine]()
         self._encoders: dict[Service, list[SimulatedEncoder]] = {"vision": [], "speech": []}
@@ -97,11 +97,11 @@ class Simulation:
             self._start(services, device, host)
         self._left = config.requests
 
-    def _device(self, services: tuple[Service, ...]) -> Device:
+    def _device(self, services: tuple[Service, ...]) -> Processor:
         alone = len(services) == 1 and not self._costs.on_cpu
-        return Device(self.env) if alone else SharedDevice(self.env, self._costs.cores)
+        return Processor(self.env) if alone else SharedProcessor(self.env, self._costs.cores)
 
-    def _start(self, services: tuple[Service, ...], device: Device, host: Device) -> None:
+    def _start(self, services: tuple[Service, ...], device: Processor, host: Processor) -> None:
         decoders = services.count("decoder") + services.count("monolith")
         for service in services:
             if service == "vision" or service == "speech":
@@ -121,7 +121,7 @@ class Simulation:
         self._done = self.env.event()
         self.env.process(self._arrive())
         self.env.run(until=self._done)
-        capacity = {i: 1 if type(device) is Device else self._costs.cores for i, device in enumerate(self._devices)}
+        capacity = {i: 1 if type(device) is Processor else self._costs.cores for i, device in enumerate(self._devices)}
         self.latency.busy = {i: device.busy / (capacity[i] * self.env.now) for i, device in enumerate(self._devices)}
         return self.latency
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from autoglm.bench.plan.cache_size import lru_entries
 from autoglm.bench.plan.cards import CARDS, Card, card_costs, decoder_passes
 from autoglm.bench.plan.costs import StageCosts
-from autoglm.bench.plan.placement import Placement, Service, Shard, place
+from autoglm.bench.plan.placement import Placement, PlacementShard, Service, place
 from autoglm.bench.plan.plan import Plan, make_plan
 from autoglm.bench.plan.replications import Replications, replications
 from autoglm.bench.plan.report import as_text
@@ -50,7 +50,7 @@ def planned(asked: Workload, stages: StageCosts, simulator: Replications, price:
 
 
 def simulate(asked: Workload, stages: StageCosts, placement: Placement, count: int, seed: int = 0) -> SimulatedLatency:
-    return Simulation(asked, stages, Shard(placement, 1.0, 1.0), SimulationConfig(count, seed)).run()
+    return Simulation(asked, stages, PlacementShard(placement, 1.0, 1.0), SimulationConfig(count, seed)).run()
 
 
 def latency(asked: Workload, placement: Placement, seed: int = 0) -> ExpectedLatency:
@@ -190,7 +190,7 @@ def test_a_shard_takes_equal_parts_of_whole_devices() -> None:
     uneven = alone(vision=3, speech=2, decoder=400).shard(8)
     assert (uneven.of_encoders, uneven.placement) == (1.0, alone(vision=3, speech=2, decoder=8))
     few = alone(vision=12, decoder=8)
-    assert few.shard(8) == Shard(few, 1.0, 1.0)
+    assert few.shard(8) == PlacementShard(few, 1.0, 1.0)
 
 
 def test_spares_give_the_wanted_availability() -> None:

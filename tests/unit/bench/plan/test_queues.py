@@ -9,7 +9,7 @@ import pytest
 import simpy
 
 from autoglm.bench.plan.costs import PassCost
-from autoglm.bench.plan.devices import NICE, Device, SharedDevice
+from autoglm.bench.plan.devices import NICE, Processor, SharedProcessor
 from autoglm.bench.plan.encoders import SimulatedEncoder, Waits
 from autoglm.bench.plan.engine import SimulatedEngine, TokenSink, limits_of
 
@@ -52,7 +52,7 @@ def one_by_one(env: simpy.Environment, draw: Callable[[], float]) -> Serve:
         batch_wait_s=0,
         piece_units=1000,
     )
-    simulated = SimulatedEncoder(env, cost, Device(env), Device(env))
+    simulated = SimulatedEncoder(env, cost, Processor(env), Processor(env))
     return lambda: simulated.encode(draw())
 
 
@@ -81,7 +81,7 @@ def test_preprocessing_in_threads_waits_as_in_m_d_c(threads: int, load: float) -
     )
 
     def start(env: simpy.Environment) -> Serve:
-        simulated = SimulatedEncoder(env, cost, Device(env), Device(env))
+        simulated = SimulatedEncoder(env, cost, Processor(env), Processor(env))
         return lambda: simulated.encode(1.0)
 
     measured = mean_time(load, start, threads)
@@ -97,7 +97,7 @@ def test_preprocessing_in_threads_waits_as_in_m_d_c(threads: int, load: float) -
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_work_that_shares_a_core_takes_as_long_as_in_processor_sharing(load: float) -> None:
     def start(env: simpy.Environment) -> Serve:
-        device = SharedDevice(env, 1)
+        device = SharedProcessor(env, 1)
 
         def compute() -> Waits:
             yield device.run(SERVICE)
@@ -107,7 +107,7 @@ def test_work_that_shares_a_core_takes_as_long_as_in_processor_sharing(load: flo
     assert mean_time(load, start) == pytest.approx(SERVICE / (1 - load), rel=0.05)
 
 
-def finish_times(device: SharedDevice, env: simpy.Environment, *work: tuple[float, float]) -> list[float]:
+def finish_times(device: SharedProcessor, env: simpy.Environment, *work: tuple[float, float]) -> list[float]:
     """Return when work of (seconds, weight), all given at once, is done."""
     done = [0.0] * len(work)
 
@@ -123,22 +123,22 @@ def finish_times(device: SharedDevice, env: simpy.Environment, *work: tuple[floa
 
 def test_nice_work_gets_a_tenth_of_a_core_that_others_want() -> None:
     env = simpy.Environment()
-    normal, nice = finish_times(SharedDevice(env, 1), env, (1.0, 1.0), (1.0, NICE))
+    normal, nice = finish_times(SharedProcessor(env, 1), env, (1.0, 1.0), (1.0, NICE))
     assert normal == pytest.approx(1 + NICE)
     assert nice == pytest.approx(2.0)
 
 
 def test_no_work_uses_more_than_one_core() -> None:
     env = simpy.Environment()
-    assert finish_times(SharedDevice(env, 4), env, (1.0, 1.0), (2.0, 1.0)) == pytest.approx([1.0, 2.0])
+    assert finish_times(SharedProcessor(env, 4), env, (1.0, 1.0), (2.0, 1.0)) == pytest.approx([1.0, 2.0])
     env = simpy.Environment()
-    assert finish_times(SharedDevice(env, 2), env, *[(1.0, 1.0)] * 4) == pytest.approx([2.0] * 4)
+    assert finish_times(SharedProcessor(env, 2), env, *[(1.0, 1.0)] * 4) == pytest.approx([2.0] * 4)
 
 
 def encoded_at(count: int, **fields: float) -> list[float]:
     """Return when `count` items that come together are encoded, 1 unit each."""
     env, times = simpy.Environment(), list[float]()
-    device = Device(env)
+    device = Processor(env)
     simulated = SimulatedEncoder(env, encoder(hop_s=0, preprocess_s=0, **fields), device, device)
 
     def one() -> Waits:
@@ -161,7 +161,7 @@ def test_items_that_come_together_share_passes() -> None:
 def test_a_long_recording_is_cut_and_encoded_a_batch_at_a_time() -> None:
     cost = encoder(piece_units=5, max_batch=4, batch_wait_s=0)
     env = simpy.Environment()
-    device = Device(env)
+    device = Processor(env)
     env.process(SimulatedEncoder(env, cost, device, device).encode(30.0))
     env.run()
     batches = 2 * 0.004 + 30 * 0.001
@@ -187,7 +187,7 @@ def test_the_engine_prefills_in_chunks_and_decodes_together() -> None:
         for client in clients:
             client.delivered(env.now)
 
-    engine = SimulatedEngine(env, stages.decoder, limits_of(stages, 10**9), Device(env), deliver)
+    engine = SimulatedEngine(env, stages.decoder, limits_of(stages, 10**9), Processor(env), deliver)
     engine.in_flight += 2
     engine.submit(600, 3, 0, first)
     env.run(until=10)
