@@ -91,9 +91,9 @@ def test_a_faster_rate_is_never_better() -> None:
 
 def test_shards_give_what_the_whole_gives(simulator: Replications) -> None:
     placement = alone(vision=2, decoder=24)
-    busy, config = workload(request_rate=300), SimulationConfig(4000, 0)
+    busy, config = workload(request_rate=300), SimulationConfig(2000, 0)
     shards = ExpectedLatency.of(simulator.simulate(busy, costs(), placement, config))
-    whole = ExpectedLatency.of(simulate(busy, costs(), placement, 4000))
+    whole = ExpectedLatency.of(simulate(busy, costs(), placement, 2000))
     assert shards.ttft_p50_ms == pytest.approx(whole.ttft_p50_ms, rel=0.1)
     assert shards.ttft_p99_ms == pytest.approx(whole.ttft_p99_ms, rel=0.2)
     assert shards.itl_p99_ms == pytest.approx(whole.itl_p99_ms, rel=0.1)
