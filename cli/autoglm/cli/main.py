@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, serve, train
+from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, plan, serve, train
 from autoglm.common import environment
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -41,6 +41,7 @@ def autoglm(
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(doctor.doctor)
+app.command()(plan.plan)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(bundle.app, name="bundle")
