@@ -76,12 +76,9 @@ def _known_names(value: str) -> str:
 
 def _redis_address(value: SecretStr) -> SecretStr:
     if address := value.get_secret_value():
-        from redis.connection import parse_url  # loaded only where Redis is used
+        from autoglm.gateway.redis_address import parse  # loaded only where Redis is used
 
-        try:
-            parse_url(address)  # type: ignore[no-untyped-call]
-        except ValueError:
-            raise ValueError("give an address like redis://localhost:6379/0") from None
+        parse(address)
     return value
 
 
