@@ -164,7 +164,9 @@ class Pipeline:
         info = await self._state.encoder(media.modality)
         key = Key(context.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
         try:
-            embedding, outcome = await self._cache.get(key, lambda: self._mesh.encode(media, context), context.deadline)
+            embedding, outcome = await self._cache.get(
+                key, lambda: self._mesh.encode(media, context), context.deadline, has_bytes=bool(media.data)
+            )
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None
         except ModalityUnavailable:

@@ -108,7 +108,7 @@ def _parse(url: str) -> RedisAddress:
         raise WrongAddress("the name of the service that Sentinel watches is missing")
     query = dict(parse_qsl(parts.query))
     sentinel_user = {name: query.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    options = _options(f"{scheme}://{user}{at}{nodes[0][0]}/{_database(database)}?{urlencode(query)}", tls_flag=True)
+    options = _options(f"{scheme}://{user}{at}localhost/{_database(database)}?{urlencode(query)}", tls_flag=True)
     if mode == "cluster":
         return RedisAddress("cluster", nodes, options)
     tls = {key: value for key, value in options.items() if key.startswith("ssl")}

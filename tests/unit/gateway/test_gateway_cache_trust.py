@@ -242,7 +242,7 @@ async def test_what_is_there_is_read_while_writes_are_refused(
 
         await eventually_async(told, "the refusal is in the log")
     told_of = [record.message for record in caplog.records if "refuses" in record.message]
-    assert told_of == [f"redis refuses commands ({how}), such as to store an embedding; requests go on without"]
+    assert told_of == [f"redis refuses commands ({how}), such as to lease an embedding; requests go on without"]
 
 
 @pytest.mark.parametrize("how", ["OOM", "READONLY", "NOPERM"])
