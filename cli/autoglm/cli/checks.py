@@ -64,9 +64,7 @@ def check_files(settings: "Settings") -> None:
 
 def check_redis(url: str) -> str:
     """Return which server answers at `url`, without the password; raises StartError if none does."""
-    from redis import RedisError
-
-    from autoglm.gateway.redis_address import RedisAddress, close, parse
+    from autoglm.gateway.redis_address import FAILURES, RedisAddress, close, parse
 
     async def version(address: RedisAddress) -> str:
         client = address.client(REDIS_SECONDS, 1)
@@ -81,7 +79,7 @@ def check_redis(url: str) -> str:
         raise StartError(f"AUTOGLM_REDIS_URL: {error}") from None
     try:
         return f"Redis {asyncio.run(version(address))} at {address}"
-    except (RedisError, OSError) as error:
+    except FAILURES as error:
         raise StartError(
             f"no Redis answers at {address} ({type(error).__name__}): start it or correct AUTOGLM_REDIS_URL; without"
             " this variable the mesh starts its own cache"

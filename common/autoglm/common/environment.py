@@ -61,7 +61,7 @@ GATEWAY = frozenset(
 )
 SERVICES = frozenset({"BUNDLE", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
-COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
+COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "REDIS_URL", "URL"})  # the other commands
 TESTS = frozenset({"CRDS"})  # tests/unit/deploy; the meshes that tests start need not warn of it
 KNOWN = MESH | COMMANDS | TESTS
 

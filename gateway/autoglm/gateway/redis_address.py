@@ -20,12 +20,16 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError
 
 FORMS = (
     "redis://localhost:6379/0, redis+sentinel://host:26379,host:26379/service or redis+cluster://host:6379,host:6379"
 )
 PORTS = {"sentinel": 26379, "cluster": 6379}
 CLUSTER_RETRIES = 1  # after a node is gone: by then the client has asked the others who has its slots
+
+# What a command raises that is not carried out. That no node of a cluster answers is no RedisError.
+FAILURES = (RedisError, RedisClusterException, OSError)
 
 RedisClient = Redis | RedisCluster
 

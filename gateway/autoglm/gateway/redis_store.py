@@ -7,11 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
 
 from autoglm.gateway.circuit_breaker import CircuitBreaker
 from autoglm.gateway.metrics import GatewayMetrics
-from autoglm.gateway.redis_address import close, parse
+from autoglm.gateway.redis_address import FAILURES, close, parse
 from autoglm.gateway.settings import Settings
 
 logger = logging.getLogger("autoglm.gateway.redis_store")
@@ -68,7 +68,7 @@ class RedisStore:
                 try:
                     async with asyncio.timeout(self._timeout):
                         answer = await command()
-                except (RedisError, OSError, TimeoutError, ValueError, DamagedEntry) as error:
+                except (*FAILURES, TimeoutError, ValueError, DamagedEntry) as error:
                     failure: Exception = error
                 else:
                     self._answered()

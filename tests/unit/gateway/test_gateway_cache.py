@@ -253,6 +253,21 @@ async def test_a_modality_that_is_encoded_sooner_than_fetched_is_not_kept_in_red
     assert await ask(two, picture, recording) == ["local", "local"]
 
 
+async def test_lookups_in_redis_are_counted_for_all_gateways(serve: Serve, valkey: str) -> None:
+    one, two = [await serve(redis_url=valkey) for _ in range(2)]
+    await ask(one, image_part(png(colour="green")))
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        await stored(store)
+        await ask(two, image_part(png(colour="green")))
+        await ask(two, image_part(png(colour="green")))  # which its own memory has
+
+        async def counted() -> bool:
+            found = [await store.hget("ag-looks", f"image:{count}") for count in ("queries", "hits")]
+            return found == [b"2", b"1"]
+
+        await eventually_async(counted, "both gateways have reported what they looked up")
+
+
 async def test_entries_stored_together_expire_apart(valkey: str) -> None:
     store = RedisStore(Settings(redis_url=SecretStr(valkey), redis_timeout=10), GatewayMetrics())
     tier, keys = RedisTier(store, 10_000, "secret"), [key_of(str(number)) for number in range(50)]

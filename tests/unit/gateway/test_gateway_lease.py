@@ -127,7 +127,7 @@ async def test_a_lease_lasts_as_long_as_the_encoder_takes(
     await soon(mesh.vision.encode.entered.wait())
     second = asyncio.create_task(ask(two, PICTURE))
     with redis.Redis.from_url(valkey) as store:
-        (lease,) = list(store.scan_iter("lease:*"))
+        (lease,) = list(store.scan_iter("ag-lease:*"))
         seen, last = 0, 0
 
         async def renewed_often() -> bool:
@@ -236,7 +236,7 @@ async def test_an_entry_stored_between_look_and_lease_is_found(
     with redis.Redis.from_url(valkey) as store:
 
         async def stored() -> bool:
-            return bool(store.keys("ag4:*")) and not store.keys("lease:*")
+            return bool(store.keys("ag4:*")) and not store.keys("ag-lease:*")
 
         await eventually_async(stored, "the entry is stored and the lease released")
     go_on.set()

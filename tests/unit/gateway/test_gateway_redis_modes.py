@@ -185,7 +185,7 @@ async def behind_tls(url: str, folder: Path) -> AsyncIterator[str]:
 
 async def test_tls_and_a_user_of_redis_acl(valkey: str, tmp_path: Path) -> None:
     with redis.Redis.from_url(valkey) as store:
-        store.acl_setuser("gateway", enabled=True, passwords="+pass", keys=["ag*", "lease:*"], commands=["+@all"])
+        store.acl_setuser("gateway", enabled=True, passwords="+pass", keys=["ag*"], commands=["+@all"])
     async with behind_tls(valkey, tmp_path) as address:
         async with tier_of(f"rediss://gateway:pass@{address}") as (tier, _, _):
             await tier.put(key_of("a"), embedding_of(key_of("a")))
@@ -199,6 +199,13 @@ async def test_tls_and_a_user_of_redis_acl(valkey: str, tmp_path: Path) -> None:
             assert not refused.up
     with redis.Redis.from_url(valkey) as store:
         store.acl_deluser("gateway")
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://127.0.0.1:1,127.0.0.1:2", "redis+sentinel://127.0.0.1:1/service"])
+async def test_no_request_fails_while_no_node_answers(serve: Serve, url: str) -> None:
+    client = await serve(redis_url=url, redis_backoff=BACKOFF)
+    assert [await ask(client, part) for part in shades(5)] == [["miss"]] * 5
+    assert (await client.http.get("/health/ready")).json()["dependencies"]["redis"] == "down"
 
 
 def test_doctor_says_which_servers_answer(cluster: Cluster, watched: Watched) -> None:

@@ -14,7 +14,8 @@ import hmac
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,10 @@ from google.rpc import code_pb2
 
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError
-from autoglm.common.modalities import MODALITY_NAMES
+from autoglm.common.modalities import BY_NUMBER, MODALITY_NAMES
 from autoglm.common.tensors import TensorError, check
 from autoglm.gateway.media.lease import Lease
+from autoglm.gateway.media.redis_entries import LOOKS_KEY, PREFIX, hits_field, queries_field
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.redis_store import DamagedEntry, RedisStore
 from autoglm.gateway.settings import Settings
@@ -82,7 +84,7 @@ class Key:
 
     def __str__(self) -> str:
         kind, dtype = MODALITY_NAMES[self.modality], DTYPES.get(self.element_type, "other")
-        return f"ag4:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
+        return f"{PREFIX}:{self.tenant}:{kind}:{self.revision}:{dtype}:{self.sha256.hex()}"
 
     def fits(self, embedding: Embedding) -> bool:
         """Return whether `embedding` has undamaged tokens [tokens, width] and belongs to this key.
@@ -129,6 +131,7 @@ class RedisTier:
 
     def __init__(self, store: RedisStore, ttl: int, secret: str) -> None:
         self._store, self._ttl, self._secret = store, ttl, secret.encode()
+        self._looks = Counter[str]()
 
     async def get(self, key: Key) -> Embedding | None:
         """Return the embedding; a damaged or foreign one is deleted and counts as absent."""
@@ -147,6 +150,27 @@ class RedisTier:
     def lease(self, key: Key) -> Lease:
         """Return the lease of the right to compute the embedding of `key`, to be taken."""
         return Lease(self._store, str(key))
+
+    def looked_up(self, key: Key, hit: bool) -> None:
+        """Count one lookup, for the next report."""
+        kind = BY_NUMBER[key.modality].kind
+        self._looks.update({queries_field(kind): 1, hits_field(kind): int(hit)})
+
+    async def report(self) -> None:
+        """Add the lookups since the last report to those of all gateways, which `autoglm cache stats` shows."""
+        looks, self._looks = self._looks, Counter()
+        if looks and await self._store.ask("count lookups", lambda: self._add(looks), self._forget_looks) is None:
+            self._looks += looks
+
+    async def _add(self, looks: Mapping[str, int]) -> Sequence[int]:
+        pipeline = self._store.client.pipeline()
+        for field, count in looks.items():
+            pipeline.hincrby(LOOKS_KEY, field, count)
+        added: Sequence[int] = await pipeline.execute()
+        return added
+
+    async def _forget_looks(self) -> None:
+        await self._store.client.delete(LOOKS_KEY)
 
     async def _read(self, key: Key) -> Embedding | None:
         """Return the embedding, or None if there is none; raises DamagedEntry. What is too large is not read whole."""
@@ -204,9 +228,17 @@ class EmbeddingCache:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while media was being encoded; allow more time") from None
 
+    async def run(self, interval: float) -> None:
+        """Report lookups in Redis every `interval` seconds, until cancelled."""
+        while self.redis is not None:
+            await asyncio.sleep(interval)
+            await self.redis.report()
+
     async def close(self) -> None:
-        """Wait for embeddings that are being stored, and for leases that are being released."""
+        """Wait for embeddings that are being stored and leases that are being released, and report the last lookups."""
         await asyncio.gather(*self._background)
+        if self.redis is not None:
+            await self.redis.report()
 
     async def _get(self, key: Key, encode: Encode, has_bytes: bool) -> tuple[Embedding, CacheOutcome.ValueType]:
         embedding = self.local.get(key)
@@ -242,6 +274,7 @@ class EmbeddingCache:
             return await self._encode(key, encode), CACHE_OUTCOME_MISS
         found = await self.redis.get(key)
         self._metrics.looked_up(key.modality, "redis", found is not None)
+        self.redis.looked_up(key, found is not None)
         if found is not None:
             self.local.put(key, found)
             return found, CACHE_OUTCOME_REDIS

@@ -20,7 +20,7 @@ class Lease:
 
     def __init__(self, store: RedisStore, key: str) -> None:
         self._store = store
-        self._lock = Lock(store.client, f"lease:{key}", timeout=LEASE_SECONDS, thread_local=False)
+        self._lock = Lock(store.client, f"ag-lease:{key}", timeout=LEASE_SECONDS, thread_local=False)
         self._renewing: asyncio.Task[None] | None = None
 
     async def take(self) -> bool | None:
