@@ -210,7 +210,7 @@ class EmbeddingCache:
         secret = settings.cache_secret.get_secret_value()
         self.redis = None if store is None else RedisTier(store, settings.cache_ttl, secret)
         self._in_redis = settings.redis_modality_numbers
-        self._refusals = TTLCache[Key, MeshError](MAX_REFUSALS, settings.cache_refusal_ttl)
+        self._refusals: TTLCache[Key, MeshError] = TTLCache(MAX_REFUSALS, settings.cache_refusal_ttl)
         self._metrics = metrics
         self._flights: dict[Key, _Flight] = {}
         self._background: set[asyncio.Task[None]] = set()
