@@ -39,11 +39,7 @@ def run(config: TraceConfig, rounds: int, tell: Tell) -> CacheResults:
 
 async def _run(url: str, config: TraceConfig, rounds: int, tell: Tell) -> CacheResults:
     store = RedisStore(Settings(redis_url=SecretStr(url), redis_timeout=10), GatewayMetrics())
-    steps = 1 + len(fetching.SECONDS)
-    labels = iter(range(steps))
-    compared = await fetching.compare(
-        RedisTier(store, 3600, "bench"), rounds, lambda label: tell(label, next(labels), steps)
-    )
+    compared = await fetching.compare(RedisTier(store, 3600, "bench"), rounds, tell)
     await store.close()
     cases = [(exponent, sizes) for exponent in EXPONENTS for sizes in SIZES]
     traces = []

@@ -57,11 +57,11 @@ class Nobody:
     def set_trailing_metadata(self, metadata: list[tuple[str, str | bytes]]) -> None: ...
 
 
-async def compare(tier: RedisTier, rounds: int, step: Callable[[str], None]) -> list[FetchComparison]:
-    """Measure each medium, with the encoders of the bundle in this process; `step` is told of each before it."""
-    found = []
-    for medium, encode in _media().items():
-        step(medium)
+async def compare(tier: RedisTier, rounds: int, tell: Callable[[str, int, int], None]) -> list[FetchComparison]:
+    """Measure each medium, with the encoders of the bundle in this process; `tell` is told of each before it."""
+    found, media = list[FetchComparison](), _media()
+    for medium, encode in media.items():
+        tell(medium, len(found), len(media))
         found.append(await _compare(medium, encode, tier, rounds))
     return found
 

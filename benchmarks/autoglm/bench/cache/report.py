@@ -24,16 +24,17 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
         *machine_lines(found),
         f"- {found['rounds']} rounds after one that warms up, both sides in each; a figure is the median (least–most)",
         "",
-        "Encoding in this process with the bundle's encoders, compared with fetching from a Redis on this machine. Below the",
-        "given speed of the network, encoding would be as fast:",
+        "Encoding in this process with the bundle's encoders, compared with fetching from a Redis on this machine. Over",
+        "a network of the given speed, fetching would take as long as encoding:",
         "",
         "| Modality | Medium | Embedding, kB | Encode, ms | Fetch, ms | Fetch / encode | Network, Mbit/s |",
         "|---|---|---|---|---|---|---|",
         *map(_comparison, measured.fetching),
         "",
         f"{found['requests']} requests for {found['pictures']} pictures with Zipf's frequencies, sent to "
-        f"{found['gateways']} gateways at random; an embedding",
-        f"has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of the requests is not counted:",
+        f"{found['gateways']} gateways at random;",
+        f"an embedding has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of the requests is",
+        "not counted:",
         "",
         "| Exponent | A gateway keeps | Redis keeps | Own memory | Shared with another request | Redis | Encoded "
         "| MB per gateway | MB in Redis |",
@@ -44,8 +45,9 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
 
 
 def _comparison(row: FetchComparison) -> str:
-    link = f"{row.slowest_link:.0f}" if row.ratio.median < 1 else "never"
-    return f"| {row.modality} | {row.medium} | {row.bytes / 1000:.0f} | {row.encode} | {row.fetch} | {row.ratio} | {link} |"
+    link = f"{row.slowest_link:.0f}" if row.ratio.median < 1 else "any"
+    size = f"{row.bytes / 1000:.0f}"
+    return f"| {row.modality} | {row.medium} | {size} | {row.encode} | {row.fetch} | {row.ratio} | {link} |"
 
 
 def _trace(row: TraceResult) -> str:

@@ -25,9 +25,11 @@ from autoglm.v1.generation_pb2 import (
 )
 from autoglm.v1.modality_pb2 import MODALITY_IMAGE
 
-TOKENS, WIDTH = 49, 640  # of a picture in bfloat16: 62 720 bytes
+TOKENS, WIDTH = 49, 320  # of a picture, as the nano bundle encodes it in bfloat16
 TOKEN_BYTES = TOKENS * WIDTH * 2
 AT_ONCE = 16  # requests
+BUFFER_BYTES = 2 * 1024 * 1024  # of the server, for connections
+OVERHEAD = 1.1  # of an entry in the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,9 @@ async def run(url: str, config: TraceConfig, exponent: float, sizes: CacheSizes)
     whole = config.pictures * TOKEN_BYTES
     settings = Settings(redis_url=SecretStr(url), redis_timeout=10, cache_bytes=int(sizes.local * whole))
     stores = [RedisStore(settings, GatewayMetrics()) for _ in range(config.gateways)]
-    await stores[0].client.flushall()
+    await stores[0].client.execute_command("FLUSHALL SYNC")
     at_start = await _used(stores[0].client)
-    await stores[0].client.config_set("maxmemory", int(at_start + max(sizes.redis, 0.01) * whole * 1.2))
+    await stores[0].client.config_set("maxmemory", int(at_start + BUFFER_BYTES + sizes.redis * whole * OVERHEAD))
     caches = [EmbeddingCache(settings, GatewayMetrics(), store if sizes.redis else None) for store in stores]
     outcomes = await _sent(caches, config, exponent)
     for cache in caches:
@@ -124,5 +126,5 @@ async def _asked(cache: EmbeddingCache, picture: int) -> int:
 
 
 async def _used(client: RedisClient) -> int:
-    """Return the bytes that the server holds. It frees those of deleted entries in a thread of its own."""
+    """Return the bytes that the server holds."""
     return int((await client.info("memory"))["used_memory"])
