@@ -24,8 +24,8 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
         *machine_lines(found),
         f"- {found['rounds']} rounds after one that warms up, both sides in each; a figure is the median (least–most)",
         "",
-        "Encoding in this process with the bundle's encoders, compared with fetching from a Redis on this machine. Over",
-        "a network of the given speed, fetching would take as long as encoding:",
+        "Encoding in this process with the bundle's encoders, compared with fetching from a Redis on this machine.",
+        "Over a network of the given speed, fetching would take as long as encoding:",
         "",
         "| Modality | Medium | Embedding, kB | Encode, ms | Fetch, ms | Fetch / encode | Network, Mbit/s |",
         "|---|---|---|---|---|---|---|",
@@ -33,8 +33,8 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
         "",
         f"{found['requests']} requests for {found['pictures']} pictures with Zipf's frequencies, sent to "
         f"{found['gateways']} gateways at random;",
-        f"an embedding has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of the requests is",
-        "not counted:",
+        f"an embedding has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of the requests",
+        "is not counted:",
         "",
         "| Exponent | A gateway keeps | Redis keeps | Own memory | Shared with another request | Redis | Encoded "
         "| MB per gateway | MB in Redis |",
