@@ -47,14 +47,14 @@ def test_the_same_seed_is_the_same_trace(url: str) -> None:
 def test_the_tables_have_every_figure(url: str) -> None:
     fast, slow = Figure.of([1.0, 2.0, 3.0]), Figure.of([100.0, 200.0, 300.0])
     rows = [
-        FetchComparison("image", "screenshot", 31_000, slow, fast, Figure.of([0.01])),
-        FetchComparison("audio", "tiny", 1000, fast, slow, Figure.of([100.0])),
+        FetchComparison("image", "screenshot", 31_000, slow, fast, Figure.of([100.0])),
+        FetchComparison("audio", "tiny", 1000, fast, slow, Figure.of([0.01])),
     ]
     results = CacheResults(rows, [traced(url, 0.5, 0.5)])
     sizes = {"requests": 1, "pictures": 1, "gateways": 2}
     found = conditions() | {"benchmark": "autoglm bench cache", "rounds": 3} | sizes
     table = report.as_markdown(found, results)
-    assert "| image | screenshot | 31 | 200 (100–300) | 2.00 (1.00–3.00) | 0.01 (0.01–0.01) | 1 |" in table
+    assert "| image | screenshot | 31 | 200 (100–300) | 2.00 (1.00–3.00) | 100 (100–100) | 1 |" in table
     assert table.count("| any |") == 1
     assert "| 1.1 | 50% | 50% |" in table
     assert len(json.loads(report.as_json(found, results))["traces"]) == 1

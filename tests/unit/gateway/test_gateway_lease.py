@@ -16,6 +16,7 @@ import redis
 from autoglm.cli.isolation import free_ports
 from autoglm.common.errors import ModalityUnavailable
 from autoglm.gateway.media import cache as cache_module
+from autoglm.gateway.media.lease import Lease
 
 from ...waiting import NET_SECONDS, eventually_async, soon
 from .conftest import BUNDLE, Client, FakeMesh, Serve
@@ -221,17 +222,17 @@ async def test_an_entry_stored_between_look_and_lease_is_found(
     """The other gateway looks, finds nothing, and gets the lease after the first has stored and released it."""
     one, two = await two_gateways(serve, valkey)
     looking, go_on = asyncio.Event(), asyncio.Event()
-    take = cache_module.Lease.take
+    take = Lease.take
 
-    async def late(lease: cache_module.Lease) -> bool | None:
+    async def late(lease: Lease) -> bool | None:
         looking.set()
         await go_on.wait()
         return await take(lease)
 
-    monkeypatch.setattr(cache_module.Lease, "take", late)
+    monkeypatch.setattr(Lease, "take", late)
     second = asyncio.create_task(ask(two, PICTURE))
     await soon(looking.wait())
-    monkeypatch.setattr(cache_module.Lease, "take", take)
+    monkeypatch.setattr(Lease, "take", take)
     assert await ask(one, PICTURE) == ["miss"]
     with redis.Redis.from_url(valkey) as store:
 

@@ -32,7 +32,8 @@ Encode = Callable[[], Awaitable[Embedding]]
 
 @dataclass(frozen=True, slots=True)
 class FetchComparison:
-    """One medium: milliseconds to encode it and to fetch its embedding of so many bytes, and their ratio."""
+    """One medium: milliseconds to encode it and to fetch its embedding of so many bytes, and how many times longer the
+    former takes."""
 
     modality: str
     medium: str
@@ -79,7 +80,7 @@ async def _compare(medium: str, encode: Encode, tier: RedisTier, rounds: int) ->
             started = time.perf_counter()
             assert await work() is not None
             times.append((time.perf_counter() - started) * 1000)
-    ratios = [one / other for one, other in zip(fetched[1:], encoded[1:], strict=True)]
+    ratios = [one / other for one, other in zip(encoded[1:], fetched[1:], strict=True)]
     figures = [Figure.of(times) for times in (encoded[1:], fetched[1:], ratios)]
     return FetchComparison(MODALITY_NAMES[embedding.modality], medium, embedding.ByteSize(), *figures)
 

@@ -27,14 +27,14 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
         "Encoding in this process with the bundle's encoders, compared with fetching from a Redis on this machine.",
         "Over a network of the given speed, fetching would take as long as encoding:",
         "",
-        "| Modality | Medium | Embedding, kB | Encode, ms | Fetch, ms | Fetch / encode | Network, Mbit/s |",
+        "| Modality | Medium | Embedding, kB | Encode, ms | Fetch, ms | Encode / fetch, × | Network, Mbit/s |",
         "|---|---|---|---|---|---|---|",
         *map(_comparison, measured.fetching),
         "",
         f"{found['requests']} requests for {found['pictures']} pictures with Zipf's frequencies, sent to "
         f"{found['gateways']} gateways at random;",
-        f"an embedding has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of the requests",
-        "is not counted:",
+        f"an embedding has {TOKEN_BYTES} bytes. Cache sizes are shares of all pictures. The first tenth of them is",
+        "not counted:",
         "",
         "| Exponent | A gateway keeps | Redis keeps | Own memory | Shared with another request | Redis | Encoded "
         "| MB per gateway | MB in Redis |",
@@ -45,7 +45,7 @@ def as_markdown(found: Mapping[str, Any], measured: CacheResults) -> str:
 
 
 def _comparison(row: FetchComparison) -> str:
-    link = f"{row.slowest_link:.0f}" if row.ratio.median < 1 else "any"
+    link = f"{row.slowest_link:.0f}" if row.ratio.median > 1 else "any"
     size = f"{row.bytes / 1000:.0f}"
     return f"| {row.modality} | {row.medium} | {size} | {row.encode} | {row.fetch} | {row.ratio} | {link} |"
 

@@ -97,7 +97,7 @@ async def run(url: str, config: TraceConfig, exponent: float, sizes: CacheSizes)
         redis=shares.get(CACHE_OUTCOME_REDIS, 0),
         encoded=shares.get(CACHE_OUTCOME_MISS, 0),
         mb_per_gateway=sum(cache.local.currsize for cache in caches) / len(caches) / 1e6,
-        redis_mb=redis_mb,
+        redis_mb=max(0.0, redis_mb),
     )
 
 
