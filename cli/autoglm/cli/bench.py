@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from autoglm.training.measured import conditions
 
 SEED = 0
 ROUNDS = 5
+CACHE_ROUNDS = 15  # which are short
 CONCURRENCIES = (1, 16)
 WARM_UP = 2  # requests of each case before the first round
 KINDS = (("text", "none"), ("screen", "new"), ("screen", "repeated"), ("voice", "new"), ("voice", "repeated"))
@@ -140,6 +142,34 @@ def gateway(
     name = "gateway-quick" if quick else "gateway"
     _hand_over(
         out, name, found, gateway_report.as_json(found, measured), gateway_report.as_markdown(found, measured), as_json
+    )
+
+
+@app.command()
+def cache(
+    quick: Annotated[bool, typer.Option(help="Fewer rounds, pictures and requests: under a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure the embedding cache: fetching compared with encoding, hit ratio and memory with many gateways."""
+    with needing("serve", "bench"):
+        from autoglm.bench.cache import bench
+        from autoglm.bench.cache import report as cache_report
+        from autoglm.bench.cache.trace import TraceConfig
+        from autoglm.cli.processes import StartError
+    config, rounds = TraceConfig.of(quick), 2 if quick else CACHE_ROUNDS
+    try:
+        with telling() as tell:
+            measured = bench.run(config, rounds, tell)
+    except (BundleError, StartError) as error:
+        print(f"autoglm bench: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise _stopped() from None
+    found = conditions() | {"benchmark": "autoglm bench cache", "rounds": rounds} | asdict(config)
+    name = "cache-quick" if quick else "cache"
+    _hand_over(
+        out, name, found, cache_report.as_json(found, measured), cache_report.as_markdown(found, measured), as_json
     )
 
 

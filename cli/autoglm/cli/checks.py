@@ -1,5 +1,6 @@
 """The preconditions of a start; a failed one says what to do."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -63,18 +64,22 @@ def check_files(settings: "Settings") -> None:
 
 def check_redis(url: str) -> str:
     """Return which server answers at `url`, without the password; raises StartError if none does."""
-    from redis import Redis, RedisError
+    from autoglm.gateway.redis_address import FAILURES, RedisAddress, close, parse
+
+    async def version(address: RedisAddress) -> str:
+        client = address.client(REDIS_SECONDS, 1)
+        try:
+            return str((await client.info("server"))["redis_version"])
+        finally:
+            await close(client)
 
     try:
-        client = Redis.from_url(url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS)
-    except ValueError:
-        raise StartError("AUTOGLM_REDIS_URL: give an address like redis://localhost:6379/0") from None
-    known = client.connection_pool.connection_kwargs
-    address = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+        address = parse(url)
+    except ValueError as error:
+        raise StartError(f"AUTOGLM_REDIS_URL: {error}") from None
     try:
-        with client:
-            return f"Redis {client.info('server')['redis_version']} at {address}"
-    except (RedisError, OSError) as error:
+        return f"Redis {asyncio.run(version(address))} at {address}"
+    except FAILURES as error:
         raise StartError(
             f"no Redis answers at {address} ({type(error).__name__}): start it or correct AUTOGLM_REDIS_URL; without"
             " this variable the mesh starts its own cache"

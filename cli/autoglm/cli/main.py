@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autoglm.cli import bench, bundle, chat, doctor, evaluate, keys, plan, serve, train
+from autoglm.cli import bench, bundle, cache, chat, doctor, evaluate, keys, plan, serve, train
 from autoglm.common import environment
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -45,6 +45,7 @@ app.command()(plan.plan)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(bench.app, name="bench")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(cache.app, name="cache")
 app.add_typer(keys.app, name="keys")
 app.add_typer(train.app, name="train")
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 import typer
 
 from autoglm.cli import checks, isolation, processes
-from autoglm.cli.cache import CacheServer
+from autoglm.cli.cache_server import CacheServer
 from autoglm.cli.options import BundleFolder, GrpcPort, Host, HttpPort, Modalities
 from autoglm.cli.private_folder import private_folder
 from autoglm.cli.processes import Signals, StartError, TryAgain

@@ -22,6 +22,7 @@ GATEWAY = frozenset(
         "API_KEYS",
         "API_KEYS_FILE",
         "CACHE_BYTES",
+        "CACHE_REFUSAL_TTL",
         "CACHE_SECRET",
         "CACHE_TTL",
         "CORS_ALLOW_ORIGINS",
@@ -47,6 +48,7 @@ GATEWAY = frozenset(
         "POLL_INTERVAL",
         "POLL_TIMEOUT",
         "REDIS_BACKOFF",
+        "REDIS_MODALITIES",
         "REDIS_TIMEOUT",
         "REDIS_URL",
         "SERVED_MODEL_NAMES",
@@ -64,7 +66,7 @@ GATEWAY = frozenset(
 )
 SERVICES = frozenset({"BUNDLE", "LOG_ENCODING", "MAX_TIMEOUT", "SERVE_TOKEN"})
 MESH = GATEWAY | SERVICES | {"MODALITIES"}  # `autoglm serve` and `autoglm doctor`
-COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "URL"})  # the other commands
+COMMANDS = frozenset({"API_KEY", "API_KEYS_FILE", "BUNDLE", "REDIS_URL", "URL"})  # the other commands
 TESTS = frozenset({"CRDS"})  # tests/unit/deploy; the meshes that tests start need not warn of it
 KNOWN = MESH | COMMANDS | TESTS
 

@@ -162,7 +162,8 @@ async def running(
     metrics.registry.register(MeshCollector(state))
     assistant = Assistant(pipeline, fetcher, mesh, state, metrics, drain, settings.model_names)
     backend = Backend(settings, admission, assistant, state, metrics, drain, readers)
-    tasks = [asyncio.create_task(work) for work in (state.run(), files.run(settings.poll_interval))]
+    work = (state.run(), files.run(settings.poll_interval), cache.run(settings.poll_interval))
+    tasks = [asyncio.create_task(each) for each in work]
     try:
         async with (
             _grpc_server(backend, certificate) as (grpc_server, grpc_port),

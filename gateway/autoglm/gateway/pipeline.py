@@ -180,7 +180,7 @@ class Pipeline:
         try:
             with context.span.child("cache lookup", media_attributes(media)) as span:
                 encode = partial(self._encode, media, context, span)
-                embedding, outcome = await self._cache.get(key, encode, context.deadline)
+                embedding, outcome = await self._cache.get(key, encode, context.deadline, has_bytes=bool(media.data))
                 span.set({"autoglm.cache.outcome": OUTCOMES[outcome]})
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None

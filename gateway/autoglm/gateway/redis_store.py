@@ -1,4 +1,4 @@
-"""The Redis or Valkey server that gateways share, behind a circuit breaker: its failures never fail a request."""
+"""The Redis or Valkey that gateways share, behind a circuit breaker: its failures never fail a request."""
 
 import asyncio
 import logging
@@ -7,13 +7,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
 
 from autoglm.gateway.circuit_breaker import CircuitBreaker
 from autoglm.gateway.metrics import GatewayMetrics
+from autoglm.gateway.redis_address import FAILURES, close, parse
 from autoglm.gateway.settings import Settings
 
 logger = logging.getLogger("autoglm.gateway.redis_store")
@@ -36,8 +34,9 @@ class RedisStore:
 
     Circuit breaker: FAILURES_TO_OPEN commands in a row that met silence or a broken connection open it for
     `redis_backoff` seconds, in which every request goes on without Redis at once instead of waiting for a timeout. The
-    first request after that tries again, alone. An error reply does not open it: a server that is full or read-only
-    still answers what it can. Nor does a burst: commands wait for a connection, which is no fault of the server.
+    first request after that tries again, alone. So it is too while Sentinel or a cluster replaces a master. An error
+    reply does not open it: a server that is full or read-only still answers what it can. Nor does a burst: commands
+    wait for a connection, which is no fault of the server.
     """
 
     def __init__(self, settings: Settings, metrics: GatewayMetrics) -> None:
@@ -48,13 +47,7 @@ class RedisStore:
         metrics.redis_breaker_open.set_function(lambda: not self._breaker.closed)
         self._up: bool | None = None
         self._last_seen: dict[str, float] = {}
-        self.client = redis.asyncio.Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            max_connections=MAX_CONNECTIONS,
-            socket_timeout=self._timeout,
-            socket_connect_timeout=self._timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self.client = parse(settings.redis_url.get_secret_value()).client(self._timeout, MAX_CONNECTIONS)
 
     @property
     def up(self) -> bool:
@@ -76,7 +69,7 @@ class RedisStore:
                 try:
                     async with asyncio.timeout(self._timeout):
                         answer = await command()
-                except (RedisError, OSError, TimeoutError, ValueError, DamagedEntry) as error:
+                except (*FAILURES, TimeoutError, ValueError, DamagedEntry) as error:
                     failure: Exception = error
                 else:
                     self._answered()
@@ -109,7 +102,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.aclose()
+        await close(self.client)
 
     def _damaged(self, purpose: str) -> None:
         self._metrics.damaged_redis_entries.inc()

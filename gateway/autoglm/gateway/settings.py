@@ -8,6 +8,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -19,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from autoglm.common.deadlines import MAX_TIMEOUT
 from autoglm.common.logs import Encoding
+from autoglm.common.modalities import BY_KIND, MEDIA_MODALITIES
 
 MIB = 1024 * 1024
 OPEN_KEY = "EMPTY"
@@ -76,14 +78,18 @@ def _known_names(value: str) -> str:
     return value
 
 
+def _known_modalities(value: str) -> str:
+    for kind in _split(value):
+        if kind not in BY_KIND:
+            raise ValueError(f"{kind} is not a modality with an encoder; choose from {', '.join(BY_KIND)}")
+    return value
+
+
 def _redis_address(value: SecretStr) -> SecretStr:
     if address := value.get_secret_value():
-        from redis.connection import parse_url  # loaded only where Redis is used
+        from autoglm.gateway.redis_address import parse  # loaded only where Redis is used
 
-        try:
-            parse_url(address)  # type: ignore[no-untyped-call]
-        except ValueError:
-            raise ValueError("give an address like redis://localhost:6379/0") from None
+        parse(address)
     return value
 
 
@@ -226,7 +232,19 @@ class Settings(BaseSettings):
     redis_backoff: PositiveFloat = Field(
         default=5.0, description="Seconds to go on without Redis after three failures in a row."
     )
-    cache_ttl: PositiveInt = Field(default=24 * 3600, description="Seconds that an embedding is kept in Redis.")
+    redis_modalities: Annotated[str, AfterValidator(_known_modalities)] = Field(
+        default=",".join(BY_KIND),
+        description="Modalities whose embeddings are kept in Redis, comma-separated: those that are fetched sooner than"
+        " encoded (`autoglm bench cache`); empty means none.",
+    )
+    cache_ttl: PositiveInt = Field(
+        default=24 * 3600, description="Maximum seconds that an embedding is kept in Redis; the minimum is 90 % of it."
+    )
+    cache_refusal_ttl: NonNegativeFloat = Field(
+        default=60.0,
+        description="Seconds for which media that an encoder refused as invalid are refused without asking it again;"
+        " 0 means never.",
+    )
     cache_bytes: int = Field(
         default=64 * MIB, ge=0, description="Maximum bytes of embeddings cached in this process; 0 disables this cache."
     )
@@ -300,6 +318,12 @@ class Settings(BaseSettings):
     def media_domains(self) -> tuple[str, ...]:
         """The hosts that media may be fetched from."""
         return _split(self.allowed_media_domains)
+
+    @property
+    def redis_modality_numbers(self) -> frozenset[int]:
+        """The modalities whose embeddings are kept in Redis, as values of autoglm.v1.Modality."""
+        kinds = _split(self.redis_modalities)
+        return frozenset(row.number for row in MEDIA_MODALITIES if row.kind in kinds)
 
     @property
     def private_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:

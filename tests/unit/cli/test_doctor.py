@@ -16,7 +16,7 @@ import trustme
 from typer.testing import CliRunner, Result
 
 from autoglm.cli import checks, mesh, private_folder
-from autoglm.cli.cache import CacheServer
+from autoglm.cli.cache_server import CacheServer
 from autoglm.cli.isolation import free_ports
 from autoglm.cli.main import app
 from autoglm.common.bundle import chosen_bundle

@@ -10,7 +10,7 @@ import redis.asyncio
 from pydantic import SecretStr
 
 from autoglm.common.deadlines import Deadline
-from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, UnsupportedMedia
+from autoglm.common.errors import DeadlineExceeded, MediaUnknown, MeshError, ModalityUnavailable
 from autoglm.common.tensors import seal
 from autoglm.gateway.media.cache import MAX_REDIS_BYTES, EmbeddingCache, Key, LocalTier, RedisTier, tenant_hash
 from autoglm.gateway.metrics import GatewayMetrics
@@ -167,11 +167,11 @@ async def test_the_last_who_leaves_stops_the_encoder_and_the_next_starts_anew(ca
 
 async def test_an_error_is_shared_and_not_kept(cache: EmbeddingCache) -> None:
     encode = Encoder(key_of("a"))
-    encode.error = UnsupportedMedia("no")
+    encode.error = ModalityUnavailable("no")
     tasks = [asyncio.create_task(cache.get(encode.key, encode, Deadline())) for _ in range(3)]
     await settle(*tasks)
     encode.hold.set()
-    assert all(isinstance(e, UnsupportedMedia) for e in await asyncio.gather(*tasks, return_exceptions=True))
+    assert all(isinstance(e, ModalityUnavailable) for e in await asyncio.gather(*tasks, return_exceptions=True))
     encode.error = None
     assert (await cache.get(encode.key, encode, Deadline()))[1] == CACHE_OUTCOME_MISS
     assert encode.calls == 2
@@ -239,6 +239,44 @@ async def test_two_gateways_share_redis(serve: Serve, mesh: FakeMesh, valkey: st
     assert await ask(two, picture) == ["local"]
     assert len(mesh.vision.encode.requests) == 1
     assert (await one.http.get("/health/ready")).json()["dependencies"]["redis"] == "up"
+
+
+async def test_a_modality_that_is_encoded_sooner_than_fetched_is_not_kept_in_redis(
+    serve: Serve, mesh: FakeMesh, valkey: str
+) -> None:
+    one, two = [await serve(redis_url=valkey, redis_modalities="audio") for _ in range(2)]
+    picture, recording = image_part(png(colour="green")), audio_part(wav())
+    assert await ask(one, picture, recording) == ["miss", "miss"]
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        assert b":audio:" in await stored(store)
+    assert await ask(two, picture, recording) == ["miss", "redis"]
+    assert await ask(two, picture, recording) == ["local", "local"]
+
+
+async def test_lookups_in_redis_are_counted_for_all_gateways(serve: Serve, valkey: str) -> None:
+    one, two = [await serve(redis_url=valkey) for _ in range(2)]
+    await ask(one, image_part(png(colour="green")))
+    async with redis.asyncio.Redis.from_url(valkey) as store:
+        await stored(store)
+        await ask(two, image_part(png(colour="green")))
+        await ask(two, image_part(png(colour="green")))  # which its own memory has
+
+        async def counted() -> bool:
+            found = [await store.hget("ag-looks", f"image:{count}") for count in ("queries", "hits")]
+            return found == [b"2", b"1"]
+
+        await eventually_async(counted, "both gateways have reported what they looked up")
+
+
+async def test_entries_stored_together_expire_apart(valkey: str) -> None:
+    store = RedisStore(Settings(redis_url=SecretStr(valkey), redis_timeout=10), GatewayMetrics())
+    tier, keys = RedisTier(store, 10_000, "secret"), [key_of(str(number)) for number in range(50)]
+    for key in keys:
+        await tier.put(key, embedding_of(key))
+    left = [await store.client.pttl(str(key)) for key in keys]
+    assert 10_000_000 >= max(left) >= min(left) > 8_900_000
+    assert max(left) - min(left) > 100_000
+    await store.close()
 
 
 async def test_an_embedding_that_would_block_redis_stays_in_memory(valkey: str) -> None:

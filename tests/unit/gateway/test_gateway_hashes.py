@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import redis.asyncio
 import yaml
@@ -28,9 +29,9 @@ from autoglm.v1.transcription_pb2 import TranscribeRequest
 from autoglm.v1.transcription_pb2_grpc import TranscriptionServiceStub
 
 from ...waiting import eventually_async
-from .conftest import Client, FakeMesh, Serve
-from .samples import png, wav
-from .test_gateway_cache import stored
+from .conftest import BUNDLE, Client, FakeMesh, Serve
+from .samples import audio_part, image_part, png, wav
+from .test_gateway_cache import outcomes, stored
 
 PICTURE = png(300, 200, "navy")
 WHOLE = ContentPart(image=Media(data=PICTURE))
@@ -207,3 +208,77 @@ async def test_what_is_given_back_is_told(serve: Serve, tmp_path: Path) -> None:
     )
     told = [answer.headers[f"x-ratelimit-{name}-requests"] for name in ("limit", "remaining")]
     assert told == ["2", "1"]
+
+
+DIGEST = hashlib.sha256(PICTURE).hexdigest()
+NAMED = {"type": "image_url", "image_url": {"url": f"sha256:{DIGEST}"}}
+
+
+async def respond(client: Client, part: dict[str, Any]) -> httpx.Response:
+    body = {"model": BUNDLE, "input": [{"role": "user", "content": [part]}]}
+    return await client.http.post("/v1/responses", json=body)
+
+
+@pytest.mark.parametrize("url", [f"sha256:{DIGEST}", f"SHA256:{DIGEST.upper()}"])
+async def test_over_http_a_url_names_what_came_before(client: Client, mesh: FakeMesh, url: str) -> None:
+    whole = await client.chat([image_part(PICTURE)])
+    named = await client.chat([{"type": "image_url", "image_url": {"url": url}}])
+    assert outcomes(named.json()) == ["local"]
+    assert named.json()["choices"][0]["message"] == whole.json()["choices"][0]["message"]
+    assert (await respond(client, {"type": "input_image", "image_url": url})).status_code == 200
+    first, *others = mesh.decoder.generate.requests
+    assert [other.messages == first.messages for other in others] == [True, True]
+    assert len(mesh.vision.encode.requests) == 1
+
+
+async def test_over_http_a_recording_is_named_in_each_of_its_fields(client: Client, mesh: FakeMesh) -> None:
+    url = f"sha256:{hashlib.sha256(wav()).hexdigest()}"
+    audio = {"type": "input_audio", "input_audio": {"data": url, "format": "wav"}}
+    assert (await client.chat([audio_part(wav())])).status_code == 200
+    assert outcomes((await client.chat([audio])).json()) == ["local"]
+    assert outcomes((await client.chat([{"type": "audio_url", "audio_url": {"url": url}}])).json()) == ["local"]
+    assert (await respond(client, audio)).status_code == 200
+    assert len(mesh.speech.encode.requests) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_over_http_a_hash_of_nothing_known(client: Client, mesh: FakeMesh, stream: bool) -> None:
+    answer = await client.chat([{"type": "text", "text": "hi"}, NAMED], stream=stream)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (404, "media_unknown", "media_unknown")
+    assert error["param"] == "messages[0].content[1].image_url.url"
+    assert "send the bytes" in error["message"]
+    answer = await respond(client, {"type": "input_image", "image_url": f"sha256:{DIGEST}"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "input[0].content[0].image_url")
+    assert mesh.calls == 0
+
+
+async def test_over_http_tenants_know_only_their_own_hashes(serve: Serve, mesh: FakeMesh) -> None:
+    client = await serve(api_keys="k1,k2")
+    answers = []
+    for key, part in (("k1", image_part(PICTURE)), ("k2", NAMED), ("k1", NAMED)):
+        client.http.headers["authorization"] = f"Bearer {key}"
+        answers.append(await client.chat([part]))
+    never_sent = await client.chat([{"type": "image_url", "image_url": {"url": f"sha256:{'0' * 64}"}}])
+    assert [answer.status_code for answer in (*answers, never_sent)] == [200, 404, 200, 404]
+    assert answers[1].json()["error"] == never_sent.json()["error"]
+
+
+@pytest.mark.parametrize("digits", ["", "0" * 63, "0" * 65, "g" * 64, "0" * 64 + "\n", "٣" * 64, f"//{DIGEST}"])
+async def test_over_http_what_is_no_hash(shared: Client, digits: str) -> None:
+    for part, field in (
+        ({"type": "image_url", "image_url": {"url": f"sha256:{digits}"}}, "image_url.url"),
+        ({"type": "audio_url", "audio_url": {"url": f"sha256:{digits}"}}, "audio_url.url"),
+        ({"type": "input_audio", "input_audio": {"data": f"sha256:{digits}", "format": "wav"}}, "input_audio.data"),
+    ):
+        answer = await shared.chat([part])
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, f"messages[0].content[0].{field}")
+        assert "64 hexadecimal digits" in error["message"]
+
+
+async def test_over_http_a_request_repeated_with_the_bytes_counts_once(serve: Serve, tmp_path: Path) -> None:
+    client = await serve(api_keys_file=two_a_minute(tmp_path))
+    client.http.headers["authorization"] = "Bearer t1"
+    parts = (NAMED, image_part(PICTURE), NAMED, NAMED)
+    assert [(await client.chat([part])).status_code for part in parts] == [404, 200, 200, 429]

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from limits.aio.storage import MemoryStorage
 
 from autoglm.gateway.admission.key_file import digest_of
-from autoglm.gateway.admission.windows import RedisWindows, Windows
+from autoglm.gateway.admission.windows import LocalWindows, RedisWindows, Windows
 from autoglm.gateway.context import Tenant
 from autoglm.gateway.redis_store import FAILURES_TO_OPEN
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart
@@ -146,7 +146,7 @@ async def test_both_storages_count_the_same(
     tenant, now, start = Tenant(id="t", requests_per_minute=2), time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: start)
     async with redis.asyncio.Redis.from_url(valkey) as client:
-        both = (Windows(MemoryStorage()), RedisWindows(client))
+        both: tuple[Windows, ...] = (LocalWindows(MemoryStorage()), RedisWindows(client))
         start = round(now())
         for step in range(40):
             start += 7 * (step % 3)

@@ -17,7 +17,7 @@ from typing import TypeVar
 from limits.aio.storage import MemoryStorage
 
 from autoglm.common.errors import RateLimited
-from autoglm.gateway.admission.windows import RedisWindows, Windows
+from autoglm.gateway.admission.windows import LocalWindows, RedisWindows, Windows
 from autoglm.gateway.context import Allowance, RequestContext, Tenant
 from autoglm.gateway.metrics import GatewayMetrics
 from autoglm.gateway.redis_store import RedisStore
@@ -31,7 +31,7 @@ class Quota:
     def __init__(self, store: RedisStore | None, metrics: GatewayMetrics) -> None:
         self._store, self._metrics = store, metrics
         self._running: Counter[str] = Counter()
-        self._own = Windows(MemoryStorage())
+        self._own = LocalWindows(MemoryStorage())
         self._shared = None if store is None else RedisWindows(store.client)
 
     @contextmanager

@@ -1,18 +1,18 @@
 """The moving windows behind the rate limit: the requests of a tenant in the last minute, and those given back.
 
-Both are lists as `limits` keeps them, in this process or in Redis. There a request is counted by one script, so that it
-costs one round trip: `limits` itself asks three times.
+In this process `limits` keeps both. In Redis they are lists as `limits` keeps them there, but one script counts a
+request, so that it costs one round trip: `limits` itself asks three times.
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import redis.asyncio
-from limits import RateLimitItemPerMinute, WindowStats
-from limits.aio.storage import MovingWindowSupport, RedisStorage
+from limits import WindowStats
+from limits.aio.storage import MovingWindowSupport
 
 from autoglm.gateway.context import Tenant
+from autoglm.gateway.redis_address import RedisClient
 from autoglm.gateway.redis_store import DamagedEntry
 
 SECONDS = 60
@@ -52,15 +52,34 @@ local since, used = window(KEYS[1], limit)
 return {spent, since, used, given_back_since, given_back}
 """
 
+# KEYS: those given back. ARGV: as above. Returns whether one more was given back (1 or 0).
+GIVE_BACK = """
+local last = redis.call('LINDEX', KEYS[1], ARGV[2] - 1)
+if last and tonumber(last) >= tonumber(ARGV[1]) - tonumber(ARGV[3]) then return 0 end
+redis.call('LPUSH', KEYS[1], ARGV[1])
+redis.call('LTRIM', KEYS[1], 0, ARGV[2] - 1)
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
 
-class Windows:
-    """The windows of all tenants in one storage."""
+
+class Windows(Protocol):
+    """The windows of all tenants."""
+
+    async def spend(self, tenant: Tenant) -> tuple[bool, WindowStats]:
+        """Count a request if the limit allows it. Returns whether it does, and what is left until when."""
+
+    async def give_back(self, tenant: Tenant) -> bool:
+        """Raise the limit by one for a minute. Returns whether it could be; it is at most doubled."""
+
+
+class LocalWindows(Windows):
+    """The windows of one process."""
 
     def __init__(self, storage: MovingWindowSupport) -> None:
         self._storage = storage
 
     async def spend(self, tenant: Tenant) -> tuple[bool, WindowStats]:
-        """Count a request if the limit allows it. Returns whether it does, and what is left until when."""
         rate = tenant.requests_per_minute
         _, given_back = await self._storage.get_moving_window(_given_back(tenant), rate, SECONDS)
         key, limit = _requests(tenant), rate + given_back
@@ -69,42 +88,43 @@ class Windows:
         return spent, WindowStats(start + SECONDS, limit - used)
 
     async def give_back(self, tenant: Tenant) -> bool:
-        """Raise the limit by one for a minute. Returns whether it could be; it is at most doubled."""
         return await self._storage.acquire_entry(_given_back(tenant), tenant.requests_per_minute, SECONDS)
 
 
 class RedisWindows(Windows):
-    """The windows that gateways share."""
+    """The windows that gateways share. The keys of a tenant have a hash tag: a cluster keeps them on one node."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        options: Any = {"connection_pool": client.connection_pool}
-        self._shared = RedisStorage("async+redis://", implementation="redispy", key_prefix=PREFIX, **options)
-        self._script = client.register_script(SPEND)
-        super().__init__(self._shared)
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self._spend, self._give_back = client.register_script(SPEND), client.register_script(GIVE_BACK)
 
     async def spend(self, tenant: Tenant) -> tuple[bool, WindowStats]:
         """Count a request if the limit allows it. Raises DamagedEntry for times that no gateway's clock shows."""
-        rate, keys = tenant.requests_per_minute, [f"{PREFIX}:{key(tenant)}" for key in (_requests, _given_back)]
-        counted: Sequence[Any] = await self._script(keys, [time.time(), rate, SECONDS])
+        rate = tenant.requests_per_minute
+        keys = [_requests(tenant), _given_back(tenant)]
+        counted: Sequence[Any] = await self._spend(keys, [time.time(), rate, SECONDS])
         spent, start, used, given_back_start, given_back = counted
         for since in (start, given_back_start):
             if not float(since) <= time.time() + SECONDS:  # it would lock the tenant out until then; also NaN
                 raise DamagedEntry
         return bool(spent), WindowStats(float(start) + SECONDS, rate + given_back - used)
 
+    async def give_back(self, tenant: Tenant) -> bool:
+        given_back = await self._give_back([_given_back(tenant)], [time.time(), tenant.requests_per_minute, SECONDS])
+        return bool(given_back)
+
     async def clear(self, tenant: Tenant) -> None:
         """Forget what was counted."""
-        for key in (_requests, _given_back):
-            await self._shared.clear(key(tenant))
+        await self._client.delete(_requests(tenant), _given_back(tenant))
 
 
 def _requests(tenant: Tenant) -> str:
-    return _key("REQUESTS", tenant)
+    return _key("requests", tenant)
 
 
 def _given_back(tenant: Tenant) -> str:
-    return _key("GIVEN_BACK", tenant)
+    return _key("given_back", tenant)
 
 
 def _key(window: str, tenant: Tenant) -> str:
-    return RateLimitItemPerMinute(tenant.requests_per_minute, namespace=window).key_for(tenant.id)
+    return f"{PREFIX}:{{{tenant.id}}}:{window}:{tenant.requests_per_minute}"

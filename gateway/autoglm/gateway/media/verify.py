@@ -8,6 +8,7 @@ import asyncio
 import binascii
 import hashlib
 import io
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ OFF_LOOP_BYTES = 256 * 1024  # SHA-256 of this much takes about a fifth of a mil
 MAX_ESCAPED_CHARACTERS = 256 * 1024
 UNESCAPED_PIECE = 64 * 1024  # characters
 BASE64_PIECE = 256 * 1024  # characters
+_HASH = "sha256:"
 _ESCAPED = "+/=-_\r\n\t "
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _BLANKS = string.whitespace.encode()
@@ -54,10 +56,29 @@ class VerifiedMedia:
 
 
 def at_url(url: str, modality: Modality.ValueType, param: str) -> MediaPart:
-    """Return the media in a data: URL, or a part to be fetched from any other URL; raises InvalidRequest."""
+    """Return the media in a data: URL, those that a sha256: URL names, or a part to be fetched from any other URL.
+
+    Raises InvalidRequest.
+    """
     if is_data_url(url):
         return MediaPart(modality, in_data_url(url, param), param)
+    if is_hash(url):
+        return MediaPart(modality, b"", param, sha256=in_hash(url, param))
     return MediaPart(modality, b"", param, url=url)
+
+
+def is_hash(text: str) -> bool:
+    """Return whether `text` is a sha256: URL, which names media that were sent before."""
+    return text[: len(_HASH)].lower() == _HASH
+
+
+def in_hash(url: str, param: str) -> bytes:
+    """Return the SHA-256 in a sha256: URL; raises InvalidRequest."""
+    digits = url[len(_HASH) :]
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", digits):
+        message = f"{param}: must be sha256: and the 64 hexadecimal digits of the SHA-256 of the file's bytes"
+        raise InvalidRequest(message, param=param)
+    return bytes.fromhex(digits)
 
 
 def is_data_url(text: str) -> bool:

@@ -17,7 +17,7 @@ from autoglm.common.errors import Code, InvalidRequest
 from autoglm.common.recordings import AudioFormat
 from autoglm.gateway.conversation import SAMPLING_RANGES, Conversation, MediaPart, Range
 from autoglm.gateway.json_bounds import check_values
-from autoglm.gateway.media.verify import in_base64, in_data_url, is_data_url
+from autoglm.gateway.media.verify import at_url, in_base64, is_data_url, is_hash
 from autoglm.gateway.tool_checks import MODES
 from autoglm.v1 import generation_pb2
 from autoglm.v1.generation_pb2 import ROLE_ASSISTANT, ROLE_SYSTEM, ROLE_TOOL, ROLE_USER, Role
@@ -149,7 +149,8 @@ class RefusalContent(Strict):
 
 
 class InputAudio(Strict):
-    """A recording, in base64 or as a data: URL; its format is told from its bytes."""
+    """A recording, in base64, as a data: URL, or as `sha256:` and the hash of one that was sent before. Its format is
+    told from its bytes."""
 
     data: str
     format: AudioFormat | None = None
@@ -163,10 +164,12 @@ class AudioContent(Strict):
 
 
 def recording(part: AudioContent, param: str) -> MediaPart:
-    """Return the recording in `part`, which is at `param`; raises InvalidRequest for malformed base64 or data: URLs."""
+    """Return the recording in `part`, which is at `param`; raises InvalidRequest for malformed base64 or URLs."""
     param += ".input_audio.data"
     data = part.input_audio.data
-    return MediaPart(MODALITY_AUDIO, in_data_url(data, param) if is_data_url(data) else in_base64(data, param), param)
+    if is_data_url(data) or is_hash(data):
+        return at_url(data, MODALITY_AUDIO, param)
+    return MediaPart(MODALITY_AUDIO, in_base64(data, param), param)
 
 
 class FunctionDefinition(Strict):

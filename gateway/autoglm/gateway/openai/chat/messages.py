@@ -37,7 +37,8 @@ class TextContent(Strict):
 
 
 class MediaUrl(Strict):
-    """The URL of an image or a recording: data:, or https: to a host that the server fetches from."""
+    """The URL of an image or a recording: data:, or https: to a host that the server fetches from. `sha256:` and the 64
+    hexadecimal digits of a file's SHA-256 name one that was sent before with the same API key."""
 
     url: str
 
