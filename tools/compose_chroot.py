@@ -34,10 +34,21 @@ def run(*command: str) -> str:
 
 def compose() -> Mapping[str, Any]:
     """Return the services of compose.yaml, with the variables in it replaced."""
-    text = (ROOT / "compose.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: os.environ.get(found[1], found[2]), text)
-    services: Mapping[str, Any] = yaml.safe_load(text)["services"]
+    services: Mapping[str, Any] = replaced(
+        yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    )
     return services
+
+
+def replaced(value: Any) -> Any:
+    """Return a value with each `${NAME:-default}` in its texts replaced."""
+    if isinstance(value, dict):
+        return {key: replaced(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [replaced(each) for each in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: os.environ.get(found[1]) or found[2], value)
+    return value
 
 
 def environment(service: Mapping[str, Any]) -> dict[str, str]:
