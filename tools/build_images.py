@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from compose_chroot import BUILDAH, ROOT, Container, Image, Network, compose, run
+from compose_chroot import BUILDAH, PATIENCE_SECONDS, ROOT, Container, Image, Network, compose, run
 
 from autoglm.cli.checks import cache_binary
 from autoglm.client import Client
@@ -71,6 +72,18 @@ def build(part: str, options: Sequence[str]) -> None:
         *("--build-arg", f"REVISION={revision}", *options, "--file", str(file), "--tag", name_of(part), str(ROOT)),
     ]
     print(run(*command), file=sys.stderr)
+
+
+def wait_for_all(http: str) -> None:
+    """Return when the gateway reaches every service; it is ready as soon as it reaches the decoder."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        known = httpx.get(f"{http}/health/ready", trust_env=False).json()["dependencies"]
+        if set(known.values()) == {"up"}:
+            return
+        if time.monotonic() > limit:
+            raise SystemExit(f"not all are up: {known}")
+        time.sleep(0.25)
 
 
 def ask(http: str, grpc: str) -> dict[str, str]:
@@ -140,6 +153,7 @@ def measured(images: Mapping[str, Image]) -> Rows:
         with running_cache(folder):
             seconds = start(containers)
             gateway = network.addresses["gateway"]
+            wait_for_all(f"http://{gateway}:8000")
             print(json.dumps(ask(f"http://{gateway}:8000", f"{gateway}:50051"), ensure_ascii=False), file=sys.stderr)
             for container in containers.values():
                 check_restrictions(container)

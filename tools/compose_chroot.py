@@ -59,7 +59,8 @@ def environment(service: Mapping[str, Any]) -> dict[str, str]:
         for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
         if line and not line.startswith("#")
     ]
-    return dict(line.split("=", 1) for line in lines) | service.get("environment", {})
+    own: Mapping[str, str] = service.get("environment", {})
+    return {**dict(line.split("=", 1) for line in lines), **own}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Container:
         script = "\n".join(
             [*self._mounts(hosts), f"exec {self._restricted(self.service.get('command') or self.image.config['Cmd'])}"]
         )
-        inside = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", script)
+        inside = ("unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "sh", "-euc", script)
         with (self.folder / f"{self.name}.log").open("wb") as log:
             self.started = time.monotonic()
             self.process = subprocess.Popen(
@@ -160,6 +161,7 @@ class Container:
         files = [f"{ROOT / source}:{target}" for source, target in map(self._volume, self.service.get("volumes", ()))]
         binds = [each.split(":") for each in (*files, f"{hosts}:/etc/hosts")]
         return [
+            f"hostname {self.name}",
             "mount --make-rprivate /",
             f"mount --bind {root} {root}",
             f"mount -t proc proc {root}/proc",

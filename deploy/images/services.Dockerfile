@@ -51,6 +51,6 @@ ENV PATH=/opt/autoglm/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 WORKDIR /tmp
 USER 10001:10001
 EXPOSE 6379 8000 8080 8265 9000
-HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=6 \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=300s --retries=6 \
     CMD ["wget", "--quiet", "--tries=1", "--output-document=/dev/null", "http://127.0.0.1:8000/-/healthz"]
 CMD ["sh", "/opt/autoglm/serve.sh"]
