@@ -150,7 +150,9 @@ def measured(images: Mapping[str, Image]) -> Rows:
         for each in services:
             network.join(each)
         containers = {part: Container(part, services[part], images[part], network, folder) for part in PARTS}
-        with running_cache(folder):
+        with running_cache(folder), ExitStack() as stack:
+            for container in containers.values():
+                stack.callback(container.kill)
             seconds = start(containers)
             gateway = network.addresses["gateway"]
             wait_for_all(f"http://{gateway}:8000")

@@ -233,6 +233,13 @@ class Container:
         self.process.wait(PATIENCE_SECONDS)
         return time.monotonic() - asked
 
+    def kill(self) -> None:
+        """End every process of it, if any is left."""
+        if self.process is not None and self.process.poll() is None:
+            for process in psutil.Process(self.process.pid).children():
+                process.kill()  # process 1 takes the others with it
+            self.process.wait()
+
     def log(self) -> str:
         """Return what it has printed."""
         return (self.folder / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
