@@ -15,7 +15,6 @@ from autoglm.common.bundle import Bundle, BundleError
 from autoglm.common.memory import available_memory
 from autoglm.common.modalities import APPLICATION_PARTS, MEDIA_MODALITIES, ApplicationName
 from autoglm.decoder.architectures import architecture_of
-from autoglm.decoder.engine.adapter_files import check_adapters
 
 if TYPE_CHECKING:
     from autoglm.gateway.settings import Settings
@@ -102,6 +101,8 @@ def open_bundle(folder: Path, modalities: str = "") -> tuple[Bundle, tuple[Appli
     Without names every encoder that the bundle holds runs. Raises StartError for a name that the bundle has no part
     for, for an architecture that this release does not know, and when a part that is to run or an adapter is damaged.
     """
+    from autoglm.decoder.engine.adapter_files import check_adapters
+
     try:
         bundle = Bundle.open(folder, BUNDLE_OPTION)
         architecture_of(bundle)

@@ -19,7 +19,6 @@ from autoglm.common.bundle import Bundle, chosen_bundle
 from autoglm.common.environment import ReviewedEnvironment
 from autoglm.common.memory import available_memory
 from autoglm.common.modalities import APPLICATION_PARTS
-from autoglm.decoder.engine.adapter_files import check_adapters
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -191,6 +190,7 @@ def _bundle(folder: Path, modalities: str) -> str:
 
 def _serve_config() -> str:
     from autoglm.cli import mesh
+    from autoglm.decoder.engine.adapter_files import check_adapters
 
     path = mesh.config_path()
     for application in mesh.ServeConfig.load(path).applications:

@@ -212,19 +212,25 @@ def test_a_missing_file_of_keys_comes_with_the_command(tmp_path: Path) -> None:
         assert "create a key with `autoglm keys create`, or set --file or AUTOGLM_API_KEYS_FILE" in done.stderr
 
 
-# As where the package is not installed; None in sys.modules would be found there by other packages that look for it.
-WITHOUT = """
+# As where packages are not installed; None in sys.modules would be found there by other packages that look for them.
+ABSENT = """
 import sys
-from autoglm.cli.main import app
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name == {package!r}:
+        if name in {packages!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Absent())
-app({arguments})
 """
+IMPORT = "from autoglm.cli.main import app\n"
+
+
+def test_commands_start_with_the_packages_of_the_gateway_alone() -> None:
+    others = ["av", "llguidance", "numpy", "ray", "safetensors", "tokenizers", "torch", "transformers"]
+    code = f"{ABSENT.format(packages=others)}{IMPORT}app(['keys', 'create', '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +245,7 @@ app({arguments})
     ],
 )
 def test_a_package_that_is_missing_comes_with_its_extra(command: str, package: str, extra: str) -> None:
-    code = WITHOUT.format(package=package, arguments=command.split())
+    code = f"{IMPORT}{ABSENT.format(packages=[package])}app({command.split()})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
