@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from autoglm.gateway.circuit_breaker import CircuitBreaker
 from autoglm.gateway.metrics import GatewayMetrics
@@ -147,7 +148,7 @@ def _reason(error: Exception) -> str:
     """Return one of REDIS_FAILURES."""
     if _tells_of_damage(error):
         return "damaged"
-    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+    if isinstance(error, TimeoutError | RedisTimeoutError):
         return "timeout"
     is_refused = isinstance(error, ResponseError | AuthenticationError | AuthorizationError | BusyLoadingError)
     return "refused" if is_refused else "connection"
