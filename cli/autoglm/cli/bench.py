@@ -206,8 +206,11 @@ def plan(
         from autoglm.bench.plan.replications import replications
     with _stages(costs) as (api, tell, measured, alone):
         runs = list(validation.measure_rates(api, measured.model, validation.RATES, seconds, tell))
-        with replications() as simulator:
+    try:
+        with telling(Console(stderr=True)) as tell, replications() as simulator:
             rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
+    except KeyboardInterrupt:
+        raise _stopped() from None
     found = conditions() | {"benchmark": "autoglm bench plan", "model": measured.model, "seconds": seconds}
     tables = plan_report.as_json(found, measured, rows), plan_report.as_markdown(found, rows)
     _hand_over(out, "plan", found, *tables, as_json)
