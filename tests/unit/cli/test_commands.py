@@ -21,7 +21,7 @@ from autoglm.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[3]
 AUTOGLM = Path(sys.executable).with_name("autoglm")
-COMMANDS = ("serve", "chat", "doctor", "eval", "bench", "bundle", "keys", "train")
+COMMANDS = ("serve", "chat", "doctor", "plan", "eval", "bench", "bundle", "cache", "keys", "train")
 COMPLETE = """\
 eval "$(autoglm --show-completion)"
 COMP_WORDS=(autoglm {words} '') COMP_CWORD={at}

@@ -272,6 +272,8 @@ def test_a_package_that_is_missing_comes_with_its_command(
     monkeypatch: pytest.MonkeyPatch, package: str, name: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
+    for module in [name for name in sys.modules if name.startswith(("redis.", "autoglm.gateway.redis_address"))]:
+        monkeypatch.delitem(sys.modules, module)  # so that it is imported again
     done = doctor(AUTOGLM_REDIS_URL="redis://127.0.0.1:1")
     assert done.exit_code == 1
     line = next(line for line in done.stdout.splitlines() if f" {name} " in line)

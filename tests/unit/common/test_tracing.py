@@ -23,7 +23,7 @@ tracing.start("gateway")
 with tracing.request_span("x", {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}, {}) as span:
     with span.child("y") as child:
         child.event("z")
-print(span is tracing.NO_SPAN, span.metadata(), tracing.trace_id(), "opentelemetry" in sys.modules)
+print(span is tracing.NO_SPAN, span.metadata(), span.trace_id, "opentelemetry" in sys.modules)
 """
 
 
