@@ -16,7 +16,7 @@ from autoglm.bench.smoke import load, report, workloads
 from autoglm.bench.smoke.report import LoadCase, LoadResult
 from autoglm.bench.smoke.workloads import Messages, ToolsMissing
 from autoglm.cli.api import Api, ApiError
-from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, needing
+from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, missing_package, needing
 from autoglm.cli.progress import telling, telling_in
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
 from autoglm.common.progress import shown_progress
@@ -155,9 +155,9 @@ def cache(
     with needing("serve", "bench"):
         from autoglm.bench.cache import bench
         from autoglm.bench.cache import report as cache_report
-        from autoglm.bench.cache.trace import TraceConfig
+        from autoglm.bench.cache.trace import ZipfConfig
         from autoglm.cli.processes import StartError
-    config, rounds = TraceConfig.of(quick), 2 if quick else CACHE_ROUNDS
+    config, rounds = ZipfConfig.of(quick), 2 if quick else CACHE_ROUNDS
     try:
         with telling() as tell:
             measured = bench.run(config, rounds, tell)
@@ -312,7 +312,9 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
         from autoglm.cli.local_mesh import running_mesh
         from autoglm.cli.processes import StartError
     except ModuleNotFoundError as error:
-        raise Unmeasurable(f"{error.name} is missing: pip install 'autoglm-mesh[serve]', or name a --url") from None
+        raise Unmeasurable(
+            f"{missing_package(error)} is missing: pip install 'autoglm-mesh[serve]', or name a --url"
+        ) from None
     task = progress.add_task("Starting a mesh", total=None)
     try:
         with running_mesh() as mesh:

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from autoglm.cli import checks
-from autoglm.cli.options import AsJson, BundleFolder, GrpcPort, Host, HttpPort, Modalities, print_json
+from autoglm.cli.options import AsJson, BundleFolder, GrpcPort, Host, HttpPort, Modalities, missing_package, print_json
 from autoglm.cli.private_folder import check_path, temporary_base
 from autoglm.cli.processes import StartError
 from autoglm.common.bundle import Bundle, chosen_bundle
@@ -75,7 +75,7 @@ def _check(name: str, find: Callable[[], Finding]) -> Check:
         found, warnings = (finding, ()) if isinstance(finding, str) else finding
         return Check(name, True, found, warnings)
     except ModuleNotFoundError as error:
-        return Check(name, False, f"{error.name} is missing: pip install 'autoglm-mesh[serve]'")
+        return Check(name, False, f"{missing_package(error)} is missing: pip install 'autoglm-mesh[serve]'")
     except ImportError as error:
         return Check(name, False, f"a package is broken ({error}): pip install --force-reinstall 'autoglm-mesh[serve]'")
     except (StartError, ValueError) as error:

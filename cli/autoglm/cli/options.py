@@ -34,10 +34,17 @@ def needing(extra: str, command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        typer.echo(f"autoglm {command}: {error.name} is missing: pip install 'autoglm-mesh[{extra}]'", err=True)
+        typer.echo(
+            f"autoglm {command}: {missing_package(error)} is missing: pip install 'autoglm-mesh[{extra}]'", err=True
+        )
         raise typer.Exit(1) from None
 
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON, in the form that all commands share."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """Return the package that has the module which could not be imported."""
+    return str(error.name).partition(".")[0]

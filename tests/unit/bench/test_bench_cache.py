@@ -9,13 +9,13 @@ import pytest
 from autoglm.bench.cache import report, trace
 from autoglm.bench.cache.bench import CacheResults
 from autoglm.bench.cache.fetching import FetchComparison
-from autoglm.bench.cache.trace import CacheSizes, TraceConfig, TraceResult
+from autoglm.bench.cache.trace import CacheSizes, TraceResult, ZipfConfig
 from autoglm.cli.isolation import free_ports
 from autoglm.training.measured import Figure, conditions
 
 from ..gateway.redis_servers import running_server
 
-SMALL = TraceConfig(gateways=2, pictures=20, requests=300)
+SMALL = ZipfConfig(gateways=2, pictures=20, requests=300)
 
 
 @pytest.fixture(scope="module")

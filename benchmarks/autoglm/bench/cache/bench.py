@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from autoglm.bench.cache import fetching, trace
 from autoglm.bench.cache.fetching import FetchComparison
-from autoglm.bench.cache.trace import EXPONENTS, SIZES, TraceConfig, TraceResult
+from autoglm.bench.cache.trace import EXPONENTS, SIZES, TraceResult, ZipfConfig
 from autoglm.cli.cache_server import CacheServer
 from autoglm.cli.checks import cache_binary
 from autoglm.cli.processes import StartError
@@ -31,13 +31,13 @@ class CacheResults:
     traces: Sequence[TraceResult]
 
 
-def run(config: TraceConfig, rounds: int, tell: Tell) -> CacheResults:
+def run(config: ZipfConfig, rounds: int, tell: Tell) -> CacheResults:
     """Measure with a server of our own; raises StartError when there is none, or when it does not start."""
     with _server() as url:
         return asyncio.run(_run(url, config, rounds, tell))
 
 
-async def _run(url: str, config: TraceConfig, rounds: int, tell: Tell) -> CacheResults:
+async def _run(url: str, config: ZipfConfig, rounds: int, tell: Tell) -> CacheResults:
     store = RedisStore(Settings(redis_url=SecretStr(url), redis_timeout=10), GatewayMetrics())
     compared = await fetching.compare(RedisTier(store, 3600, "bench"), rounds, tell)
     await store.close()

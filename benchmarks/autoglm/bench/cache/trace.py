@@ -45,7 +45,7 @@ EXPONENTS = (0.8, 1.1)
 
 
 @dataclass(frozen=True, slots=True)
-class TraceConfig:
+class ZipfConfig:
     """How many gateways, different pictures and requests for them; the first tenth of these only fills the caches."""
 
     gateways: int = 3
@@ -54,7 +54,7 @@ class TraceConfig:
     seed: int = 0
 
     @classmethod
-    def of(cls, quick: bool) -> "TraceConfig":
+    def of(cls, quick: bool) -> "ZipfConfig":
         """Return the whole configuration or a quick one."""
         return replace(cls(), pictures=200, requests=2000) if quick else cls()
 
@@ -73,7 +73,7 @@ class TraceResult:
     redis_mb: float
 
 
-async def run(url: str, config: TraceConfig, exponent: float, sizes: CacheSizes) -> TraceResult:
+async def run(url: str, config: ZipfConfig, exponent: float, sizes: CacheSizes) -> TraceResult:
     """Send the trace through caches of these sizes, which begin empty."""
     whole = config.pictures * TOKEN_BYTES
     settings = Settings(redis_url=SecretStr(url), redis_timeout=10, cache_bytes=int(sizes.local * whole))
@@ -101,7 +101,7 @@ async def run(url: str, config: TraceConfig, exponent: float, sizes: CacheSizes)
     )
 
 
-async def _sent(caches: Sequence[EmbeddingCache], config: TraceConfig, exponent: float) -> Counter[int]:
+async def _sent(caches: Sequence[EmbeddingCache], config: ZipfConfig, exponent: float) -> Counter[int]:
     draw = random.Random(config.seed)
     weights = list(accumulate((rank + 1) ** -exponent for rank in range(config.pictures)))
     trace = draw.choices(range(config.pictures), cum_weights=weights, k=config.requests)
