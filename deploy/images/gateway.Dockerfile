@@ -1,6 +1,6 @@
 # The gateway, without torch, Ray and weights: docker build -f deploy/images/gateway.Dockerfile -t autoglm-mesh/gateway:0.1.0 .
 # docs/images.md has the arguments, and what was tried.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src

@@ -1,8 +1,8 @@
 # Ray with the services vision, speech and decoder, and the nano bundle; head and workers of a cluster are this one image.
 # On CPUs: docker build -f deploy/images/services.Dockerfile -t autoglm-mesh/services:0.1.0 .
-# On GPUs: the same with --build-arg TORCH_INDEX=https://pypi.org/simple -t autoglm-mesh/services:0.1.0-cuda
+# On GPUs: the same with --build-arg TORCH_INDEX= -t autoglm-mesh/services:0.1.0-cuda
 # docs/images.md has the arguments, and what was tried.
-ARG BASE=docker.io/library/python:3.11.14-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -15,7 +15,7 @@ RUN python3 -m venv /build \
     && python3 -m venv --without-pip /opt/autoglm
 # Alone, so that a change of code does not fetch it again. What torch itself needs comes with the rest, from the usual index.
 RUN /build/bin/pip --python /opt/autoglm/bin/python install --no-cache-dir --only-binary :all: --no-deps \
-        --index-url "${TORCH_INDEX}" torch
+        ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY . .
 RUN /build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels . \
     && /build/bin/pip --python /opt/autoglm/bin/python install --no-cache-dir --only-binary :all: \

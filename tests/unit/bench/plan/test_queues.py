@@ -16,7 +16,7 @@ from autoglm.bench.plan.engine import SimulatedEngine, TokenSink, limits_of
 from .parts import costs, encoder
 
 SERVICE = 0.010  # mean seconds
-COUNT = 15_000
+COUNT = 40_000
 
 Serve = Callable[[], Waits]
 Start = Callable[[simpy.Environment], Serve]
@@ -60,13 +60,13 @@ def one_by_one(env: simpy.Environment, draw: Callable[[], float]) -> Serve:
 def test_random_work_for_one_server_waits_as_in_m_m_1(load: float) -> None:
     draws = random.Random(1)
     measured = mean_time(load, lambda env: one_by_one(env, lambda: draws.expovariate(1)))
-    assert measured == pytest.approx(SERVICE / (1 - load), rel=0.08)
+    assert measured == pytest.approx(SERVICE / (1 - load), rel=0.05)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_equal_work_for_one_server_waits_as_in_m_d_1(load: float) -> None:
     measured = mean_time(load, lambda env: one_by_one(env, lambda: 1.0))
-    assert measured == pytest.approx(SERVICE * (1 + load / (2 * (1 - load))), rel=0.08)
+    assert measured == pytest.approx(SERVICE * (1 + load / (2 * (1 - load))), rel=0.05)
 
 
 @pytest.mark.parametrize(("threads", "load"), [(2, 0.5), (2, 0.8), (4, 0.8)])
@@ -91,7 +91,7 @@ def test_preprocessing_in_threads_waits_as_in_m_d_c(threads: int, load: float) -
     queued = last / (sum(offered**k / math.factorial(k) for k in range(threads)) + last)
     m_m_c = queued * SERVICE / (threads * (1 - load))
     correction = (1 - load) * (threads - 1) * (math.sqrt(4 + 5 * threads) - 2) / (16 * load * threads)
-    assert measured - SERVICE == pytest.approx(m_m_c / 2 * (1 + correction), rel=0.08)
+    assert measured - SERVICE == pytest.approx(m_m_c / 2 * (1 + correction), rel=0.05)
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
@@ -104,7 +104,7 @@ def test_work_that_shares_a_core_takes_as_long_as_in_processor_sharing(load: flo
 
         return compute
 
-    assert mean_time(load, start) == pytest.approx(SERVICE / (1 - load), rel=0.08)
+    assert mean_time(load, start) == pytest.approx(SERVICE / (1 - load), rel=0.05)
 
 
 def finish_times(device: SharedProcessor, env: simpy.Environment, *work: tuple[float, float]) -> list[float]:
