@@ -64,7 +64,8 @@ def drawn_media() -> list[Parts]:
     """Return the media of a pass, in requests."""
     drawn = np.random.default_rng(0)
     images = [small_picture(drawn) for _ in range(IMAGES)]
-    recordings = [audio_bytes_part(wav(drawn.normal(0, 0.1, 8000).astype(np.float32), 8000)) for _ in range(RECORDINGS)]
+    lengths = drawn.integers(2000, 16000, RECORDINGS)  # samples: different numbers of tokens
+    recordings = [audio_bytes_part(wav(drawn.normal(0, 0.1, each).astype(np.float32), 8000)) for each in lengths]
     return [*grouped(images), *grouped(recordings)]
 
 
