@@ -47,7 +47,7 @@ def neighbour(row: Row) -> list[str]:
 
 def table(name: str, columns: Sequence[str], rows: str, cells: Callable[[Row], list[str]]) -> str:
     """Return the table of the last measurement of this name, with a link to all of it."""
-    path = max(RESULTS.glob(f"{name}-*.json"))
+    path = max(RESULTS.glob(f"{name}-[0-9]*.json"))
     found = json.loads(path.read_text(encoding="utf-8"))
     lines = [f"| {' | '.join(cells(row))} |" for row in found[rows]]
     machine = f"{found['machine']['cpu']}, {found['machine']['cores']} cores, {found['date']}"
