@@ -207,7 +207,7 @@ def plan(
     with _stages(costs) as (api, tell, measured, alone):
         runs = list(validation.measure_rates(api, measured.model, validation.RATES, seconds, tell))
     try:
-        with telling(Console(stderr=True)) as tell, replications() as simulator:
+        with telling() as tell, replications() as simulator:
             rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
     except KeyboardInterrupt:
         raise _stopped() from None
