@@ -54,13 +54,15 @@ class Replications:
 @contextmanager
 def replications() -> Iterator[Replications]:
     """Give what simulates inside the block; its processes end with it, at once when the block raises."""
+    others = active_children()
     pool = ProcessPoolExecutor(min(SHARDS, os.cpu_count() or 1), get_context("spawn"), _ignore_interrupts)
     try:
         yield Replications(pool)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
     pool.shutdown()
 
