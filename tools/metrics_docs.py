@@ -66,7 +66,7 @@ def unit(name: str) -> str:
     return next((text for end, text in UNITS if name.endswith(end)), "")
 
 
-class Nobody:
+class NamesOnly:
     """Stands for an engine and for the state of a mesh, of which only the names matter here."""
 
     def stats(self) -> Stats:
@@ -85,7 +85,7 @@ class Nobody:
 def gateway() -> Iterator[Described]:
     """Yield the gateway's metrics."""
     metrics = GatewayMetrics()
-    metrics.registry.register(MeshCollector(cast(Any, Nobody())))
+    metrics.registry.register(MeshCollector(cast(Any, NamesOnly())))
     for setting in ("api_keys_file", "ssl"):
         metrics.reloaded(setting, True)
     for family in metrics.registry.collect():
@@ -107,7 +107,7 @@ def _values(family: Metric) -> dict[str, set[str]]:
 def services() -> Iterator[Described]:
     """Yield the metrics of the encoders' replicas and of the decoder's."""
     with patch.object(ray_metrics.Metric, "_record"):  # there is no Ray here to record anything
-        owners = (EncoderMetrics(), DecoderMetrics(cast(Any, Nobody())))
+        owners = (EncoderMetrics(), DecoderMetrics(cast(Any, NamesOnly())))
     named = dict[str, Described]()
     for owner in owners:
         for metric in _metrics_of(owner):

@@ -60,13 +60,8 @@ def smoke(
     as_json: AsJson = False,
 ) -> None:
     """Measure time to first token, time between tokens and tokens/s of text, screens and voice, for 1 and 16 users."""
-    try:
+    with _ending_on(ApiError, ToolsMissing, Unmeasurable):
         found, rows = _smoke(url, api_key, requests)
-    except (ApiError, ToolsMissing, Unmeasurable) as error:
-        print(f"autoglm bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise _stopped() from None
     _hand_over(out, "smoke", found, report.as_json(found, rows), report.as_markdown(found, rows), as_json)
 
 
@@ -91,14 +86,8 @@ def engine(
     if dtype not in bench.DTYPES:
         raise typer.BadParameter(f"{dtype} is neither {' nor '.join(bench.DTYPES)}", param_hint="--dtype")
     config = EngineBenchConfig.of(quick, "cuda" if torch.cuda.is_available() else "cpu", dtype, threads, rounds)
-    try:
-        with telling() as tell:
-            measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
-    except (BundleError, ApiError, ToolsMissing, StartError) as error:
-        print(f"autoglm bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise _stopped() from None
+    with _ending_on(BundleError, ApiError, ToolsMissing, StartError), telling() as tell:
+        measured = bench.run(config, Bundle.open(bundle or chosen_bundle(), BUNDLE_OPTION), tell)
     found = conditions() | {"benchmark": "autoglm bench engine"} | config.as_json()
     name = f"engine-{config.device}-{dtype}" + ("-quick" if quick else "")
     _hand_over(
@@ -129,15 +118,10 @@ def gateway(
         from autoglm.cli.processes import StartError
     config = bench.GatewayBenchConfig.of(quick)
     peers = {name: program for name, program in ((LITELLM, litellm), (VLLM, vllm)) if program is not None}
-    try:
+    with _ending_on(Incomplete, StartError):
         versions = [version_of(name, program) for name, program in peers.items()]
         with telling() as tell:
             measured = bench.run(config, peers, tell)
-    except (Incomplete, StartError) as error:
-        print(f"autoglm bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise _stopped() from None
     found = conditions() | {"benchmark": "autoglm bench gateway", "peers": versions, "seed": SEED} | config.as_json()
     name = "gateway-quick" if quick else "gateway"
     _hand_over(
@@ -158,14 +142,8 @@ def cache(
         from autoglm.bench.cache.trace import ZipfConfig
         from autoglm.cli.processes import StartError
     config, rounds = ZipfConfig.of(quick), 2 if quick else CACHE_ROUNDS
-    try:
-        with telling() as tell:
-            measured = bench.run(config, rounds, tell)
-    except (BundleError, StartError) as error:
-        print(f"autoglm bench: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise _stopped() from None
+    with _ending_on(BundleError, StartError), telling() as tell:
+        measured = bench.run(config, rounds, tell)
     found = conditions() | {"benchmark": "autoglm bench cache", "rounds": rounds} | asdict(config)
     name = "cache-quick" if quick else "cache"
     _hand_over(
@@ -206,11 +184,8 @@ def plan(
         from autoglm.bench.plan.replications import replications
     with _stages(costs) as (api, tell, measured, alone):
         runs = list(validation.measure_rates(api, measured.model, validation.RATES, seconds, tell))
-    try:
-        with telling() as tell, replications() as simulator:
-            rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
-    except KeyboardInterrupt:
-        raise _stopped() from None
+    with _ending_on(), telling() as tell, replications() as simulator:
+        rows = [validation.compared(run, alone, measured.costs, simulator, tell) for run in runs]
     found = conditions() | {"benchmark": "autoglm bench plan", "model": measured.model, "seconds": seconds}
     tables = plan_report.as_json(found, measured, rows), plan_report.as_markdown(found, rows)
     _hand_over(out, "plan", found, *tables, as_json)
@@ -224,25 +199,27 @@ def _stages(costs: Path | None = None) -> "Iterator[tuple[Api, Tell, MeasuredSta
         from autoglm.bench.plan.schema import PlanError
         from autoglm.bench.stages.bench import measure_stages, read_stages
         from autoglm.bench.stages.mesh import ask_alone, with_mesh
+    with _ending_on(ApiError, BundleError, PlanError, ToolsMissing, Unmeasurable), shown_progress() as progress:
+        tell = telling_in(progress)
+        bundle = Bundle.open(chosen_bundle(), BUNDLE_OPTION)
+        measured = measure_stages(bundle, tell) if costs is None else read_stages(bundle, costs)
+        with _mesh(None, progress) as address:
+            api = Api(address)
+            alone = ask_alone(api, _model(api), tell)
+            yield api, tell, with_mesh(measured, alone), alone
+
+
+@contextmanager
+def _ending_on(*errors: type[Exception]) -> Iterator[None]:
+    """End with one line and exit status 1 on these errors in the block, and with 130 on Ctrl-C."""
     try:
-        with shown_progress() as progress:
-            tell = telling_in(progress)
-            bundle = Bundle.open(chosen_bundle(), BUNDLE_OPTION)
-            measured = measure_stages(bundle, tell) if costs is None else read_stages(bundle, costs)
-            with _mesh(None, progress) as address:
-                api = Api(address)
-                alone = ask_alone(api, _model(api), tell)
-                yield api, tell, with_mesh(measured, alone), alone
-    except (ApiError, BundleError, PlanError, ToolsMissing, Unmeasurable) as error:
+        yield
+    except errors as error:
         print(f"autoglm bench: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        raise _stopped() from None
-
-
-def _stopped() -> typer.Exit:
-    print("autoglm bench: stopped; nothing was written", file=sys.stderr)
-    return typer.Exit(130)
+        print("autoglm bench: stopped; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _hand_over(out: Path, name: str, found: Mapping[str, Any], as_json: str, as_table: str, print_json: bool) -> None:

@@ -1,8 +1,8 @@
 """Independent shards of a simulation, in as many processes as there are cores.
 
 With many decoders a shard has DECODERS of them, and their part of the requests, as a router that sees only those would
-give them. So what is simulated does not grow with the request rate. There are always SHARDS shards, whatever the
-machine, so that a seed gives one result.
+give them. So the decoders that are simulated do not grow in number with the request rate; the encoders of a shard do.
+There are always SHARDS shards, whatever the machine, so that a seed gives one result.
 """
 
 import os
