@@ -7,7 +7,7 @@ is in the way in a message alone, so this module reads its messages; a test has 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -18,12 +18,12 @@ from autoglm.decoder.engine.matchers import EmptyGrammar, UnusableGrammar
 Schema: TypeAlias = dict[str, Any]
 MAX_REPAIRS = 6
 _LENIENT = {"lenient": True}
-_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
-_INSIDE = (
+_IN_LISTS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
+_IN_MAPS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
+_INSIDE = {
     "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "additionalItems",
     "unevaluatedItems", "unevaluatedProperties",
-)  # fmt: skip
+}  # fmt: skip
 _QUOTED = re.compile(r"\n +\d+ \| ")  # begins each line of the grammar that a message quotes
 _UNKNOWN_KEYS = re.compile(r"Unimplemented keys: (\[.*?\])")
 _UNKNOWN_FORMAT = re.compile(r"Unknown format: (.*)")
@@ -191,16 +191,14 @@ def schemas(schema: Schema) -> Iterator[tuple[str, Schema]]:
         if not isinstance(each, dict):
             continue
         yield path, each
-        inner = [(f"{path}.{name}.{key}", value) for name in _IN_MAPS for key, value in _items(each.get(name))]
-        inner += [
-            (f"{path}.{name}[{number}]", value)
-            for name in _IN_LISTS
-            if isinstance(each.get(name), list)
-            for number, value in enumerate(each[name])
-        ]
-        inner += [(f"{path}.{name}", each[name]) for name in _INSIDE if name in each]
-        waiting += reversed(inner)
+        found = [inner for name, value in each.items() for inner in _may_be_schemas(f"{path}.{name}", name, value)]
+        waiting += reversed(found)
 
 
-def _items(group: Any) -> Iterator[tuple[str, Any]]:
-    yield from group.items() if isinstance(group, Mapping) else ()
+def _may_be_schemas(path: str, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """Return what may be schemas in the value of the keyword `name`, each with its path."""
+    if name in _IN_MAPS and isinstance(value, dict):
+        return [(f"{path}.{key}", each) for key, each in value.items()]
+    if name in _IN_LISTS and isinstance(value, list):
+        return [(f"{path}[{number}]", each) for number, each in enumerate(value)]
+    return [(path, value)] if name in _INSIDE else ()
