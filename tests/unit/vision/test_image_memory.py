@@ -71,10 +71,11 @@ def _saved(image: Image.Image, kind: str, **options: int) -> bytes:
 @pytest.mark.parametrize(
     ("mode", "save", "copies"),
     [
-        ("RGB", jpeg, 1),
+        ("RGB", jpeg, 0),
+        ("RGB", png, 1),
         ("RGBA", lambda image: png(image)[:-2000], 2),
     ],
-    ids=["JPEG", "broken PNG with transparency"],
+    ids=["JPEG", "PNG", "broken PNG with transparency"],
 )
 def test_a_large_picture_leaves_no_memory_behind(
     tmp_path: Path, mode: str, save: Callable[[Image.Image], bytes], copies: int

@@ -137,3 +137,27 @@ def test_a_grey_picture_stays_upright(write: Callable[[NDArray[Any]], NDArray[An
     with decoded_image(saved(image, exif=exif)) as read:
         turned = np.asarray(read.convert("L"))
     np.testing.assert_array_equal(turned, np.rot90(GREY, -1))
+
+
+@pytest.mark.parametrize(
+    ("size", "least", "decoded"),
+    [
+        ((4000, 3000), 448, (1000, 750)),  # an eighth would be too narrow
+        ((4000, 3000), 376, (1000, 750)),
+        ((4000, 3000), 375, (500, 375)),
+        ((9000, 500), 448, (9000, 500)),
+        ((2000, 2000), 448, (2000, 2000)),  # not large
+    ],
+)
+def test_a_large_jpeg_is_decoded_at_a_fraction(size: tuple[int, int], least: int, decoded: tuple[int, int]) -> None:
+    whole = picture().resize(size, Image.Resampling.BICUBIC)
+    with decoded_image(saved(whole, "JPEG", quality=90), least) as image:
+        assert image.size == decoded
+        seen, expected = (np.asarray(each.resize((224, 224))).astype(int) for each in (image, whole))
+    assert np.abs(seen - expected).mean() < 2
+
+
+def test_other_files_are_decoded_whole() -> None:
+    for kind in ("PNG", "WEBP", "GIF"):
+        with decoded_image(saved(Image.new("L", (2400, 2000)), kind), 448) as image:
+            assert image.size == (2400, 2000)

@@ -21,6 +21,7 @@ from autoglm.vision.image import decoded_image
 from autoglm.vision.models.protocol import ImageTokens
 
 STRIDE = 32  # pixels of a token's side
+REDUCING_GAP = 2  # sides that a JPEG keeps for `resize`, in those of the result; Pillow's name and advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class MobileVit:
 
     def preprocess(self, data: bytes) -> Tensor:
         """Decode an image file to float32 [3, side, side]; raises ImageError."""
-        with decoded_image(data) as image:
+        with decoded_image(data, least=REDUCING_GAP * self.preprocessing.side) as image:
             return self.preprocessing.tensor(image)
 
     def blank(self) -> Tensor:
