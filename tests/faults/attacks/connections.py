@@ -4,6 +4,7 @@ import itertools
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
@@ -13,6 +14,7 @@ from .sending import (
     CLOSED_OR_HELD,
     DATA,
     END_HEADERS,
+    GLANCE,
     HEADERS,
     HELD,
     PING,
@@ -32,6 +34,7 @@ from .sending import (
 
 COMPLETE = "ChatService/Complete"
 HEAD = f"POST {CHAT} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n".encode()
+BEGUN = b"HTTP/1.1 200"
 OPENING = PREFACE + frame(SETTINGS, 0, 0)
 KIB = 2**10
 
@@ -126,11 +129,11 @@ def quiet(count: int, first: bytes) -> Callable[[], Send]:
     return lambda: send
 
 
-def slow_readers(count: int) -> Send:
-    """So many streams that nobody reads."""
+def unread_streams(count: int, seconds: float) -> Send:
+    """So many streams of which only the status is read, and which are left after so many seconds more."""
     body = json.dumps(
         {
-            "model": "autoglm-phone-9b",
+            "model": "autoglm-phone-nano",
             "stream": True,
             "max_tokens": 2000,
             "messages": [{"role": "user", "content": "hi"}],
@@ -140,11 +143,13 @@ def slow_readers(count: int) -> Send:
 
     def send(servers: Servers) -> str:
         with ExitStack() as stack:
-            for _ in range(count):
-                line = stack.enter_context(connected(servers.http))
+            lines = [stack.enter_context(connected(servers.http)) for _ in range(count)]
+            for line in lines:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
                 line.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
-            return HELD if line.recv(1) else CLOSED
+            begun = {line.recv(len(BEGUN)) for line in lines}
+            time.sleep(seconds)
+            return HELD if begun == {BEGUN} else CLOSED
 
     return send
 
@@ -162,7 +167,8 @@ CONNECTIONS = (
     Attack("300 idle connections", quiet(300, b""), CLOSED_OR_HELD),
     Attack("300 halves of headers", quiet(300, HEAD), CLOSED_OR_HELD),
     Attack("100 halves of bodies", quiet(100, HEAD + b"content-length: 1000000\r\n\r\n{"), CLOSED_OR_HELD),
-    Attack("8 streams that nobody reads", lambda: slow_readers(8), CLOSED_OR_HELD),
+    Attack("8 streams that nobody reads", lambda: unread_streams(8, GLANCE), CLOSED_OR_HELD),
+    Attack("8 streams left as they begin", lambda: unread_streams(8, 0), CLOSED_OR_HELD),
     Attack(
         "metadata of 1 MB",
         lambda: calling(COMPLETE, itertools.repeat(b""), ("x-long", "a" * 10**6)),

@@ -1,6 +1,7 @@
 """What the start decides before anything runs."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -198,6 +199,14 @@ def test_hurry_cuts_the_patience_short() -> None:
     processes.end(child, math.inf, hurry)
     child.stdout.close()
     assert child.returncode == -signal.SIGKILL
+
+
+def test_a_child_shares_the_session_but_no_signal_of_the_terminal() -> None:
+    """In a session of its own it would get as much of the CPU as all others together, whatever their niceness."""
+    child = processes.start([sys.executable, "-c", "import signal; signal.pause()"])
+    assert os.getsid(child.pid) == os.getsid(0)
+    assert os.getpgid(child.pid) == child.pid
+    processes.end(child, math.inf, threading.Event())
 
 
 def test_the_first_signal_stops_and_the_second_hurries() -> None:
