@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.decoder_pb2 import DecoderServiceDescribeRequest
+from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ..asking import MODEL, Asker
@@ -124,12 +127,36 @@ def test_lines_of_the_log_carry_the_ids_of_their_request(mesh: Mesh, ask: Asker,
     trace = "e" * 32
     send("http", mesh, ask, trace, 43)
     ids = {"request_id": f"id-{trace}", "trace_id": trace}
-    lines = [json.loads(line) for line in mesh.lines()]
-    (line,) = [each for each in lines if ids.items() <= each.items()]
-    assert line["name"] == "autoglm.gateway.access"
+
+    def of_gateway() -> list[str]:
+        lines = [json.loads(line) for line in mesh.lines()]
+        return [each["name"] for each in lines if ids.items() <= each.items()]
+
+    eventually(of_gateway, "the gateway's line is written")
+    assert of_gateway() == ["autoglm.gateway.access"]
     for application in ("vision", "speech", "decoder"):
-        found = [each for each in replica_lines(mesh, application) if each.get("request_id") == ids["request_id"]]
-        assert [each["trace_id"] for each in found] == [trace], (application, found)
+        eventually(partial(traces_of, mesh, application, ids["request_id"]), f"the line of {application} is written")
+        assert traces_of(mesh, application, ids["request_id"]) == [trace]
+
+
+def test_a_replicas_log_has_no_lines_about_polls(mesh: Mesh, ask: Asker) -> None:
+    """The gateway polls each service every two seconds; this poll is told from those by its id."""
+    with grpc.insecure_channel(mesh.serve_address) as channel:
+        for number in range(3):
+            metadata = (*mesh.to("decoder"), ("request_id", f"poll-{number}"))
+            DecoderServiceStub(channel).Describe(
+                DecoderServiceDescribeRequest(), metadata=metadata, timeout=NET_SECONDS
+            )
+    trace = "f" * 32
+    send("http", mesh, ask, trace, 44)
+    eventually(lambda: traces_of(mesh, "decoder", f"id-{trace}"), "the line of what came after them is written")
+    assert [traces_of(mesh, "decoder", f"poll-{number}") for number in range(3)] == [[], [], []]
+
+
+def traces_of(mesh: Mesh, application: str, request_id: str) -> list[str]:
+    """Return the trace in each line that an application's replica has logged for a request."""
+    lines = replica_lines(mesh, application)
+    return [each.get("trace_id", "") for each in lines if each.get("request_id") == request_id]
 
 
 def replica_lines(mesh: Mesh, application: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from autoglm.common.logs import RequestFilter
+from autoglm.common.logs import PollFilter, RequestFilter
 
 logger = logging.getLogger("ray.serve")
 
@@ -167,11 +167,12 @@ class _TextWithTrace(logging.Formatter):
 
 
 def log_through_serve() -> None:
-    """Write the lines of the mesh's loggers to Serve's log, with their levels, and put the ids of requests and traces
-    into all of its lines."""
+    """Write the lines of the mesh's loggers to Serve's log, with their levels, put the ids of requests and traces into
+    all of its lines, and leave out those about health polls."""
     serve = logging.getLogger("ray.serve")
     logging.getLogger("autoglm").parent = serve
     for handler in serve.handlers:
+        handler.addFilter(PollFilter())
         handler.addFilter(RequestFilter())
         target = getattr(handler, "target", handler)  # of one that collects lines
         text = target.formatter
