@@ -81,6 +81,7 @@ def test_the_lines_of_a_replica_are_in_serves_log_with_their_ids(
     monkeypatch.setattr(handler, "emit", lambda record: lines.append(handler.format(record)))
     handler.setFormatter(JSONFormatter() if encoding == "JSON" else ServeFormatter("decoder", "abc"))
     monkeypatch.setattr(serve, "handlers", [handler])
+    monkeypatch.setattr(serve, "filters", [])
     monkeypatch.setattr(serve, "propagate", False)
     monkeypatch.setattr(serve, "level", logging.INFO)
     monkeypatch.setattr(ours, "parent", ours.parent)
@@ -97,9 +98,13 @@ def test_the_lines_of_a_replica_are_in_serves_log_with_their_ids(
 
 
 def test_a_poll_has_no_line_in_serves_access_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.logging_utils import ServeLogAttributeRemovalFilter
+
     serve, ours, written = logging.getLogger("ray.serve"), logging.getLogger("autoglm"), list[str]()
     handler = logging.StreamHandler()
+    handler.addFilter(ServeLogAttributeRemovalFilter())  # as Serve's has it
     monkeypatch.setattr(handler, "emit", lambda record: written.append(record.getMessage()))
+    monkeypatch.setattr(serve, "filters", [])
     monkeypatch.setattr(serve, "handlers", [handler])
     monkeypatch.setattr(serve, "level", logging.INFO)
     monkeypatch.setattr(ours, "parent", ours.parent)
