@@ -36,9 +36,10 @@ class Context(Protocol):
 
 
 class Caller(Context, Protocol):
-    """The same with the metadata that the caller sent, as pairs of name and value."""
+    """The same with the metadata that the caller sent, as pairs of name and value, and the code that was set."""
 
     def invocation_metadata(self) -> Any: ...
+    def code(self) -> Any: ...
 
 
 def authenticate(context: Caller) -> bool:

@@ -241,7 +241,8 @@ class GatewayMetrics:
         """Return everything in Prometheus' text format, or in that of OpenMetrics, which has exemplars."""
         # Our names have no characters that need escaping, and looking for them takes a third of the time.
         if as_openmetrics:
-            return openmetrics.generate_latest(self.registry, openmetrics.ALLOWUTF8)
+            text: bytes = openmetrics.generate_latest(self.registry, openmetrics.ALLOWUTF8)
+            return text
         return generate_latest(self.registry)
 
     # --- requests -----------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """The dashboards: they are those of tools/dashboards.py, and each panel asks for something that there is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import dashboards
 import pytest
 
-from .kustomize import named, with_components
+from .kustomize import ROOT, named, with_components
 from .queries import check_query
 from .test_rules import RECORDED
 
+PAGE = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
 FILES = dashboards.files()
 BOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(text) for path, text in FILES.items()}
 PANELS = {
@@ -49,6 +51,16 @@ def test_a_cluster_has_the_same_dashboards(program: Path, tmp_path: Path) -> Non
     assert made["data"] == {f"autoglm-{path.name}": text for path, text in FILES.items()}
     # `kubectl apply` keeps what it sends in an annotation, of which Kubernetes takes 256 KiB; and 1 MiB of a ConfigMap.
     assert len(json.dumps(made)) < 200 * 1024
+
+
+def test_the_page_shows_what_prometheus_said_of_every_panel() -> None:
+    """`python -m tests.monitoring` writes it."""
+    shown = re.findall(r"^\| (\w+) \| ([^|]+) \| [\d +]+ \| [\d +]+ \|$", PAGE, re.MULTILINE)
+    assert shown == [(name, panel["title"]) for name in sorted(BOARDS) for panel in panels_of(name)]
+
+
+def panels_of(name: str) -> list[dict[str, Any]]:
+    return [panel for panel in BOARDS[name]["panels"] if panel["type"] != "row"]
 
 
 def test_dashboards_are_told_apart() -> None:

@@ -76,6 +76,13 @@ def test_the_address_of_the_guide_can_be_set(program: Path, tmp_path: Path) -> N
         assert {alert["annotations"]["runbook_url"] for alert in alerts} == wanted
 
 
+def test_the_page_shows_what_prometheus_said_of_every_rule() -> None:
+    """`python -m tests.monitoring` writes it."""
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| ([\w:]+) \| (?:\d+ series|inactive|pending|firing) \|$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(rule.get("alert") or rule["record"] for rule in RULES)
+
+
 def test_a_cluster_has_the_same_rules(program: Path, tmp_path: Path) -> None:
     (rule,) = of_kind(with_components(program, tmp_path, "monitoring"), "PrometheusRule")
     assert rule["spec"]["groups"] == GROUPS

@@ -35,8 +35,7 @@ class Decoder:
         """Stream an answer."""
         if not authenticate(grpc_context):
             return
-        self._metrics.arrived(grpc_context)
-        with served(grpc_context, "autoglm.v1.DecoderService/Generate"):
+        with served(grpc_context, "autoglm.v1.DecoderService/Generate"), self._metrics.call(grpc_context):
             async for message in self._servicer.generate(request, grpc_context):
                 yield message
 
@@ -46,8 +45,7 @@ class Decoder:
         """Make one vector of each part."""
         if not authenticate(grpc_context):
             return decoder_pb2.DecoderServiceEmbedResponse()
-        self._metrics.arrived(grpc_context)
-        with served(grpc_context, "autoglm.v1.DecoderService/Embed"):
+        with served(grpc_context, "autoglm.v1.DecoderService/Embed"), self._metrics.call(grpc_context):
             return await self._servicer.embed(request, grpc_context)
 
     async def Describe(
