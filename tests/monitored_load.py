@@ -28,7 +28,7 @@ KEY = "sk-monitored"
 
 
 def key_file(folder: Path) -> str:
-    """Write the key file of the second gateway, whose key is KEY, and return its path."""
+    """Write a key file with KEY, and return its path."""
     path = folder / "keys.yaml"
     path.write_text(yaml.safe_dump({"tenants": [{"name": "monitored", "keys": [digest_of(KEY)]}]}))
     return str(path)
@@ -98,7 +98,7 @@ def send_everything(mesh: Mesh, second: str, media: MediaServer, number: int) ->
 
 
 def _client(address: str) -> httpx.Client:
-    headers = {"authorization": f"Bearer {KEY}"}  # which the first gateway, having no keys, does not look at
+    headers = {"authorization": f"Bearer {KEY}"}
     return httpx.Client(base_url=address, headers=headers, timeout=NET_SECONDS, trust_env=False)
 
 
@@ -134,7 +134,8 @@ def _send_over_grpc(mesh: Mesh) -> None:
     chat = chat_pb2.ChatRequest(messages=[message])
     with grpc.insecure_channel(mesh.grpc_address) as channel:
         stub = ChatServiceStub(channel)
-        stub.Complete(chat_pb2.CompleteRequest(chat=chat), timeout=NET_SECONDS)
-        stream = stub.StreamComplete(chat_pb2.StreamCompleteRequest(chat=chat), timeout=NET_SECONDS)
+        options: dict[str, Any] = {"metadata": (("authorization", f"Bearer {KEY}"),), "timeout": NET_SECONDS}
+        stub.Complete(chat_pb2.CompleteRequest(chat=chat), **options)
+        stream = stub.StreamComplete(chat_pb2.StreamCompleteRequest(chat=chat), **options)
         next(stream)
         stream.cancel()

@@ -121,12 +121,12 @@ def _collect(node: Any, found: set[str]) -> None:
 
 @contextmanager
 def monitored_mesh(folder: Path) -> Iterator[tuple[Mesh, str, MediaServer, Prometheus]]:
-    """A mesh, the address of a second gateway, with a key file, a server with media, and a Prometheus that scrapes both
-    gateways."""
+    """A mesh, the address of a second gateway, a server with media, and a Prometheus that scrapes both gateways."""
+    keys = key_file(folder)
     with (
         running_media_server(folder) as media,
-        running_mesh(folder / "serve.log", **media.environment) as mesh,
-        running_gateway(mesh, redis_url=mesh.redis_url, api_keys_file=key_file(folder)) as second,
+        running_mesh(folder / "serve.log", AUTOGLM_API_KEYS_FILE=keys, **media.environment) as mesh,
+        running_gateway(mesh, redis_url=mesh.redis_url, api_keys_file=keys) as second,
     ):
         agent = next(line for line in mesh.lines() if "Service metrics at " in line).split(" at ")[1]
         gateways = [urlsplit(url).netloc for url in (mesh.http_url, second)]
