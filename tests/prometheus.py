@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RULES, RULES_TEST = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/prometheus/rules-test.yaml"
 PAGE = ROOT / "docs/metrics.md"
 NOT_INSTALLED = (
-    "{} is not on PATH. Debian's package prometheus has it (from Debian 14 on, promtool is a package of its own)."
+    "{} is not on PATH. Debian's package prometheus has it (in sid, promtool is a package of its own)."
     " Without installing it: apt-get download prometheus && dpkg -x prometheus_*.deb FOLDER, and put FOLDER/usr/bin"
     " on PATH"
 )
