@@ -50,6 +50,7 @@ def _with(matchers: str) -> str:
 _OURS = 'method!="other"'
 _FAILED = f'{_OURS},code=~"5..|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED"'
 _LAST_TOKEN = value("ray_autoglm_last_token_timestamp_seconds", "max", "replica")
+_CALLS = 'method!~".+/(Describe|Healthz|ListApplications)"'  # which are health polls
 _ENCODERS = 'application=~"vision|speech"'
 
 DASHBOARDS: Mapping[str, tuple[str, Rows]] = {
@@ -126,12 +127,14 @@ DASHBOARDS: Mapping[str, tuple[str, Rows]] = {
                     "reqps",
                     [
                         (
-                            rate(
+                            rate("ray_autoglm_failed_calls_total", "application, code", _ENCODERS)
+                            + " or "
+                            + rate(
                                 "ray_serve_num_grpc_requests_total",
                                 "application, status_code",
-                                f'{_ENCODERS},status_code!="OK"',
+                                f'{_ENCODERS},{_CALLS},status_code!="OK"',
                             ),
-                            "{{application}} {{status_code}}",
+                            "{{application}} {{code}}{{status_code}}",
                         )
                     ],
                 ),
@@ -272,12 +275,12 @@ DASHBOARDS: Mapping[str, tuple[str, Rows]] = {
                     "reqps",
                     [
                         (
-                            rate("ray_serve_num_grpc_requests_total", "application, status_code"),
+                            rate("ray_serve_num_grpc_requests_total", "application, status_code", _CALLS),
                             "{{application}} {{status_code}}",
                         )
                     ],
                 ),
-                ("Duration", "ms", quantiles("ray_serve_grpc_request_latency_ms", "application")),
+                ("Duration", "ms", quantiles("ray_serve_grpc_request_latency_ms", "application", _CALLS)),
             ],
         },
     ),

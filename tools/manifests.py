@@ -1,7 +1,7 @@
 """Writes what deploy/k8s takes from the code: python tools/manifests.py, or with --check, which only compares.
 
 From deploy/serve.yaml: serveConfigV2 of the base and of each overlay, with what its `serve-changes.yaml` changes.
-From deploy/prometheus/rules.yaml: the PrometheusRule.
+From deploy/prometheus/rules.yaml: the PrometheusRule. From deploy/grafana: the ConfigMap with the dashboards.
 From AUTOGLM_MAX_TIMEOUT in base/settings.env: the variables of Ray, and how long what ends waits for running answers.
 """
 
@@ -43,6 +43,25 @@ def files() -> Iterator[tuple[Path, str]]:
     rules = {"spec": yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())}
     rule = patch("monitoring.coreos.com/v1", "PrometheusRule", "autoglm", rules)
     yield MONITORING / "generated/rules.yaml", NOTE + yaml.safe_dump(rule, sort_keys=False, width=120)
+    yield MONITORING / "generated/dashboards.yaml", NOTE + dashboards()
+
+
+class _Blocks(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, "|" if "\n" in data else None)
+
+
+_Blocks.add_representer(str, _Blocks.represent_str)
+
+
+def dashboards() -> str:
+    """Return the ConfigMap that the sidecar of Grafana's Helm chart finds by its label."""
+    texts = {f"autoglm-{path.name}": path.read_text() for path in sorted((ROOT / "deploy/grafana").glob("*.json"))}
+    made = patch("v1", "ConfigMap", "autoglm-dashboards", {"data": texts})
+    made["metadata"]["labels"] = {"grafana_dashboard": "1"}
+    return yaml.dump(made, Dumper=_Blocks, sort_keys=False, width=120)
 
 
 def variables(named: Mapping[str, str]) -> str:

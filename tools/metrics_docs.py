@@ -86,6 +86,7 @@ def gateway() -> Iterator[Described]:
     """Yield the gateway's metrics."""
     metrics = GatewayMetrics()
     metrics.registry.register(MeshCollector(cast(Any, NamesOnly())))
+    metrics.uses_redis(lambda: False)
     for setting in ("api_keys_file", "ssl"):
         metrics.reloaded(setting, True)
     for family in metrics.registry.collect():

@@ -1,7 +1,8 @@
 """Traces and logs of a real mesh: a receiver of OTLP gets one trace per request with every stage, from both doors."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from autoglm.v1.chat_pb2 import ChatMessage, ChatRequest, CompleteRequest, ContentPart, Media
 from autoglm.v1.chat_pb2_grpc import ChatServiceStub
+from autoglm.v1.decoder_pb2 import DecoderServiceDescribeRequest
+from autoglm.v1.decoder_pb2_grpc import DecoderServiceStub
 from autoglm.v1.generation_pb2 import ROLE_USER
 
 from ..asking import MODEL, Asker
@@ -124,22 +127,36 @@ def test_lines_of_the_log_carry_the_ids_of_their_request(mesh: Mesh, ask: Asker,
     trace = "e" * 32
     send("http", mesh, ask, trace, 43)
     ids = {"request_id": f"id-{trace}", "trace_id": trace}
-    # The lines are written after the answer was sent.
-    assert the_line(lambda: map(json.loads, mesh.lines()), ids)["name"] == "autoglm.gateway.access"
+
+    def of_gateway() -> list[str]:
+        lines = [json.loads(line) for line in mesh.lines()]
+        return [each["name"] for each in lines if ids.items() <= each.items()]
+
+    eventually(of_gateway, "the gateway's line is written")
+    assert of_gateway() == ["autoglm.gateway.access"]
     for application in ("vision", "speech", "decoder"):
-        the_line(lambda replica=application: replica_lines(mesh, replica), ids)
+        eventually(partial(traces_of, mesh, application, ids["request_id"]), f"the line of {application} is written")
+        assert traces_of(mesh, application, ids["request_id"]) == [trace]
 
 
-def the_line(lines: Callable[[], Iterable[dict[str, Any]]], ids: Mapping[str, str]) -> dict[str, Any]:
-    """Return the only line of a log with the id of a request, once it is there; it has the id of the trace too."""
+def test_a_replicas_log_has_no_lines_about_polls(mesh: Mesh, ask: Asker) -> None:
+    """The gateway polls each service every two seconds; this poll is told from those by its id."""
+    with grpc.insecure_channel(mesh.serve_address) as channel:
+        for number in range(3):
+            metadata = (*mesh.to("decoder"), ("request_id", f"poll-{number}"))
+            DecoderServiceStub(channel).Describe(
+                DecoderServiceDescribeRequest(), metadata=metadata, timeout=NET_SECONDS
+            )
+    trace = "f" * 32
+    send("http", mesh, ask, trace, 44)
+    eventually(lambda: traces_of(mesh, "decoder", f"id-{trace}"), "the line of what came after them is written")
+    assert [traces_of(mesh, "decoder", f"poll-{number}") for number in range(3)] == [[], [], []]
 
-    def found() -> list[dict[str, Any]]:
-        return [each for each in lines() if each.get("request_id") == ids["request_id"]]
 
-    eventually(found, f"a line of {ids['request_id']}")
-    (line,) = found()
-    assert ids.items() <= line.items()
-    return line
+def traces_of(mesh: Mesh, application: str, request_id: str) -> list[str]:
+    """Return the trace in each line that an application's replica has logged for a request."""
+    lines = replica_lines(mesh, application)
+    return [each.get("trace_id", "") for each in lines if each.get("request_id") == request_id]
 
 
 def replica_lines(mesh: Mesh, application: str) -> Iterator[dict[str, Any]]:

@@ -130,6 +130,26 @@ def gateway(
 
 
 @app.command()
+def tracing(
+    quick: Annotated[bool, typer.Option(help="Fewer rounds and requests: under a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure what traces cost the gateway: CPU time per answer with and without them."""
+    with needing("serve", "bench"):
+        from autoglm.bench.gateway.generator import Incomplete
+        from autoglm.bench.tracing import bench
+        from autoglm.bench.tracing import report as tracing_report
+        from autoglm.cli.processes import StartError
+    config = bench.TracingBenchConfig.of(quick)
+    with _ending_on(Incomplete, StartError), telling() as tell:
+        measured = bench.run(config, tell)
+    found = conditions() | {"benchmark": "autoglm bench tracing"} | config.as_json()
+    tables = tracing_report.as_json(found, measured), tracing_report.as_markdown(found, measured)
+    _hand_over(out, "tracing-quick" if quick else "tracing", found, *tables, as_json)
+
+
+@app.command()
 def cache(
     quick: Annotated[bool, typer.Option(help="Fewer rounds, pictures and requests: under a minute.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),

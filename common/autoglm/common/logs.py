@@ -6,6 +6,7 @@ The keys of the JSON are those of Ray's, so that the lines of the gateway and of
 import json
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Literal
 
 from autoglm.common import tracing
@@ -25,6 +26,23 @@ class RequestFilter(logging.Filter):
             if ids.trace_id is not None:
                 record.__dict__.setdefault("trace_id", ids.trace_id)
         return True
+
+
+_is_poll: ContextVar[bool] = ContextVar("autoglm_is_poll", default=False)
+
+
+def omit_access_line() -> None:
+    """Leave the running call out of Serve's access log: each gateway polls every service every two seconds. Serve runs
+    each call in a task of its own, so nothing else is left out."""
+    _is_poll.set(True)
+
+
+class PollFilter(logging.Filter):
+    """Drops the lines of Serve's access log about calls of `omit_access_line`; all other records pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is to be written."""
+        return not (_is_poll.get() and getattr(record, "serve_access_log", False))
 
 
 class TextFormatter(logging.Formatter):

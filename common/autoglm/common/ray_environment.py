@@ -21,6 +21,9 @@ _FIXED = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # How old a replica's figures are at most when they are scraped; the default is 10 s.
     "RAY_metrics_report_interval_ms": "2000",
+    # How often the controller says again which replicas are healthy; its default is 10 s. Agents forget what is
+    # not said again for two of the intervals above, and then no replica would seem healthy.
+    "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "1",
     # A replica that hangs does not end by being asked to.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # Three checks in a row have to fail. What has died fails them at once; what is busy has 30 s to answer each.

@@ -13,7 +13,7 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from autoglm.common.logs import RequestFilter
+from autoglm.common.logs import PollFilter, RequestFilter
 
 logger = logging.getLogger("ray.serve")
 
@@ -167,10 +167,11 @@ class _TextWithTrace(logging.Formatter):
 
 
 def log_through_serve() -> None:
-    """Write the lines of the mesh's loggers to Serve's log, with their levels, and put the ids of requests and traces
-    into all of its lines."""
+    """Write the lines of the mesh's loggers to Serve's log, with their levels, put the ids of requests and traces into
+    all of its lines, and leave out those about health polls."""
     serve = logging.getLogger("ray.serve")
     logging.getLogger("autoglm").parent = serve
+    serve.addFilter(PollFilter())  # before its handlers, whose own filters take away what tells access lines apart
     for handler in serve.handlers:
         handler.addFilter(RequestFilter())
         target = getattr(handler, "target", handler)  # of one that collects lines
@@ -206,9 +207,9 @@ def with_options(application: Any, deployments: Sequence[Mapping[str, Any]]) -> 
     return type(application)(bound)
 
 
-def start_at_zero(counter: Any) -> None:
-    """Have a counter of Ray's, without labels of its own, exist before the first event; its `inc` takes no 0."""
-    counter._record(0.0)
+def start_at_zero(counter: Any, **labels: str) -> None:
+    """Have a counter of Ray's, with these labels of its own, exist before the first event; its `inc` takes no 0."""
+    counter._record(0.0, labels)
 
 
 def _start_nothing(node: Any, **_options: object) -> None:

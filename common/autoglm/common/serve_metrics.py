@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
+import grpc
 from ray.serve import metrics
 
 from autoglm.common.error_log import ErrorLog
@@ -41,6 +42,12 @@ class ReplicaMetrics(ABC):
             "Calls that arrive after Serve or another replica refused them and gRPC tried again.",
         )
         start_at_zero(self._retried)
+        self._failed = metrics.Counter(
+            "autoglm_failed_calls",
+            "Calls that ended with an error of this service, by its gRPC code. Serve's own counters have them as OK.",
+            ("code",),
+        )
+        start_at_zero(self._failed, code=grpc.StatusCode.INTERNAL.name)
         self._errors = ErrorLog(logger)
 
     def start(self, *, bundle: str, revision: str, device: str, engine: str) -> None:
@@ -50,10 +57,17 @@ class ReplicaMetrics(ABC):
         self._build_labels = {"version": version("autoglm-mesh"), **described}
         self._publishing = asyncio.get_running_loop().create_task(self._run())
 
-    def arrived(self, caller: Caller) -> None:
-        """Count a call, if it was tried before."""
+    @contextmanager
+    def call(self, caller: Caller) -> Iterator[None]:
+        """Count a call that was tried before, and one on which the block sets an error."""
         if any(name == RETRIED for name, _ in caller.invocation_metadata() or ()):
             self._retried.inc()
+        try:
+            yield
+        finally:
+            code = caller.code()  # 0 unless one was set
+            if isinstance(code, grpc.StatusCode) and code is not grpc.StatusCode.OK:
+                self._failed.inc(tags={"code": code.name})
 
     @abstractmethod
     def _set_gauges(self) -> None:
@@ -90,10 +104,10 @@ class EncoderMetrics(ReplicaMetrics):
     @contextmanager
     def request(self, caller: Caller) -> Iterator[None]:
         """Count a request as in progress while the block runs."""
-        self.arrived(caller)
         self._num_in_progress += 1
         try:
-            yield
+            with self.call(caller):
+                yield
         finally:
             self._num_in_progress -= 1
 

@@ -9,17 +9,20 @@ import hmac
 import logging
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from grpc_status import rpc_status
 
 from autoglm.common.errors import ELLIPSIS, AuthenticationFailed, DeadlineExceeded, InternalError, MeshError, to_status
+from autoglm.common.logs import omit_access_line
 from autoglm.common.tracing import current_span, enter, request_span
 
 logger = logging.getLogger("autoglm")
+
+Description = TypeVar("Description")
 
 TRACEBACK_CHARACTERS = 10_000
 
@@ -33,9 +36,10 @@ class Context(Protocol):
 
 
 class Caller(Context, Protocol):
-    """The same with the metadata that the caller sent, as pairs of name and value."""
+    """The same with the metadata that the caller sent, as pairs of name and value, and the code that was set."""
 
     def invocation_metadata(self) -> Any: ...
+    def code(self) -> Any: ...
 
 
 def authenticate(context: Caller) -> bool:
@@ -57,6 +61,16 @@ def served(context: Caller, method: str) -> Iterator[None]:
     with request_span(method, headers, attributes) as span:
         enter(str(headers.get("x-request-id", "-")), span)
         yield
+
+
+def described(context: Caller, describe: Callable[[], Description], refused: Description) -> Description:
+    """Return the response to a Describe: `refused`, with the error set, to a caller without the token. What others get
+    has no line in the access log, as it is how gateways poll."""
+    if not authenticate(context):
+        return refused
+    description = describe()
+    omit_access_line()
+    return description
 
 
 def fail(context: Context, error: BaseException) -> None:

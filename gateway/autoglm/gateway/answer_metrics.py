@@ -19,10 +19,7 @@ class AnswerMetrics:
         """Begin before the first step; `media` and `stream` become labels."""
         labels = ("true" if stream else "false", media_label({part.modality for part in media}))
         self._metrics, self._context = metrics, context
-        self._first_token, self._next_token, self._per_token, self._whole = (
-            histogram.labels(*labels)
-            for histogram in (metrics.first_token, metrics.next_token, metrics.per_token, metrics.whole)
-        )
+        self._first_token, self._whole = metrics.first_token.labels(*labels), metrics.whole.labels(*labels)
         self._latest: dict[int, float] = {}  # when each choice had its last step
 
     def step(self, index: int) -> None:
@@ -31,7 +28,7 @@ class AnswerMetrics:
         if not self._latest:
             self._first_token.observe(now - self._context.started, exemplar_of(self._context))
         elif index in self._latest:
-            self._next_token.observe(now - self._latest[index])
+            self._metrics.next_token.observe(now - self._latest[index])
         self._latest[index] = now
 
     def finished(self, reason: FinishReason.ValueType) -> None:
@@ -51,7 +48,7 @@ class AnswerMetrics:
             self._metrics.stages[stage].observe(taken)
         later = usage.completion_tokens / len(self._latest) - 1  # tokens of a choice after its first
         if later > 0:
-            self._per_token.observe(decode / later)
+            self._metrics.per_token.observe(decode / later)
 
     def _count_tokens(self, usage: Usage) -> None:
         self._metrics.prompt_tokens.observe(usage.prompt_tokens)

@@ -45,7 +45,7 @@ class RedisStore:
         self._breaker = CircuitBreaker(FAILURES_TO_OPEN, settings.redis_backoff)
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._metrics = metrics
-        metrics.redis_breaker_open.set_function(lambda: not self._breaker.closed)
+        metrics.uses_redis(lambda: not self._breaker.closed)
         self._up: bool | None = None
         self._last_seen: dict[str, float] = {}
         self.client = parse(settings.redis_url.get_secret_value()).client(self._timeout, MAX_CONNECTIONS)

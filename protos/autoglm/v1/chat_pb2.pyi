@@ -31,7 +31,9 @@ class Media(_message.Message):
     data: _builtins.bytes
     """The file's bytes, in one of the formats that the part names."""
     url: _builtins.str
-    """A data: URL, or an https: URL of a host in the server's allowed_media_domains."""
+    """A data: URL, an https: URL of a host in the server's allowed_media_domains, or `sha256:` and 64 hexadecimal
+    digits, which mean what the field `sha256` means. Then the path in an error is that of this field.
+    """
     sha256: _builtins.bytes
     """The SHA-256 of the file's bytes (32 bytes), in place of a file that was sent before with the same API key:
     its embedding is taken from the cache. If the cache has no such embedding, the call fails with NOT_FOUND, the

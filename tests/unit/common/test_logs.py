@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+from contextvars import copy_context
 
 import pytest
 
@@ -80,6 +81,7 @@ def test_the_lines_of_a_replica_are_in_serves_log_with_their_ids(
     monkeypatch.setattr(handler, "emit", lambda record: lines.append(handler.format(record)))
     handler.setFormatter(JSONFormatter() if encoding == "JSON" else ServeFormatter("decoder", "abc"))
     monkeypatch.setattr(serve, "handlers", [handler])
+    monkeypatch.setattr(serve, "filters", [])
     monkeypatch.setattr(serve, "propagate", False)
     monkeypatch.setattr(serve, "level", logging.INFO)
     monkeypatch.setattr(ours, "parent", ours.parent)
@@ -93,6 +95,30 @@ def test_the_lines_of_a_replica_are_in_serves_log_with_their_ids(
     else:
         found = json.loads(line)
         assert (found["request_id"], found["trace_id"], found["levelname"]) == ("r1", TRACE, "WARNING")
+
+
+def test_a_poll_has_no_line_in_serves_access_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.logging_utils import ServeLogAttributeRemovalFilter
+
+    serve, ours, written = logging.getLogger("ray.serve"), logging.getLogger("autoglm"), list[str]()
+    handler = logging.StreamHandler()
+    handler.addFilter(ServeLogAttributeRemovalFilter())  # as Serve's has it
+    monkeypatch.setattr(handler, "emit", lambda record: written.append(record.getMessage()))
+    monkeypatch.setattr(serve, "filters", [])
+    monkeypatch.setattr(serve, "handlers", [handler])
+    monkeypatch.setattr(serve, "level", logging.INFO)
+    monkeypatch.setattr(ours, "parent", ours.parent)
+    ray_internals.log_through_serve()
+
+    def call(name: str, is_poll: bool) -> None:
+        if is_poll:
+            logs.omit_access_line()
+        logging.getLogger("autoglm.decoder").warning("%s is slow", name)
+        serve.info("CALL %s OK", name, extra={"serve_access_log": True})
+
+    for name, is_poll in (("one", False), ("poll", True), ("two", False)):
+        copy_context().run(call, name, is_poll)
+    assert written == ["one is slow", "CALL one OK", "poll is slow", "two is slow", "CALL two OK"]
 
 
 def test_a_record_that_has_its_id_keeps_it() -> None:

@@ -8,11 +8,14 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any, cast
 
+import grpc
 import pytest
 from ray.util.metrics import Metric
 from torch import Tensor
 
 from autoglm.common import serve_metrics
+from autoglm.common.errors import InvalidRequest
+from autoglm.common.server import fail
 from autoglm.decoder.engine.engine import EmbeddedEngine
 from autoglm.decoder.engine.protocol import Engine, Stats, StepRecord
 from autoglm.decoder.engine.request import Request, RequestOutput
@@ -94,6 +97,7 @@ def test_metrics_have_vllms_names(recorded: Recorded) -> None:
         "autoglm_prefix_cache_hits",
         "autoglm_num_preemptions",
         "autoglm_retried_calls",
+        "autoglm_failed_calls",
     }
     recorded.clear()
     metrics.publish()
@@ -137,10 +141,22 @@ async def test_metrics_are_published_without_a_health_check(
 
 
 class FakeCall:
-    """A call with metadata."""
+    """A call with metadata, on which a code is set as on gRPC's own."""
 
     def __init__(self, **metadata: str) -> None:
-        self._metadata = metadata
+        self._metadata, self._code = metadata, cast(grpc.StatusCode, 0)
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def set_details(self, details: str) -> None:
+        pass
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, str | bytes]]) -> None:
+        pass
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return [(name.replace("_", "-"), value) for name, value in self._metadata.items()]
@@ -149,9 +165,23 @@ class FakeCall:
 def test_calls_that_were_tried_before_are_counted(recorded: Recorded) -> None:
     metrics = DecoderMetrics(cast(Engine, FakeEngine(Stats())))
     recorded.clear()
-    metrics.arrived(cast(Any, FakeCall(application="decoder")))
-    metrics.arrived(cast(Any, FakeCall(application="decoder", grpc_previous_rpc_attempts="2")))
+    for call in (FakeCall(application="decoder"), FakeCall(application="decoder", grpc_previous_rpc_attempts="2")):
+        with metrics.call(call):
+            pass
     assert [(name, value) for name, value, _ in recorded] == [("autoglm_retried_calls", 1.0)]
+
+
+def test_calls_that_fail_are_counted_by_their_code(recorded: Recorded) -> None:
+    """Serve counts them as OK: their errors are set, not raised."""
+    metrics = DecoderMetrics(cast(Engine, FakeEngine(Stats())))
+    recorded.clear()
+    for error in (None, InvalidRequest("no"), KeyError("unexpected")):
+        call = FakeCall()
+        with metrics.call(call):
+            if error is not None:
+                fail(call, error)
+    failed = ("autoglm_failed_calls", 1.0)
+    assert recorded == [(*failed, {"code": "INVALID_ARGUMENT"}), (*failed, {"code": "INTERNAL"})]
 
 
 def checked(*stats: Stats) -> list[bool]:

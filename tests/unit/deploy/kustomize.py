@@ -54,13 +54,14 @@ def build(program: Path, folder: Path) -> list[Manifest]:
     return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
 
 
-def with_components(program: Path, folder: Path, *names: str) -> list[Manifest]:
-    """Return the objects of the base with components."""
+def with_components(program: Path, folder: Path, *names: str, **fields: Any) -> list[Manifest]:
+    """Return the objects of the base with components; `fields` are others of the kustomization."""
     away = Path(os.path.relpath(K8S, folder.resolve()))
     kustomization = {
         "namespace": "autoglm",
         "resources": [str(away / "base")],
         "components": [str(away / "components" / name) for name in names],
+        **fields,
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return build(program, folder)

@@ -2,6 +2,7 @@
 tested. promtool, which no package index has, runs the tests in rules-test.yaml; see docs/operate.md."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import promql_parser
@@ -56,6 +57,30 @@ def test_an_alert_is_explained_and_tested(alert: Manifest) -> None:
 
 def test_the_guide_explains_no_alert_that_does_not_exist() -> None:
     assert set(re.findall(r"^### (Autoglm\w+)$", GUIDE, re.MULTILINE)) == {alert["alert"] for alert in ALERTS}
+
+
+def test_the_address_of_the_guide_can_be_set(program: Path, tmp_path: Path) -> None:
+    """As docs/monitoring.md says, for Prometheus and for a PrometheusRule."""
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    (edit,), (patch,) = (
+        re.findall(r"^sed '(.*)' deploy", page, re.MULTILINE),
+        re.findall(r"```yaml\n(.*?)```", page, re.S),
+    )
+    edited = subprocess.run(["sed", edit, FOLDER / "rules.yaml"], capture_output=True, text=True, check=True).stdout
+    build = with_components(program, tmp_path, "monitoring", **yaml.safe_load(patch))
+    (rule,) = of_kind(build, "PrometheusRule")
+    assert "autoglm-runbook" not in str(build)
+    wanted = {f"https://docs.example.com/autoglm/{alert['annotations']['runbook_url']}" for alert in ALERTS}
+    for groups in (yaml.safe_load(edited)["groups"], rule["spec"]["groups"]):
+        alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+        assert {alert["annotations"]["runbook_url"] for alert in alerts} == wanted
+
+
+def test_the_page_shows_what_prometheus_said_of_every_rule() -> None:
+    """`python -m tests.monitoring` writes it."""
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| ([\w:]+) \| (?:\d+ series|inactive|pending|firing) \|$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(rule.get("alert") or rule["record"] for rule in RULES)
 
 
 def test_a_cluster_has_the_same_rules(program: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from .test_gateway_cache import outcomes, stored
 PICTURE = png(300, 200, "navy")
 WHOLE = ContentPart(image=Media(data=PICTURE))
 HASH = ContentPart(image=Media(sha256=hashlib.sha256(PICTURE).digest()))
+DIGEST = hashlib.sha256(PICTURE).hexdigest()
 FIELD = "chat.messages[0].parts[0].image.sha256"
 
 
@@ -81,6 +82,18 @@ async def test_a_hash_stands_for_what_came_before(
     whole, named = (record.getMessage().partition("in=")[2] for record in caplog.records)
     assert whole == f"{question(WHOLE).ByteSize()} media=image:{digest}:{len(PICTURE)}"
     assert named == f"{question(HASH).ByteSize()} media=image:{digest}:0"
+
+
+async def test_over_grpc_a_url_names_what_came_before(client: Client, mesh: FakeMesh) -> None:
+    named = ContentPart(image=Media(url=f"sha256:{DIGEST}"))
+    field = FIELD.replace("sha256", "url")
+    assert await refused(ask(client, named)) == (grpc.StatusCode.NOT_FOUND, "MEDIA_UNKNOWN", field)
+    assert mesh.calls == 0
+    first, again = await ask(client, WHOLE), await ask(client, named)
+    assert [outcome(first), outcome(again)] == [CACHE_OUTCOME_MISS, CACHE_OUTCOME_LOCAL]
+    assert again.choices == first.choices
+    short = ContentPart(image=Media(url=f"sha256:{DIGEST[1:]}"))
+    assert await refused(ask(client, short)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST_ERROR", field)
 
 
 async def test_a_hash_is_looked_up_in_redis_too(serve: Serve, mesh: FakeMesh, valkey: str) -> None:
@@ -210,7 +223,6 @@ async def test_what_is_given_back_is_told(serve: Serve, tmp_path: Path) -> None:
     assert told == ["2", "1"]
 
 
-DIGEST = hashlib.sha256(PICTURE).hexdigest()
 NAMED = {"type": "image_url", "image_url": {"url": f"sha256:{DIGEST}"}}
 
 

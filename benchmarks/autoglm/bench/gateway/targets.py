@@ -90,19 +90,13 @@ def running_targets(peers: Mapping[str, Path]) -> Iterator[dict[str, Target]]:
 
     Raises StartError when one does not start.
     """
-    command = [sys.executable, "-m", "autoglm.bench.gateway.stub"]
     with ExitStack() as stack:
-        stub = stack.enter_context(_child("the stub", command, {}, subprocess.PIPE))
-        assert stub.stdout is not None
-        line = stub.stdout.readline()
-        if not line:
-            raise StartError("the stub does not start")
-        ports = json.loads(line)
-        process, key = psutil.Process(stub.pid), f"sk-{secrets.token_hex(32)}"
+        ports, process = stack.enter_context(running_stub())
+        key = new_key()
         targets = {
             OVER_GRPC: Target(partial(OverGrpc, ports["grpc"]), process),
             OVER_HTTP: Target(partial(OverHttp, ports["http"], key), process),
-            GATEWAY: stack.enter_context(_gateway(ports["grpc"], key)),
+            GATEWAY: stack.enter_context(running_gateway(ports["grpc"])),
         }
         if LITELLM in peers:
             targets[LITELLM] = stack.enter_context(_litellm(peers[LITELLM], ports["http"], key))
@@ -112,9 +106,30 @@ def running_targets(peers: Mapping[str, Path]) -> Iterator[dict[str, Target]]:
 
 
 @contextmanager
-def _gateway(stub_port: int, key: str) -> Iterator[Target]:
-    """Our gateway with its own defaults, but for the places: 512 streams are asked at once."""
+def running_stub() -> Iterator[tuple[Mapping[str, int], psutil.Process]]:
+    """Run the stub inside the block, and give its ports, `grpc` and `http`, and its process; raises StartError."""
+    command = [sys.executable, "-m", "autoglm.bench.gateway.stub"]
+    with _child("the stub", command, {}, subprocess.PIPE) as stub:
+        assert stub.stdout is not None
+        line = stub.stdout.readline()
+        if not line:
+            raise StartError("the stub does not start")
+        yield json.loads(line), psutil.Process(stub.pid)
+
+
+def new_key() -> str:
+    """Return an API key."""
+    return f"sk-{secrets.token_hex(32)}"
+
+
+@contextmanager
+def running_gateway(stub_port: int, variables: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """Run our gateway inside the block, with its own defaults, but for the places: 512 streams are asked at once.
+
+    `variables` are more of its environment. Raises StartError.
+    """
     http_port, grpc_port = free_ports(2)
+    key = new_key()
     environment = {
         "AUTOGLM_HOST": LOOPBACK,
         "AUTOGLM_HTTP_PORT": str(http_port),
@@ -122,6 +137,7 @@ def _gateway(stub_port: int, key: str) -> Iterator[Target]:
         "AUTOGLM_SERVE_ADDRESS": f"{LOOPBACK}:{stub_port}",
         "AUTOGLM_API_KEYS": key,
         "AUTOGLM_MAX_CONCURRENT_REQUESTS": "1024",
+        **(variables or {}),
     }
     with _child("the gateway", [sys.executable, "-m", "autoglm.gateway.app"], environment) as child:
         _wait("the gateway", child, http_port, key)

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from autoglm.common.serve_app import application, load_servicer, watch_replica
-from autoglm.common.server import Caller, authenticate, served
+from autoglm.common.server import Caller, authenticate, described, served
 from autoglm.decoder.metrics import DecoderMetrics
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.v1 import decoder_pb2
@@ -35,8 +35,7 @@ class Decoder:
         """Stream an answer."""
         if not authenticate(grpc_context):
             return
-        self._metrics.arrived(grpc_context)
-        with served(grpc_context, "autoglm.v1.DecoderService/Generate"):
+        with served(grpc_context, "autoglm.v1.DecoderService/Generate"), self._metrics.call(grpc_context):
             async for message in self._servicer.generate(request, grpc_context):
                 yield message
 
@@ -46,15 +45,14 @@ class Decoder:
         """Make one vector of each part."""
         if not authenticate(grpc_context):
             return decoder_pb2.DecoderServiceEmbedResponse()
-        self._metrics.arrived(grpc_context)
-        with served(grpc_context, "autoglm.v1.DecoderService/Embed"):
+        with served(grpc_context, "autoglm.v1.DecoderService/Embed"), self._metrics.call(grpc_context):
             return await self._servicer.embed(request, grpc_context)
 
     async def Describe(
         self, request: decoder_pb2.DecoderServiceDescribeRequest, grpc_context: Caller
     ) -> decoder_pb2.DecoderServiceDescribeResponse:
         """Describe the decoder and how busy it is."""
-        return self._servicer.describe() if authenticate(grpc_context) else decoder_pb2.DecoderServiceDescribeResponse()
+        return described(grpc_context, self._servicer.describe, decoder_pb2.DecoderServiceDescribeResponse())
 
     async def check_health(self) -> None:
         """Raise RuntimeError when the engine has stopped or hangs, so that Serve restarts the replica."""

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from autoglm.common.serve_app import EncoderReplica, application, load_servicer
-from autoglm.common.server import Caller, authenticate, served
+from autoglm.common.server import Caller, authenticate, described, served
 from autoglm.speech.settings import SpeechSettings
 from autoglm.v1 import speech_pb2
 
@@ -47,7 +47,7 @@ class Speech(EncoderReplica):
         self, request: speech_pb2.SpeechServiceDescribeRequest, grpc_context: Caller
     ) -> speech_pb2.SpeechServiceDescribeResponse:
         """Return revision, width and limits."""
-        return self._servicer.describe() if authenticate(grpc_context) else speech_pb2.SpeechServiceDescribeResponse()
+        return described(grpc_context, self._servicer.describe, speech_pb2.SpeechServiceDescribeResponse())
 
 
 def build(settings: SpeechSettings) -> serve.Application:

@@ -6,7 +6,7 @@ from typing import Any
 from ray import serve
 
 from autoglm.common.serve_app import EncoderReplica, application, load_servicer
-from autoglm.common.server import Caller, authenticate, served
+from autoglm.common.server import Caller, authenticate, described, served
 from autoglm.v1 import vision_pb2
 from autoglm.vision.settings import VisionSettings
 
@@ -37,7 +37,7 @@ class Vision(EncoderReplica):
         self, request: vision_pb2.VisionServiceDescribeRequest, grpc_context: Caller
     ) -> vision_pb2.VisionServiceDescribeResponse:
         """Return revision, width and limits."""
-        return self._servicer.describe() if authenticate(grpc_context) else vision_pb2.VisionServiceDescribeResponse()
+        return described(grpc_context, self._servicer.describe, vision_pb2.VisionServiceDescribeResponse())
 
 
 def build(settings: VisionSettings) -> serve.Application:
