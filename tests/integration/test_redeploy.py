@@ -56,6 +56,6 @@ def test_a_config_is_deployed_again_and_no_request_fails(mesh: Mesh, ask: Asker)
         asked = [stack.enter_context(asking(question))]
         # At the services' own door, where nobody asks again.
         asked += [stack.enter_context(asking(partial(describe, name))) for name in SERVICES]
-        redeploy(mesh, max_queued_requests=65)
+        redeploy(mesh, {name: {"args": {"max_queued_requests": 65}} for name in SERVICES})
         eventually(all_are_new, "every replica is a new one")
     assert [{*answers} for answers in asked] == [{"OK"}] * 4
