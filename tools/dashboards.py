@@ -256,9 +256,9 @@ DASHBOARDS: Mapping[str, tuple[str, Rows]] = {
                     [(value("ray_serve_deployment_replica_healthy", "sum", "application"), "{{application}}")],
                 ),
                 (
-                    "Wanted",
+                    "State: 6 healthy, 5 fewer, 4 more, 3 updating, 2 unhealthy, 1 failed",
                     "short",
-                    [(value("ray_serve_autoscaling_target_replicas", "max", "application"), "{{application}}")],
+                    [(value("ray_serve_deployment_status", "min", "application"), "{{application}}")],
                 ),
                 (
                     "Tried before",
