@@ -12,7 +12,6 @@ replica. Describe, which gateways ask for all the time, is answered here instead
 from functools import partial
 from typing import Any
 
-import grpc
 from grpc_status import rpc_status
 
 from autoglm.common.errors import RETRY_SECONDS, MeshError, ModalityUnavailable, UpstreamUnavailable, to_status
@@ -47,9 +46,7 @@ def _add(application: ApplicationName, servicer: Any, server: Any) -> None:
         service.register(servicer, server)
 
 
-async def _absent(
-    application: ApplicationName, request: Any, context: grpc.aio.ServicerContext[Any, Any], scaled_to_zero: bool
-) -> bytes | None:
+async def _absent(application: ApplicationName, request: Any, context: Any, scaled_to_zero: bool) -> bytes | None:
     """Refuse a call to an application without a replica; for an encoder that is scaled to zero, describe it or return
     None, which has Serve start a replica."""
     service = ENCODER_SERVICES.get(application)

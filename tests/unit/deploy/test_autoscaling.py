@@ -95,13 +95,14 @@ class Deployment:
     @property
     def per_replica(self) -> float:
         """The requests that each of its replicas should have."""
-        return self.scaling.get_target_ongoing_requests()
+        return float(self.scaling.get_target_ongoing_requests())
 
     @property
     def answered_within(self) -> float:
         """The seconds after which a lasting rise has led to a decision: the mean is that of the new load by then, and
         the delay has passed."""
-        return self.scaling.look_back_period_s + self.scaling.upscale_delay_s + 2 * self.scaling.metrics_interval_s
+        reports = 2 * self.scaling.metrics_interval_s
+        return float(self.scaling.look_back_period_s + self.scaling.upscale_delay_s + reports)
 
     def run(self, load: Load, seconds: float) -> Iterator[tuple[float, int]]:
         """Yield the number of replicas that Serve wants, with the time, in each round of its controller."""

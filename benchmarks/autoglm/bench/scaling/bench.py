@@ -18,7 +18,7 @@ from autoglm.common.modalities import ApplicationName
 from autoglm.training.measured import Figure
 
 SEED = 0
-NEARLY = 0.9  # of the most requests per second
+NEARLY = 0.9
 LEAST_REQUESTS = 16  # of a level and round
 
 Tell = Callable[[str, int, int], None]
@@ -61,9 +61,10 @@ class ServiceScaling:
 
     @property
     def enough(self) -> Level:
-        """The level with the fewest requests that has nearly the highest rate: with more of them, they only wait."""
-        highest = max(level.rate.median for level in self.levels)
-        return next(level for level in self.levels if level.rate.median >= NEARLY * highest)
+        """The level with the fewest requests at which each takes nearly the least CPU: batches of more gain nothing, so
+        that more requests only wait."""
+        least = min(level.cpu.median for level in self.levels)
+        return next(level for level in self.levels if NEARLY * level.cpu.median <= least)
 
 
 @dataclass(frozen=True, slots=True)

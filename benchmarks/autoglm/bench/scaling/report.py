@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from autoglm.bench.scaling.bench import NEARLY, Level, ServiceScaling
+from autoglm.bench.scaling.bench import Level, ServiceScaling
 from autoglm.bench.scaling.replicas import MAX_TOKENS
 from autoglm.bench.smoke.report import machine_lines
 
@@ -28,9 +28,9 @@ def as_markdown(found: Mapping[str, Any], measured: Sequence[ServiceScaling]) ->
         f"# {found['benchmark']}, {found['date']}",
         "",
         *machine_lines(found),
-        f"- One replica of a service in this process with {found['threads']} threads, so many requests in progress at "
-        "a time",
-        f"- {found['rounds']} rounds after one that warms up, levels in random order; a figure is the median "
+        f"- One replica of a service in this process with {found['threads']} CPU thread(s) for a pass, so many "
+        "requests in progress at a time",
+        f"- {found['rounds']} round(s) after one that warms up, levels in random order; a figure is the median "
         "(least–most)",
         *(line for each in measured for line in _table(each)),
     ]
@@ -46,7 +46,8 @@ def _table(found: ServiceScaling) -> Iterator[str]:
         yield "| In progress | p50, ms | p95 | Requests/s | CPU of one, ms |"
         yield "|---|---|---|---|---|"
     yield from (_row(found.service, level) for level in found.levels)
-    yield from ("", f"{found.enough.ongoing} in progress are enough for {NEARLY:.0%} of the most requests per second.")
+    yield ""
+    yield f"With {found.enough.ongoing} in progress each takes nearly the least CPU; more of them only wait."
 
 
 def _row(service: str, level: Level) -> str:
