@@ -40,7 +40,7 @@ class Took:
 Ask = Callable[[], Awaitable[Took]]
 
 
-class Caller:
+class BenchCaller:
     """The client and the metrics of a call. A call that fails ends the benchmark."""
 
     def batched(self, size: int) -> None: ...
@@ -60,7 +60,7 @@ def vision() -> Ask:
 
     async def ask() -> Took:
         started = time.monotonic()
-        await servicer.encode(next(requests), Caller(), Caller())
+        await servicer.encode(next(requests), BenchCaller(), BenchCaller())
         seconds = time.monotonic() - started
         return Took(seconds, seconds)
 
@@ -74,7 +74,7 @@ def speech() -> Ask:
 
     async def ask() -> Took:
         started = time.monotonic()
-        await servicer.encode(next(requests), Caller(), Caller())
+        await servicer.encode(next(requests), BenchCaller(), BenchCaller())
         seconds = time.monotonic() - started
         return Took(seconds, seconds)
 
@@ -88,7 +88,7 @@ def decoder() -> Ask:
 
     async def ask() -> Took:
         started, first = time.monotonic(), 0.0
-        async for _ in servicer.generate(next(requests), Caller()):
+        async for _ in servicer.generate(next(requests), BenchCaller()):
             first = first or time.monotonic() - started
         return Took(first, time.monotonic() - started)
 
