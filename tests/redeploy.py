@@ -17,11 +17,13 @@ from .mesh import Mesh
 from .waiting import NET_SECONDS
 
 
-def redeploy(mesh: Mesh, **args: Any) -> None:
-    """Deploy the mesh's own config again, with other `args` of every application."""
+def redeploy(mesh: Mesh, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Deploy the mesh's own config again, with the `changes` of each application: other `args`, and further keys."""
     config = yaml.safe_load(config_path().read_text(encoding="utf-8"))
     for application in config["applications"]:
-        application["args"] |= args
+        changed = dict(changes.get(application["name"], {}))
+        application["args"] |= changed.pop("args", {})
+        application |= changed
     _apply(mesh, config)
 
 

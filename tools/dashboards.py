@@ -264,6 +264,11 @@ DASHBOARDS: Mapping[str, tuple[str, Rows]] = {
                     [(value("ray_serve_autoscaling_target_replicas", "max", "application"), "{{application}}")],
                 ),
                 (
+                    "State: 6 healthy, 5 fewer, 4 more, 3 updating, 2 unhealthy, 1 failed",
+                    "short",
+                    [(value("ray_serve_deployment_status", "min", "application"), "{{application}}")],
+                ),
+                (
                     "Tried before",
                     "reqps",
                     [(rate("ray_autoglm_retried_calls_total", "application"), "{{application}}")],

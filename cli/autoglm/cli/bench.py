@@ -19,6 +19,7 @@ from autoglm.cli.api import Api, ApiError
 from autoglm.cli.options import BUNDLE_OPTION, ApiKey, AsJson, BundleFolder, missing_package, needing
 from autoglm.cli.progress import telling, telling_in
 from autoglm.common.bundle import Bundle, BundleError, chosen_bundle
+from autoglm.common.errors import MeshError
 from autoglm.common.progress import shown_progress
 from autoglm.training.measured import conditions
 
@@ -183,6 +184,25 @@ def stages(
         found = conditions() | {"benchmark": "autoglm bench stages", "model": measured.model}
     tables = stages_report.as_json(found, measured), stages_report.as_markdown(found, measured)
     _hand_over(out, "stages", found, *tables, as_json)
+
+
+@app.command()
+def scaling(
+    quick: Annotated[bool, typer.Option(help="Fewer rounds and requests: under a minute.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a replica.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
+    as_json: AsJson = False,
+) -> None:
+    """Measure how latency grows with the requests in progress in a replica: what `target_ongoing_requests` follows."""
+    with needing("serve", "bench"):
+        from autoglm.bench.scaling import bench
+        from autoglm.bench.scaling import report as scaling_report
+    config = bench.ScalingConfig.of(quick, threads)
+    with _ending_on(BundleError, MeshError, ToolsMissing), telling() as tell:
+        measured = bench.run(config, tell)
+    found = conditions() | {"benchmark": "autoglm bench scaling"} | asdict(config)
+    tables = scaling_report.as_json(found, measured), scaling_report.as_markdown(found, measured)
+    _hand_over(out, "scaling-quick" if quick else "scaling", found, *tables, as_json)
 
 
 @app.command()

@@ -198,7 +198,7 @@ def describe(port: int, services: Sequence[str]) -> Loaded:
     with grpc.insecure_channel(f"{LOOPBACK}:{port}") as channel:
         answers = {name: _ask(channel, name, limit) for name in services}
     infos = {name: answer if name == "decoder" else answer.encoder for name, answer in answers.items()}
-    devices = {info.device for info in infos.values()}
+    devices = {info.device for info in infos.values() if info.device}  # none of one that is scaled to zero
     return Loaded(tuple(sorted(devices)), tuple(name for name, info in infos.items() if info.int8))
 
 

@@ -17,7 +17,9 @@ from autoglm.common.logs import PollFilter, RequestFilter
 
 logger = logging.getLogger("ray.serve")
 
-Refuse = Callable[[Any], Awaitable[None]]  # ends the call of a gRPC context
+# Takes a request, its gRPC context, and whether the application is scaled to zero. Ends the call, or returns its
+# serialized response, or None to have Serve start a replica and hold the call until that answers.
+Absent = Callable[[Any, Any, bool], Awaitable[bytes | None]]
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
@@ -109,26 +111,32 @@ def is_fallback_proxy(server: Any) -> bool:
 
 
 @contextmanager
-def refusing_without_replicas(server: Any, application: str, refuse: Refuse) -> Iterator[None]:
-    """Have the fallback proxy's `server` answer calls of the service that is registered in the block with `refuse`
-    while the application has no replica. While it has, the proxy passes them on, as it always would.
+def without_replicas(server: Any, application: str, absent: Absent) -> Iterator[None]:
+    """Have the fallback proxy's `server` ask `absent` about calls of the service that is registered in the block while
+    the application has no replica. While it has, the proxy passes them on, as it always would.
 
     HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run.
     """
     factory = server.service_handler_factory
     router = factory.__self__.proxy_router
 
+    async def instead(request: Any, context: Any) -> bytes | None:
+        if has_replicas(router, application):
+            return None
+        return await absent(request, context, scales_to_zero(router, application))
+
     def make(service_method: str, streaming_type: Any) -> Any:
         handler = factory(service_method, streaming_type)
 
         async def unary(request: Any, context: Any) -> Any:
-            if not has_replicas(router, application):
-                await refuse(context)
-            return await handler(request, context)
+            response = await instead(request, context)
+            return await handler(request, context) if response is None else response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            if not has_replicas(router, application):
-                await refuse(context)
+            response = await instead(request, context)
+            if response is not None:
+                yield response
+                return
             async with aclosing(handler(request, context)) as messages:
                 async for message in messages:
                     yield message
@@ -144,12 +152,23 @@ def refusing_without_replicas(server: Any, application: str, refuse: Refuse) -> 
 
 def has_replicas(router: Any, application: str) -> bool:
     """Return whether a proxy's router knows a replica of an application that has not died."""
-    found = router.get_handle_for_endpoint(application)
-    if found is None:
+    if (routing := _routing(router, application)) is None:
         return False
-    routing = found[1]._router._asyncio_router
     chooser = routing._request_router  # made with the first request
     return bool(routing._running_replicas if chooser is None else chooser.curr_replicas)
+
+
+def scales_to_zero(router: Any, application: str) -> bool:
+    """Return whether Serve may stop every replica of an application that a proxy's router knows, and starts one for the
+    next call."""
+    routing = _routing(router, application)
+    scaling = None if routing is None else routing._metrics_manager.autoscaling_config
+    return scaling is not None and scaling.min_replicas == 0
+
+
+def _routing(router: Any, application: str) -> Any:
+    found = router.get_handle_for_endpoint(application)
+    return None if found is None else found[1]._router._asyncio_router
 
 
 class _TextWithTrace(logging.Formatter):

@@ -15,14 +15,16 @@ class Service:
     name: str
     register: Callable[[Any, Any], None]
     stub: Callable[[Any], Any]
-    describe: Callable[[], Any]
+    describe: Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderService(Service):
-    """The service of an encoder. The request of its Encode method has a field for the media, named as their kind."""
+    """The service of an encoder. The request of its Encode method has a field for the media, named as their kind, and
+    the response of its Describe method a field `encoder`."""
 
     encode: Callable[..., Any]
+    described: Callable[..., Any]
 
 
 ENCODER_SERVICES: Mapping[str, EncoderService] = {
@@ -32,6 +34,7 @@ ENCODER_SERVICES: Mapping[str, EncoderService] = {
         vision_pb2_grpc.VisionServiceStub,
         vision_pb2.VisionServiceDescribeRequest,
         vision_pb2.VisionServiceEncodeRequest,
+        vision_pb2.VisionServiceDescribeResponse,
     ),
     "speech": EncoderService(
         "autoglm.v1.SpeechService",
@@ -39,6 +42,7 @@ ENCODER_SERVICES: Mapping[str, EncoderService] = {
         speech_pb2_grpc.SpeechServiceStub,
         speech_pb2.SpeechServiceDescribeRequest,
         speech_pb2.SpeechServiceEncodeRequest,
+        speech_pb2.SpeechServiceDescribeResponse,
     ),
 }
 SERVICES: Mapping[str, Service] = {

@@ -104,28 +104,40 @@ class Control:
 
 
 class FakeEncoder:
-    """Makes two tokens of width 2 that depend on the bytes only."""
+    """Makes two tokens of width 2 that depend on the bytes only.
+
+    The next embeddings come from replicas of `revisions`, in turn, and all others from one of `revision`. While `idle`
+    it has no replica, and starts one, for which `encode` or `describe` waits, when it has something to do.
+    """
 
     def __init__(self, modality: Modality.ValueType) -> None:
         self.modality, self.encode, self.describe = modality, Control(), Control()
-        self.revision = "r1"
+        self.revision, self.revisions, self.idle = "r1", list[str](), False
 
     async def embedding(self, data: bytes, request: Any, context: Context) -> Embedding | None:
         """Return the embedding of a file, None where the request fails."""
         self.encode.note(request, context)
         await self.encode.wait()
+        self.idle = False
         if await self.encode.failed(context):
             return None
         digest = zlib.crc32(data).to_bytes(4, "little")
         return Embedding(
             modality=self.modality,
-            encoder_revision=self.revision,
+            encoder_revision=self.revisions.pop(0) if self.revisions else self.revision,
             tokens=seal(digest * 2, (2, 2), ELEMENT_TYPE_BFLOAT16),
             media_sha256=hashlib.sha256(data).digest(),
         )
 
-    def info(self) -> EncoderInfo:
+    async def info(self, request: Any, context: Context) -> EncoderInfo:
         """Return what Describe says of the encoder."""
+        await self.describe.failed(context)
+        if self.idle and not request.start:
+            return EncoderInfo(idle=True)
+        if self.idle:
+            self.describe.note(request, context)
+            await self.describe.wait()
+            self.idle = False
         return EncoderInfo(
             revision=self.revision, width=2, element_type=ELEMENT_TYPE_BFLOAT16, bundle=BUNDLE, version=VERSION
         )
@@ -138,8 +150,7 @@ class FakeVision(vision_pb2_grpc.VisionServiceServicer, FakeEncoder):
         return VisionServiceEncodeResponse(embedding=await self.embedding(request.image, request, context))
 
     async def Describe(self, request: Any, context: Context) -> VisionServiceDescribeResponse:
-        await self.describe.failed(context)
-        return VisionServiceDescribeResponse(encoder=self.info())
+        return VisionServiceDescribeResponse(encoder=await self.info(request, context))
 
 
 class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer, FakeEncoder):
@@ -153,12 +164,13 @@ class FakeSpeech(speech_pb2_grpc.SpeechServiceServicer, FakeEncoder):
         return SpeechServiceEncodeResponse(embedding=await self.embedding(request.audio, request, context))
 
     async def Transcribe(self, request: Any, context: Context) -> SpeechServiceTranscribeResponse:
+        await self.encode.wait()
+        self.idle = False
         await self.encode.failed(context)
         return self.said
 
     async def Describe(self, request: Any, context: Context) -> SpeechServiceDescribeResponse:
-        await self.describe.failed(context)
-        return SpeechServiceDescribeResponse(encoder=self.info())
+        return SpeechServiceDescribeResponse(encoder=await self.info(request, context))
 
 
 def _said(text: str) -> SpeechServiceTranscribeResponse:
@@ -180,7 +192,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
     """Answers with `pieces` and then the seed, if there are pieces, then `calls`; waits and fails after `after`
     pieces."""
 
-    bundle = BUNDLE
+    bundle, revision = BUNDLE, "d1"
     context_length, max_text_bytes = 2048, 0
 
     def __init__(self) -> None:
@@ -240,7 +252,7 @@ class FakeDecoder(decoder_pb2_grpc.DecoderServiceServicer):
             adapters=self.adapters,
             device="cpu",
             engine="embedded",
-            revision="d1",
+            revision=self.revision,
             version=VERSION,
         )
 

@@ -127,7 +127,8 @@ class Assistant:
         (media,) = await self._drain.run(self._fetcher.media([audio], context))
         try:
             with context.span.child("transcribe", {"autoglm.media.bytes": len(media.data)}, "client") as span:
-                return await self._drain.run(self._mesh.transcribe(media, context, span))
+                async with self._state.while_starting(audio.modality, context):
+                    return await self._drain.run(self._mesh.transcribe(media, context, span))
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(audio.param) from None
 

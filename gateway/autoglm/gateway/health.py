@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +15,7 @@ from autoglm.common.modalities import MEDIA_MODALITIES, MODALITY_NAMES
 from autoglm.gateway.context import RequestContext
 from autoglm.gateway.redis_store import RedisStore
 from autoglm.gateway.settings import Settings
-from autoglm.gateway.upstream import Mesh, absent, unavailable
+from autoglm.gateway.upstream import Mesh, absent, starting, unavailable
 from autoglm.v1.decoder_pb2 import DecoderServiceDescribeResponse
 from autoglm.v1.embedding_pb2 import EncoderInfo
 from autoglm.v1.modality_pb2 import MODALITY_TEXT, Modality
@@ -23,6 +23,7 @@ from autoglm.v1.modality_pb2 import MODALITY_TEXT, Modality
 logger = logging.getLogger("autoglm.gateway.health")
 
 PATIENCE = 3  # consecutive polls that a busy service may miss before it counts as down
+START_SHARE = 0.9  # of the time that is left, for an encoder to start: the rest is for the error to arrive
 
 T = TypeVar("T")
 
@@ -83,31 +84,64 @@ class Watched(Generic[T]):
         self.info: T | None = None
         self.up = False
         self._misses = 0
-        self._logged: bool | None = None
+        self._logged = ""
 
     def found(self, deployed: bool) -> None:
         """Record whether Serve has this application, up or down."""
         if self.deployed != deployed:
-            self.deployed, self.up, self._logged = deployed, False, None
+            self.deployed, self.up, self._logged = deployed, False, ""
             logger.info("application %s is %s", self.name, "deployed" if deployed else "not deployed")
 
     async def ask(self, describe: Callable[[], Awaitable[T]]) -> None:
         """Record how the service describes itself. One that is full or slow stays up for a few polls."""
         try:
-            self.info, self.up, self._misses = await describe(), True, 0
+            self._note(await describe())
+            self.up, self._misses = True, 0
         except (RateLimited, DeadlineExceeded):
             self._misses += 1
             self.up = self.up and self._misses < PATIENCE
         except MeshError:
             self.up = False
-        if self._logged != self.up:
-            self._logged = self.up
+        if self._logged != self.status:
+            self._logged = self.status
             logger.log(logging.INFO if self.up else logging.WARNING, "%s is %s", self.name, self.status)
 
     @property
     def status(self) -> str:
         """`up` or `down`."""
         return "up" if self.up else "down"
+
+    def _note(self, info: T) -> None:
+        self.info = info
+
+
+class WatchedEncoder(Watched[EncoderInfo]):
+    """An encoder, which can be idle: scaled to zero, it is up, and its next request starts a replica. `info` is then
+    that of its last replica."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._idle = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no replica runs, for want of requests."""
+        return self.up and self._idle
+
+    @property
+    def status(self) -> str:
+        """`up`, `idle` or `down`."""
+        return "idle" if self.idle else super().status
+
+    def forget(self) -> None:
+        """Forget what the last replica said while none runs: the next one may have other weights."""
+        if self.idle:
+            self.info = None
+
+    def _note(self, info: EncoderInfo) -> None:
+        self._idle = info.idle
+        if not info.idle:
+            self.info = info
 
 
 class MeshState:
@@ -117,9 +151,7 @@ class MeshState:
         self.grpc_health = Health()
         self._mesh, self._redis, self._settings = mesh, redis, settings
         self._decoder = Watched[DecoderServiceDescribeResponse]("decoder")
-        self._encoders: dict[Modality.ValueType, Watched[EncoderInfo]] = {
-            row.number: Watched(row.application) for row in MEDIA_MODALITIES
-        }
+        self._encoders = {row.number: WatchedEncoder(row.application) for row in MEDIA_MODALITIES}
         self._polled = asyncio.Event()
         self._wake = asyncio.Event()
 
@@ -141,7 +173,9 @@ class MeshState:
             service.ask(partial(self._mesh.describe_encoder, m, context)) for m, service in self._deployed.items()
         ]
         pings = [] if self._redis is None else [self._redis.ping()]
+        before = self._decoder.info
         await asyncio.gather(self._decoder.ask(partial(self._mesh.describe_decoder, context)), *encoders, *pings)
+        self._compare(before)
         await self._publish()
         self._polled.set()
 
@@ -162,16 +196,31 @@ class MeshState:
         if modality not in self._deployed:
             raise absent(modality)
 
-    async def encoder(self, modality: Modality.ValueType) -> EncoderInfo:
+    async def encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
         """Return an encoder's last description; raises ModalityUnavailable while it is not deployed, down or not usable
-        with the bundle."""
+        with the bundle. One that is idle and has none is started before the deadline of `context`."""
         await self.require(modality)
         decoder, service = await self.decoder(), self._encoders[modality]
         if modality not in decoder.modalities:
             raise ModalityUnavailable(f"bundle {decoder.bundle} does not support {MODALITY_NAMES[modality]} input")
+        if service.idle and service.info is None:
+            async with self.while_starting(modality, context):
+                service.info = await self._mesh.describe_encoder(modality, context, start=True)
         if service.info is None or not service.up:
             raise unavailable(service.name)
         return service.info
+
+    @contextlib.asynccontextmanager
+    async def while_starting(self, modality: Modality.ValueType, context: RequestContext) -> AsyncIterator[None]:
+        """Give an idle encoder nearly all the time until the deadline of `context`; raises ModalityUnavailable when the
+        block has not ended then."""
+        left = context.deadline.remaining()
+        limit = left * START_SHARE if left is not None and self._encoders[modality].idle else None
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise starting(modality) from None
 
     @property
     def modalities(self) -> list[Modality.ValueType]:
@@ -185,12 +234,12 @@ class MeshState:
         return self._decoder.up
 
     def applications(self) -> dict[str, str]:
-        """Return `up` or `down` for each application of this deployment."""
+        """Return `up`, `idle` or `down` for each application of this deployment."""
         encoders = {service.name: service.status for service in self._deployed.values()}
         return {self._decoder.name: self._decoder.status} | encoders
 
     def report(self) -> dict[str, str]:
-        """Return `up`, `down` or, for an unused Redis, `off`, for each dependency of this deployment."""
+        """Return the same for each dependency, or `off` for an unused Redis."""
         return self.applications() | {"redis": "off" if self._redis is None else "up" if self._redis.up else "down"}
 
     def descriptions(self) -> dict[str, dict[str, str]]:
@@ -215,6 +264,14 @@ class MeshState:
             if self._decoder.name in names:  # otherwise Serve is starting or stopping
                 for service in self._encoders.values():
                     service.found(service.name in names)
+
+    def _compare(self, before: DecoderServiceDescribeResponse | None) -> None:
+        """Forget what idle encoders said when the decoder or its fusion has other weights than `before`: their own are
+        likely to be others too, and embeddings in the cache are then no longer theirs."""
+        now = self._decoder.info
+        if before and now and (before.revision, before.fusion_revision) != (now.revision, now.fusion_revision):
+            for service in self._encoders.values():
+                service.forget()
 
     def _context(self) -> RequestContext:
         return RequestContext("poll", Deadline.after(self._settings.poll_timeout))

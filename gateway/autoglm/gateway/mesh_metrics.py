@@ -19,10 +19,12 @@ class MeshCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         up = GaugeMetricFamily(
-            "autoglm_upstream_up", "Whether an application that is deployed answers.", labels=["application"]
+            "autoglm_upstream_up",
+            "Whether an application that is deployed answers, or is scaled to zero and would start.",
+            labels=["application"],
         )
         for application, status in self._state.applications().items():
-            up.add_metric([application], status == "up")
+            up.add_metric([application], status != "down")
         yield up
         info = InfoMetricFamily(
             "autoglm_build",

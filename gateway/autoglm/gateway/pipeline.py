@@ -26,6 +26,7 @@ from autoglm.gateway.conversation import SEEDS, Conversation, EmbeddingInputs, F
 from autoglm.gateway.health import MeshState
 from autoglm.gateway.media.cache import EmbeddingCache, Key
 from autoglm.gateway.media.fetch import Fetcher
+from autoglm.gateway.media.revisions import of_one_revision
 from autoglm.gateway.media.verify import VerifiedMedia
 from autoglm.gateway.metrics import OUTCOMES, GatewayMetrics
 from autoglm.gateway.span_attributes import (
@@ -34,7 +35,7 @@ from autoglm.gateway.span_attributes import (
     media_attributes,
     operation_attributes,
 )
-from autoglm.gateway.tasks import merge, together
+from autoglm.gateway.tasks import merge
 from autoglm.gateway.upstream import Mesh
 from autoglm.v1.decoder_pb2 import (
     DecoderFinish,
@@ -162,32 +163,39 @@ class Pipeline:
     ) -> tuple[Mapping[str, Embedding], float, Sequence[MediaStage]]:
         """Return the embedding of each part by its param, the seconds spent fetching, and a stage for each part."""
         for modality in {part.modality for part in parts}:
-            await self._state.encoder(modality)
+            await self._state.encoder(modality, context)
         started = time.monotonic()
         media = await self._fetcher.media(parts, context)
         fetched = time.monotonic() - started
         context.media += [f"{MODALITY_NAMES[m.modality]}:{m.sha256.hex()[:12]}:{len(m.data)}" for m in media]
-        results = await together([self._embedding(item, context) for item in media])
+        results = await of_one_revision(media, partial(self._embedding, context))
         for part in parts:
             part.release()
         found = {item.param: embedding for item, (embedding, _) in zip(media, results, strict=True)}
         return found, fetched, [stage for _, stage in results]
 
-    async def _embedding(self, media: VerifiedMedia, context: RequestContext) -> tuple[Embedding, MediaStage]:
+    async def _embedding(
+        self, context: RequestContext, media: VerifiedMedia, revision: str | None
+    ) -> tuple[Embedding, MediaStage]:
+        """Return the embedding of `revision`, by default the encoder's last known: from the cache, or what the encoder
+        makes, which has another revision if it was replaced."""
         started = time.monotonic()
-        info = await self._state.encoder(media.modality)
-        key = Key(context.tenant.id, media.modality, info.revision, info.element_type, media.sha256)
+        info = await self._state.encoder(media.modality, context)
+        revision = revision or info.revision
+        key = Key(context.tenant.id, media.modality, revision, info.element_type, media.sha256)
         try:
             with context.span.child("cache lookup", media_attributes(media)) as span:
                 encode = partial(self._encode, media, context, span)
-                embedding, outcome = await self._cache.get(key, encode, context.deadline, has_bytes=bool(media.data))
+                async with self._state.while_starting(media.modality, context):
+                    found = self._cache.get(key, encode, context.deadline, has_bytes=bool(media.data))
+                    embedding, outcome = await found
                 span.set({"autoglm.cache.outcome": OUTCOMES[outcome]})
         except (InvalidRequest, RequestTooLarge, UnsupportedMedia) as error:
             raise error.at(media.param) from None
         except ModalityUnavailable:
             self._state.suspect()
             raise
-        if embedding.encoder_revision != info.revision:
+        if embedding.encoder_revision != revision:
             self._state.suspect()
         took = seconds_to_duration(time.monotonic() - started)
         stage = MediaStage(modality=media.modality, cache=outcome, encode=took)

@@ -59,6 +59,7 @@ logger = logging.getLogger("autoglm.gateway.upstream")
 Q = TypeVar("Q")
 A = TypeVar("A")
 
+START_SECONDS = 10.0  # after which an encoder that starts may run; one whose pod starts too takes longer
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 UNLOCKED_BYTES = 1024 * 1024  # from which Python joins bytes without its lock
 LENGTH_DELIMITED = 2  # protobuf's wire type of bytes
@@ -146,10 +147,15 @@ class Mesh:
         said = await self._ask(self._media[media.modality].Transcribe, message, "speech", context, span)
         return said
 
-    async def describe_encoder(self, modality: Modality.ValueType, context: RequestContext) -> EncoderInfo:
-        """Return an encoder's description of itself; raises ModalityUnavailable."""
+    async def describe_encoder(
+        self, modality: Modality.ValueType, context: RequestContext, *, start: bool = False
+    ) -> EncoderInfo:
+        """Return an encoder's description of itself; raises ModalityUnavailable.
+
+        With `start`, one that is scaled to zero is started first, and does not only say that it is idle.
+        """
         application = BY_NUMBER[modality].application
-        request = ENCODER_SERVICES[application].describe()
+        request = ENCODER_SERVICES[application].describe(start=start)
         response = await self._ask(self._encoders[modality].Describe, request, application, context)
         info: EncoderInfo = response.encoder
         return info
@@ -204,6 +210,13 @@ def unavailable(application: str) -> MeshError:
             message = f"{row.kind} input is not available now: its encoder does not respond"
             return ModalityUnavailable(message, retry_after=RETRY_SECONDS)
     return UpstreamUnavailable(f"the {application} does not respond; try again shortly")
+
+
+def starting(modality: Modality.ValueType) -> MeshError:
+    """Return the error for an encoder that was scaled to zero and does not run yet at the request's deadline."""
+    row = BY_NUMBER[modality]
+    message = f"the {row.application} service is starting, as it had nothing to do before; try again soon"
+    return ModalityUnavailable(message, retry_after=START_SECONDS)
 
 
 def absent(modality: Modality.ValueType) -> MeshError:

@@ -26,21 +26,21 @@ from autoglm.v1 import modality_pb2 as autoglm_dot_v1_dot_modality__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61utoglm/v1/embedding.proto\x12\nautoglm.v1\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"c\n\x06Tensor\x12-\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x17.autoglm.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\"\xa9\x01\n\tEmbedding\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\x18\n\x10\x65ncoder_revision\x18\x02 \x01(\t\x12\"\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.autoglm.v1.Tensor\x12\x14\n\x0cmedia_sha256\x18\x04 \x01(\x0c\x12\x12\n\ntranscript\x18\x05 \x01(\t\x12\x0c\n\x04grid\x18\x06 \x03(\r\"\xe1\x01\n\x0b\x45ncoderInfo\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12-\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x17.autoglm.v1.ElementType\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04int8\x18\x05 \x01(\x08\x12\x12\n\nmax_pixels\x18\x06 \x01(\x04\x12/\n\x0cmax_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x62undle\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\t\"\x93\x01\n\x0c\x45ncoderTimes\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npreprocess\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*z\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61utoglm/v1/embedding.proto\x12\nautoglm.v1\x1a\x19\x61utoglm/v1/modality.proto\x1a\x1egoogle/protobuf/duration.proto\"c\n\x06Tensor\x12-\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x17.autoglm.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x04 \x01(\x07\"\xa9\x01\n\tEmbedding\x12&\n\x08modality\x18\x01 \x01(\x0e\x32\x14.autoglm.v1.Modality\x12\x18\n\x10\x65ncoder_revision\x18\x02 \x01(\t\x12\"\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.autoglm.v1.Tensor\x12\x14\n\x0cmedia_sha256\x18\x04 \x01(\x0c\x12\x12\n\ntranscript\x18\x05 \x01(\t\x12\x0c\n\x04grid\x18\x06 \x03(\r\"\xef\x01\n\x0b\x45ncoderInfo\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12-\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x17.autoglm.v1.ElementType\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04int8\x18\x05 \x01(\x08\x12\x12\n\nmax_pixels\x18\x06 \x01(\x04\x12/\n\x0cmax_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x62undle\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\t\x12\x0c\n\x04idle\x18\n \x01(\x08\"\x93\x01\n\x0c\x45ncoderTimes\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\npreprocess\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x63ompute\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration*z\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'autoglm.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ELEMENTTYPE']._serialized_start=752
-  _globals['_ELEMENTTYPE']._serialized_end=874
+  _globals['_ELEMENTTYPE']._serialized_start=766
+  _globals['_ELEMENTTYPE']._serialized_end=888
   _globals['_TENSOR']._serialized_start=101
   _globals['_TENSOR']._serialized_end=200
   _globals['_EMBEDDING']._serialized_start=203
   _globals['_EMBEDDING']._serialized_end=372
   _globals['_ENCODERINFO']._serialized_start=375
-  _globals['_ENCODERINFO']._serialized_end=600
-  _globals['_ENCODERTIMES']._serialized_start=603
-  _globals['_ENCODERTIMES']._serialized_end=750
+  _globals['_ENCODERINFO']._serialized_end=614
+  _globals['_ENCODERTIMES']._serialized_start=617
+  _globals['_ENCODERTIMES']._serialized_end=764
 # @@protoc_insertion_point(module_scope)

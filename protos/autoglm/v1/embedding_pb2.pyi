@@ -150,6 +150,7 @@ class EncoderInfo(_message.Message):
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """A hash of weights, config and preprocessing: part of every cache key."""
     width: _builtins.int
@@ -166,6 +167,8 @@ class EncoderInfo(_message.Message):
     """The bundle that the encoder is part of."""
     version: _builtins.str
     """The version of the mesh that runs."""
+    idle: _builtins.bool
+    """Whether the encoder is scaled to zero: no replica runs, and the next request starts one. Nothing else is set then."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Maximum length of a recording; unset if it does not encode recordings."""
@@ -182,10 +185,11 @@ class EncoderInfo(_message.Message):
         max_duration: _duration_pb2.Duration | None = ...,
         bundle: _builtins.str = ...,
         version: _builtins.str = ...,
+        idle: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "device", b"device", "element_type", b"element_type", "int8", b"int8", "max_duration", b"max_duration", "max_pixels", b"max_pixels", "revision", b"revision", "version", b"version", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "device", b"device", "element_type", b"element_type", "idle", b"idle", "int8", b"int8", "max_duration", b"max_duration", "max_pixels", b"max_pixels", "revision", b"revision", "version", b"version", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from autoglm.v1 import transcript_pb2 as autoglm_dot_v1_dot_transcript__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/speech.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1b\x61utoglm/v1/transcript.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aSpeechServiceEncodeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x1bSpeechServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\x16\n\ntranscript\x18\x02 \x01(\tB\x02\x18\x01\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"[\n\x1eSpeechServiceTranscribeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa3\x01\n\x1fSpeechServiceTranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08segments\x18\x03 \x03(\x0b\x32\x1d.autoglm.v1.TranscriptSegment\x12\x14\n\x0c\x61udio_tokens\x18\x04 \x01(\r\"\x1e\n\x1cSpeechServiceDescribeRequest\"^\n\x1dSpeechServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo\x12\x13\n\x0btranscribes\x18\x02 \x01(\x08\x32\xb2\x02\n\rSpeechService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.SpeechServiceEncodeRequest\x1a\'.autoglm.v1.SpeechServiceEncodeResponse\x12\x65\n\nTranscribe\x12*.autoglm.v1.SpeechServiceTranscribeRequest\x1a+.autoglm.v1.SpeechServiceTranscribeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.SpeechServiceDescribeRequest\x1a).autoglm.v1.SpeechServiceDescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/speech.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1b\x61utoglm/v1/transcript.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aSpeechServiceEncodeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x88\x01\n\x1bSpeechServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\x16\n\ntranscript\x18\x02 \x01(\tB\x02\x18\x01\x12\'\n\x05times\x18\x03 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"[\n\x1eSpeechServiceTranscribeRequest\x12\r\n\x05\x61udio\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa3\x01\n\x1fSpeechServiceTranscribeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x08segments\x18\x03 \x03(\x0b\x32\x1d.autoglm.v1.TranscriptSegment\x12\x14\n\x0c\x61udio_tokens\x18\x04 \x01(\r\"-\n\x1cSpeechServiceDescribeRequest\x12\r\n\x05start\x18\x01 \x01(\x08\"^\n\x1dSpeechServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo\x12\x13\n\x0btranscribes\x18\x02 \x01(\x08\x32\xb2\x02\n\rSpeechService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.SpeechServiceEncodeRequest\x1a\'.autoglm.v1.SpeechServiceEncodeResponse\x12\x65\n\nTranscribe\x12*.autoglm.v1.SpeechServiceTranscribeRequest\x1a+.autoglm.v1.SpeechServiceTranscribeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.SpeechServiceDescribeRequest\x1a).autoglm.v1.SpeechServiceDescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,9 +45,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_start=450
   _globals['_SPEECHSERVICETRANSCRIBERESPONSE']._serialized_end=613
   _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_start=615
-  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_end=645
-  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_start=647
-  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_end=741
-  _globals['_SPEECHSERVICE']._serialized_start=744
-  _globals['_SPEECHSERVICE']._serialized_end=1050
+  _globals['_SPEECHSERVICEDESCRIBEREQUEST']._serialized_end=660
+  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_start=662
+  _globals['_SPEECHSERVICEDESCRIBERESPONSE']._serialized_end=756
+  _globals['_SPEECHSERVICE']._serialized_start=759
+  _globals['_SPEECHSERVICE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from autoglm.v1 import embedding_pb2 as autoglm_dot_v1_dot_embedding__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/vision.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aVisionServiceEncodeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"p\n\x1bVisionServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\'\n\x05times\x18\x02 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"\x1e\n\x1cVisionServiceDescribeRequest\"I\n\x1dVisionServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo2\xcb\x01\n\rVisionService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.VisionServiceEncodeRequest\x1a\'.autoglm.v1.VisionServiceEncodeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.VisionServiceDescribeRequest\x1a).autoglm.v1.VisionServiceDescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61utoglm/v1/vision.proto\x12\nautoglm.v1\x1a\x1a\x61utoglm/v1/embedding.proto\x1a\x1egoogle/protobuf/duration.proto\"W\n\x1aVisionServiceEncodeRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"p\n\x1bVisionServiceEncodeResponse\x12(\n\tembedding\x18\x01 \x01(\x0b\x32\x15.autoglm.v1.Embedding\x12\'\n\x05times\x18\x02 \x01(\x0b\x32\x18.autoglm.v1.EncoderTimes\"-\n\x1cVisionServiceDescribeRequest\x12\r\n\x05start\x18\x01 \x01(\x08\"I\n\x1dVisionServiceDescribeResponse\x12(\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x17.autoglm.v1.EncoderInfo2\xcb\x01\n\rVisionService\x12Y\n\x06\x45ncode\x12&.autoglm.v1.VisionServiceEncodeRequest\x1a\'.autoglm.v1.VisionServiceEncodeResponse\x12_\n\x08\x44\x65scribe\x12(.autoglm.v1.VisionServiceDescribeRequest\x1a).autoglm.v1.VisionServiceDescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VISIONSERVICEENCODERESPONSE']._serialized_start=188
   _globals['_VISIONSERVICEENCODERESPONSE']._serialized_end=300
   _globals['_VISIONSERVICEDESCRIBEREQUEST']._serialized_start=302
-  _globals['_VISIONSERVICEDESCRIBEREQUEST']._serialized_end=332
-  _globals['_VISIONSERVICEDESCRIBERESPONSE']._serialized_start=334
-  _globals['_VISIONSERVICEDESCRIBERESPONSE']._serialized_end=407
-  _globals['_VISIONSERVICE']._serialized_start=410
-  _globals['_VISIONSERVICE']._serialized_end=613
+  _globals['_VISIONSERVICEDESCRIBEREQUEST']._serialized_end=347
+  _globals['_VISIONSERVICEDESCRIBERESPONSE']._serialized_start=349
+  _globals['_VISIONSERVICEDESCRIBERESPONSE']._serialized_end=422
+  _globals['_VISIONSERVICE']._serialized_start=425
+  _globals['_VISIONSERVICE']._serialized_end=628
 # @@protoc_insertion_point(module_scope)

@@ -78,16 +78,21 @@ Global___VisionServiceEncodeResponse: _TypeAlias = VisionServiceEncodeResponse  
 
 @_typing.final
 class VisionServiceDescribeRequest(_message.Message):
-    """VisionServiceDescribeRequest has no parameters."""
+    """VisionServiceDescribeRequest may start the encoder."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    START_FIELD_NUMBER: _builtins.int
+    start: _builtins.bool
+    """Whether to start a replica if the encoder is scaled to zero, and to wait for its answer."""
     def __init__(
         self,
+        *,
+        start: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -165,6 +165,8 @@ def test_the_fallback_proxy_can_see_which_replicas_run() -> None:
     assert "self._request_router: Optional[RequestRouter]" in made
     assert "self._running_replicas: Optional[List[RunningReplicaInfo]]" in made
     assert isinstance(request_router.RequestRouter.curr_replicas, property)
+    assert "self._metrics_manager = RouterMetricsManager(" in made
+    assert isinstance(router.RouterMetricsManager.autoscaling_config, property)
     for kind, is_stream in ((gRPCStreamingType.UNARY_UNARY, False), (gRPCStreamingType.UNARY_STREAM, True)):
         handler = proxy.gRPCProxy.service_handler_factory(object.__new__(proxy.gRPCProxy), "/a.B/C", kind)
         assert inspect.isasyncgenfunction(handler) is is_stream

@@ -10,6 +10,7 @@ import promql_parser
 TARGET = {"namespace", "instance", "job"}  # which Prometheus adds
 OF_SERVE = {
     "ray_serve_autoscaling_target_replicas": {"application", "deployment"},
+    "ray_serve_deployment_status": {"application", "deployment"},
     "ray_serve_deployment_replica_healthy": {"application", "deployment", "replica"},
     "ray_serve_num_grpc_requests_total": {"application", "method", "status_code"},
     "ray_serve_grpc_request_latency_ms_bucket": {"application", "method", "status_code", "le"},

@@ -24,7 +24,7 @@ class Readiness(BaseModel):
     """Whether text requests can be answered, and the state of each dependency."""
 
     status: Literal["ready", "unavailable"]
-    dependencies: dict[str, Literal["up", "down", "off"]]
+    dependencies: dict[str, Literal["up", "idle", "down", "off"]]
 
 
 ANSWERS = (Liveness, Readiness)

@@ -8,6 +8,7 @@ from ray import serve
 from autoglm.common.serve_app import application, load_servicer, watch_replica
 from autoglm.common.server import Caller, authenticate, described, served
 from autoglm.decoder.metrics import DecoderMetrics
+from autoglm.decoder.scaling import autoscaling_stats
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.v1 import decoder_pb2
 
@@ -53,6 +54,10 @@ class Decoder:
     ) -> decoder_pb2.DecoderServiceDescribeResponse:
         """Describe the decoder and how busy it is."""
         return described(grpc_context, self._servicer.describe, decoder_pb2.DecoderServiceDescribeResponse())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what the autoscaling policy reads; Serve asks where the Serve config has an `autoscaling_config`."""
+        return autoscaling_stats(self._servicer.engine.stats())
 
     async def check_health(self) -> None:
         """Raise RuntimeError when the engine has stopped or hangs, so that Serve restarts the replica."""

@@ -1,0 +1,61 @@
+"""Speech is scaled to zero when nobody asks for it, and its next request starts it."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from ..asking import MODEL, Asker
+from ..cases import ScreenCase, screen_cases
+from ..mesh import Mesh
+from ..redeploy import redeploy
+from ..waiting import eventually
+
+CHANGES = yaml.safe_load(Path(__file__).with_name("scale-to-zero.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def asleep(mesh: Mesh) -> Iterator[Mesh]:
+    """The shared mesh while its speech service has no replica; afterwards it always has one again."""
+    redeploy(mesh, CHANGES)
+    yield mesh
+    redeploy(mesh, {})
+    eventually(mesh.is_whole, "every service has a replica")
+
+
+def speech_is(ask: Asker, status: str) -> None:
+    def reported() -> bool:
+        try:
+            ready = ask.http.get("/health/ready")
+        except httpx.TransportError:  # the gateway does not run yet
+            return False
+        return ready.status_code == 200 and bool(ready.json()["dependencies"]["speech"] == status)
+
+    eventually(reported, f"speech is {status}")
+
+
+@pytest.fixture
+def case() -> ScreenCase:
+    return screen_cases("back", "app", 1, seed=91)[0]
+
+
+def test_a_transcription_starts_it(asleep: Mesh, ask: Asker, case: ScreenCase) -> None:
+    speech_is(ask, "idle")
+    (modalities,) = {tuple(card["modalities"]) for card in ask.http.get("/v1/models").json()["data"]}
+    assert modalities == ("text", "image", "audio")
+    audio = base64.b64decode(case.audio["input_audio"]["data"])
+    response = ask.http.post("/v1/audio/transcriptions", files={"file": audio}, data={"model": MODEL})
+    assert response.status_code == 200, response.text
+    assert response.json()["text"]
+
+
+def test_a_gateway_that_has_never_seen_it_starts_it(asleep: Mesh, ask: Asker, case: ScreenCase) -> None:
+    speech_is(ask, "idle")
+    asleep.gateway().kill()
+    speech_is(ask, "idle")
+    heard = ask.post(case.image, case.audio)
+    assert heard.status_code == 200, heard.text
+    assert heard.json()["usage"]["prompt_tokens_details"]["audio_tokens"] > 0
