@@ -49,6 +49,7 @@ class DecoderServicer:
         self._formats = ThreadPoolExecutor(FORMAT_THREADS, "formats", give_way)
         self._readers = ThreadPoolExecutor(READERS, "readers", give_way)
         self._progress = ProgressCheck()
+        self._described = _description(model)
 
     @property
     def threads(self) -> Mapping[str, Ask]:
@@ -111,24 +112,11 @@ class DecoderServicer:
 
     def describe(self) -> decoder_pb2.DecoderServiceDescribeResponse:
         """DecoderService.Describe."""
-        stats, fusion = self.engine.stats(), self.model.fusion
-        return decoder_pb2.DecoderServiceDescribeResponse(
-            bundle=self.model.bundle.name,
-            modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in fusion.media_widths)],
-            context_length=self.model.context,
-            device=str(self.model.device),
-            num_requests_running=stats.running,
-            num_requests_waiting=stats.waiting,
-            kv_cache_usage_perc=stats.cache_usage,
-            adapters=self.model.adapters.names,
-            int8=self.model.int8,
-            embedding_width=fusion.width,
-            max_text_bytes=self.model.max_text_bytes,
-            engine=self.engine.name,
-            revision=self.model.bundle.revision("decoder"),
-            fusion_revision=self.model.bundle.revision("fusion"),
-            version=version("autoglm-mesh"),
-        )
+        stats, described = self.engine.stats(), decoder_pb2.DecoderServiceDescribeResponse()
+        described.CopyFrom(self._described)
+        described.num_requests_running, described.num_requests_waiting = stats.running, stats.waiting
+        described.kv_cache_usage_perc = stats.cache_usage
+        return described
 
     async def _generate(
         self, message: decoder_pb2.DecoderServiceGenerateRequest, deadline: Deadline
@@ -163,3 +151,21 @@ class DecoderServicer:
         request = read(message, self.model, deadline)
         grammar = None if request.grammar is None else self.model.grammars.compiled(request.grammar)
         return request, ResponseBuilder.of(message, request, self.model.composer), grammar
+
+
+def _description(model: DecoderModel) -> decoder_pb2.DecoderServiceDescribeResponse:
+    """Return what does not change while the model is loaded; gateways ask for it every two seconds."""
+    return decoder_pb2.DecoderServiceDescribeResponse(
+        bundle=model.bundle.name,
+        modalities=[modality_pb2.MODALITY_TEXT, *(BY_KIND[kind].number for kind in model.fusion.media_widths)],
+        context_length=model.context,
+        device=str(model.device),
+        adapters=model.adapters.names,
+        int8=model.int8,
+        embedding_width=model.fusion.width,
+        max_text_bytes=model.max_text_bytes,
+        engine=model.engine.name,
+        revision=model.bundle.revision("decoder"),
+        fusion_revision=model.bundle.revision("fusion"),
+        version=version("autoglm-mesh"),
+    )
