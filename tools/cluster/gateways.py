@@ -58,7 +58,9 @@ class Gateways:
             "SERVE_ADDRESS": f"{INGRESS}:9000",
             "SERVE_TOKEN": self.serve_token,
         }
-        environment = clean_environment() | {f"AUTOGLM_{key}": value for key, value in settings.items()}
+        # By default gRPC takes only the first of a name's addresses in /etc/hosts; of DNS it takes all.
+        environment = clean_environment() | {"GRPC_DNS_RESOLVER": "native"}
+        environment |= {f"AUTOGLM_{key}": value for key, value in settings.items()}
         self._lives[name] = self._lives.get(name, 0) + 1
         log = self.folder / f"{name}.{self._lives[name]}.log"
         self._running[name] = start(on(name, python(), "-m", "autoglm.gateway.app"), log, environment)
