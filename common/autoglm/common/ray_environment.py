@@ -21,8 +21,8 @@ _FIXED = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # How old a replica's figures are at most when they are scraped; the default is 10 s.
     "RAY_metrics_report_interval_ms": "2000",
-    # Ray's agent forgets a gauge after two such intervals. By default Serve reports a replica's health each 10 s, and it
-    # would be missing from most scrapes.
+    # Ray's agent forgets a gauge after two such intervals. By default Serve reports a replica's health each 10 s, which
+    # most scrapes would miss.
     "RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S": "1",
     # A replica that hangs does not end by being asked to.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
