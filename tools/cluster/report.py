@@ -31,6 +31,10 @@ class ClusterRun:
     firings: Sequence[Firing]
     differing: Mapping[str, int]
 
+    def alerts_of(self, passage: Passage) -> list[str]:
+        """Return the names of the alerts that began to fire in a passage."""
+        return list(dict.fromkeys(f.alert for f in self.firings if passage.started <= f.started < passage.ended))
+
     def faults(self) -> list[str]:
         """Return what should not be, a line each."""
         lines = [f"{each.outcome}: {each.api} {each.method} at {each.gateway}" for each in untyped(self.ended)]
@@ -88,29 +92,45 @@ def as_markdown(found: Mapping[str, Any], run: ClusterRun) -> str:
     return "\n".join(lines) + "\n"
 
 
-def timeline_table(run: ClusterRun) -> list[str]:
-    """Return the table of what was done and what clients saw of it."""
+COLUMNS = {
+    "at": "At",
+    "what": "What",
+    "requests": "Requests",
+    "errors": "Errors",
+    "last_failure": "Last failure after",
+    "whole": "Whole again after",
+    "slowest": "Slowest request",
+    "alerts": "Alerts",
+}
+
+
+def timeline(run: ClusterRun) -> list[dict[str, str]]:
+    """Return what was done and what clients saw of it, a row each by the names of COLUMNS."""
     start = run.passages[0].started
-    lines = [
-        "| At | What | Requests | Errors | Last failure after | Whole again after | Slowest | Alerts |",
-        "|---|---|---|---|---|---|---|---|",
+    return [
+        {
+            "at": clock(each.started - start),
+            "what": each.name,
+            "requests": str(len(each.requests(run.ended))),
+            "errors": outcomes(each.failures(run.ended)),
+            "last_failure": seconds(each.last_failure(run.ended)),
+            "whole": "not" if each.whole is None else seconds(each.whole - each.started or None),
+            "slowest": seconds(each.slowest(run.ended)),
+            "alerts": ", ".join(run.alerts_of(each)) or "–",
+        }
+        for each in run.passages
     ]
-    for each in run.passages:
-        last = each.last_failure(run.ended)
-        whole = "not" if each.whole is None else f"{each.whole - each.started:.0f} s"
-        names = dict.fromkeys(f.alert for f in run.firings if each.started <= f.started < each.ended)
-        cells = (
-            clock(each.started - start),
-            each.name,
-            str(len(each.requests(run.ended))),
-            outcomes(each.failures(run.ended)),
-            "–" if last is None else f"{last:.0f} s",
-            whole if each.whole != each.started else "–",
-            f"{each.slowest(run.ended):.0f} s",
-            ", ".join(names) or "–",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+
+
+def timeline_table(run: ClusterRun) -> list[str]:
+    """Return the same as a table."""
+    rows = [list(row.values()) for row in timeline(run)]
+    return [f"| {' | '.join(cells)} |" for cells in (COLUMNS.values(), ["---"] * len(COLUMNS), *rows)]
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds in words."""
+    return "–" if value is None else f"{value:.0f} s"
 
 
 def alert_table(run: ClusterRun) -> list[str]:
@@ -145,5 +165,6 @@ def write_report(found: Mapping[str, Any], run: ClusterRun) -> Path:
     measured = {name: [asdict(each) for each in getattr(run, name)] for name in ("passages", "accounts", "firings")}
     failed = [asdict(each) for each in run.ended if not each.expected]
     counts = {"requests": len(run.ended), "failed": failed, "faults": run.faults(), "differing": dict(run.differing)}
+    counts |= {"timeline": timeline(run)}
     text = json.dumps({**found, **measured, **counts}, indent=2, ensure_ascii=False) + "\n"
     return write(RESULTS, "cluster", found, text, as_markdown(found, run))
