@@ -119,7 +119,7 @@ class Clients:
     def _http(name: str) -> openai.AsyncOpenAI:
         # No connection is kept: one that its gateway has just closed would be an error of the client's own.
         limits = httpx.Limits(max_keepalive_connections=0)
-        http = httpx.AsyncClient(limits=limits, timeout=2 * TIMEOUT, trust_env=False)
+        http: Any = httpx.AsyncClient(limits=limits, timeout=2 * TIMEOUT, trust_env=False)
         return openai.AsyncOpenAI(api_key=KEY, base_url=f"{url(name)}/v1", max_retries=0, http_client=http)
 
 
@@ -234,8 +234,8 @@ def _failure(error: MeshError) -> Failure:
     if rpc_status.from_call(call) is not None:
         return Failure(error.type, code_pb2.Code.Name(error.grpc_code))
     details = call.details() or ""
-    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Failure(LATE)
+    if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # by the clock of the client, a moment before the gateway's
+        return Failure(error.type)
     if call.code() is grpc.StatusCode.UNAVAILABLE:
         refused = "connect" in details
         return Failure(NO_CONNECTION if refused else CUT_OFF, reached=not refused)

@@ -22,13 +22,21 @@ Refuse = Callable[[Any], Awaitable[None]]  # ends the call of a gRPC context
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
 HAPROXY_RETRY_SECONDS = 0.5
+VANISHED_SECONDS = 16
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
 def set_up_worker() -> None:
     """Change Serve in this process. A worker of Ray calls this when it starts if `SETUP_HOOK` names this function."""
     listen_on_loopback()
+    change_haproxy()
+
+
+def change_haproxy() -> None:
+    """Have HAProxy started again as soon as it ends, and notice nodes that vanish. In a cluster, `SETUP_HOOK` names
+    this function."""
     restart_haproxy()
+    notice_vanished_nodes()
 
 
 def listen_on_loopback() -> None:
@@ -53,6 +61,30 @@ def closed_template(template: str) -> str:
     ):
         template = template.replace(opened, closed)
     return template
+
+
+def notice_vanished_nodes() -> None:
+    """Have HAProxy end its connections to a node that does not acknowledge anything for VANISHED_SECONDS.
+
+    A node that loses power closes none. What waits for it would wait to its deadline.
+    """
+    from ray.serve._private import haproxy
+
+    haproxy.HAPROXY_CONFIG_TEMPLATE = watchful_template(haproxy.HAPROXY_CONFIG_TEMPLATE)
+
+
+def watchful_template(template: str) -> str:
+    """Return HAProxy's template with TCP's keepalive and user timeout on connections to replicas. The kernel of a node
+    answers both, however busy its replicas are."""
+    before = "    option abortonclose\n"  # among the defaults
+    options = (
+        "option srvtcpka",
+        f"srvtcpka-idle {VANISHED_SECONDS // 2}s",
+        f"srvtcpka-intvl {VANISHED_SECONDS // 4}s",
+        "srvtcpka-cnt 2",
+        f"default-server tcp-ut {VANISHED_SECONDS}s",
+    )
+    return template.replace(before, before + "".join(f"    {option}\n" for option in options), 1)
 
 
 def restart_haproxy() -> None:

@@ -65,7 +65,8 @@ def test_serve_and_haproxy_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[haproxy.HAProxyApi]:
     """What runs HAProxy in its manager, on ports and in a folder of our own."""
     monkeypatch.setattr(haproxy, "HAProxyApi", haproxy.HAProxyApi)
-    ray_internals.restart_haproxy()
+    monkeypatch.setattr(haproxy, "HAPROXY_CONFIG_TEMPLATE", haproxy.HAPROXY_CONFIG_TEMPLATE)
+    ray_internals.change_haproxy()
     assert "self._haproxy = HAProxyApi(" in inspect.getsource(haproxy)
     with tempfile.TemporaryDirectory() as folder:
         http, stats, metrics = free_ports(3)
@@ -102,6 +103,15 @@ async def test_haproxy_is_started_again_each_time_it_ends(api: haproxy.HAProxyAp
         running.kill()
         killed.add(running.pid)
     await haproxy_process(api, killed)
+    await api.stop()
+
+
+async def test_haproxy_notices_a_node_that_vanishes(api: haproxy.HAProxyApi) -> None:
+    await api.start()  # it accepts the file
+    config = await asyncio.to_thread(Path(api.config_file_path).read_text, "utf-8")
+    defaults = config[config.index("\ndefaults\n") : config.index("\nfrontend ")]
+    assert "    option srvtcpka\n" in defaults
+    assert f"    default-server tcp-ut {ray_internals.VANISHED_SECONDS}s\n" in defaults
     await api.stop()
 
 
