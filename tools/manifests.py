@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "deploy/k8s/base"
 MONITORING = ROOT / "deploy/k8s/components/monitoring"
 PRE_STOP_SECONDS = 10  # until no Service sends new connections to a gateway that ends
-# A node that loses power counts as dead after some 20 s instead of 50. Until then its replicas count as running, and what
-# is meant for them waits.
+# A node that loses power counts as dead after some 20 s instead of 50. Until then its replicas count as running, and
+# what is meant for them waits.
 VANISHED_NODES = {"RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3"}
 NOTE = "# Written by tools/manifests.py.\n"
 GATEWAY = "apps/v1", "Deployment", "autoglm-gateway"
