@@ -11,18 +11,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import aclosing, contextmanager
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from autoglm.common.logs import RequestFilter
 
 logger = logging.getLogger("ray.serve")
 
+Answer = TypeVar("Answer")
 Refuse = Callable[[Any], Awaitable[None]]  # ends the call of a gRPC context
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
 HAPROXY_RETRY_SECONDS = 0.5
 VANISHED_SECONDS = 16
+CONDITION_SECONDS = 0.5  # between two looks at what runs
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
@@ -145,23 +147,34 @@ def refusing_without_replicas(server: Any, application: str, refuse: Refuse) -> 
     """Have the fallback proxy's `server` answer calls of the service that is registered in the block with `refuse`
     while the application has no replica. While it has, the proxy passes them on, as it always would.
 
-    HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run.
+    HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run. A call is
+    refused too if the last replica dies before its answer begins, as with a node that loses power: Serve would hold it
+    until a replica is back.
     """
     factory = server.service_handler_factory
     router = factory.__self__.proxy_router
+
+    def runs() -> bool:
+        return has_replicas(router, application)
 
     def make(service_method: str, streaming_type: Any) -> Any:
         handler = factory(service_method, streaming_type)
 
         async def unary(request: Any, context: Any) -> Any:
-            if not has_replicas(router, application):
-                await refuse(context)
-            return await handler(request, context)
+            try:
+                return await while_true(runs, handler(request, context))
+            except Untrue:
+                return await refuse(context)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            if not has_replicas(router, application):
-                await refuse(context)
             async with aclosing(handler(request, context)) as messages:
+                try:
+                    first = await while_true(runs, anext(messages, None))
+                except Untrue:
+                    await refuse(context)
+                    return
+                if first is not None:
+                    yield first
                 async for message in messages:
                     yield message
 
@@ -172,6 +185,25 @@ def refusing_without_replicas(server: Any, application: str, refuse: Refuse) -> 
         yield
     finally:
         server.service_handler_factory = factory
+
+
+class Untrue(Exception):
+    """A condition for waiting no longer holds."""
+
+
+async def while_true(condition: Callable[[], bool], awaited: Awaitable[Answer]) -> Answer:
+    """Return what `awaited` returns; cancels it and raises Untrue as soon as `condition` does not hold."""
+    task = asyncio.ensure_future(awaited)
+    try:
+        while not task.done():
+            if not condition():
+                raise Untrue
+            await asyncio.wait([task], timeout=CONDITION_SECONDS)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def has_replicas(router: Any, application: str) -> bool:

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from autoglm.cli import isolation
 from autoglm.cli.isolation import Ports, free_ports
 from autoglm.common import ray_internals
 
-from ...waiting import eventually_async
+from ...waiting import eventually_async, soon
 
 
 def names(function: object) -> list[str]:
@@ -178,6 +179,68 @@ def test_the_fallback_proxy_can_see_which_replicas_run() -> None:
     for kind, is_stream in ((gRPCStreamingType.UNARY_UNARY, False), (gRPCStreamingType.UNARY_STREAM, True)):
         handler = proxy.gRPCProxy.service_handler_factory(object.__new__(proxy.gRPCProxy), "/a.B/C", kind)
         assert inspect.isasyncgenfunction(handler) is is_stream
+
+
+class Refused(Exception):
+    """What a refusal raises, as gRPC's abort does."""
+
+
+class HoldingProxy:
+    """A proxy that holds each call, as Serve's does while a replica does not answer."""
+
+    proxy_router = None
+
+    def __init__(self) -> None:
+        self.held, self.ended = asyncio.Event(), asyncio.Event()
+        self.service_handler_factory = self._handler
+
+    def _handler(self, _method: str, is_stream: bool) -> Any:
+        async def unary(request: str, _context: object) -> str:
+            if request == "hold":
+                await self._hold()
+            return request
+
+        async def stream(request: str, context: object) -> AsyncIterator[str]:
+            yield await unary(request, context)
+            yield "last"
+
+        return stream if is_stream else unary
+
+    async def _hold(self) -> None:
+        self.held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+async def refuse(_context: object) -> None:
+    raise Refused
+
+
+async def told(handler: Any, request: str) -> list[str]:
+    """Return all that a handler answers."""
+    if inspect.isasyncgenfunction(handler):
+        return [message async for message in handler(request, None)]
+    return [await handler(request, None)]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_call_is_held_no_longer_than_a_replica_runs(is_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = {"decoder"}
+    monkeypatch.setattr(ray_internals, "has_replicas", lambda _router, application: application in running)
+    holding = HoldingProxy()
+    with ray_internals.refusing_without_replicas(holding, "decoder", refuse):
+        handler = holding.service_handler_factory("/a.B/C", is_stream)
+    assert await told(handler, "hi") == (["hi", "last"] if is_stream else ["hi"])
+    asking = asyncio.create_task(told(handler, "hold"))
+    await soon(holding.held.wait())
+    running.clear()
+    with pytest.raises(Refused):
+        await soon(asking)
+    assert holding.ended.is_set()
+    with pytest.raises(Refused):
+        await told(handler, "hi")
 
 
 def test_a_slim_start_patches_what_ray_init_uses(monkeypatch: pytest.MonkeyPatch) -> None:
