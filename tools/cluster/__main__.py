@@ -17,7 +17,7 @@ from autoglm.common.progress import shown_progress
 from autoglm.training.measured import conditions
 
 from .accounting import accounts, metrics_differ
-from .alerts import fired
+from .alerts import QUIET_SECONDS, fired
 from .faults import FAULTS, Disruption
 from .network import become_child, isolate
 from .parts import Cluster
@@ -25,7 +25,7 @@ from .programs import missing
 from .report import ClusterRun, write_report
 from .timeline import Passage, alerts_cleared, disrupted, undisturbed
 
-SETTLE_SECONDS = 5.0  # for the gateways' last lines
+SETTLE_SECONDS = 2 + QUIET_SECONDS  # for the gateways' last lines, and for alerts to count as cleared
 USUAL_SECONDS = 30.0  # of a fault, without the time that it is held
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -111,7 +111,7 @@ async def observed(cluster: Cluster, seconds: float, faults: Sequence[Disruption
         telling.cancel()
     await asyncio.sleep(SETTLE_SECONDS)
     entries = list(cluster.gateways.entries())
-    firings = fired(started, passages[-1].ended)
+    firings = fired(started, time.time())
     differing = metrics_differ(cluster.gateways)
     return ClusterRun(passages, cluster.load.ended, accounts(cluster.load.ended, entries), firings, differing)
 

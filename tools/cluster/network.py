@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from .programs import kill, run
 
 SUBNET = "10.77.0"
@@ -34,11 +36,18 @@ def isolate(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="mesh-", dir="/tmp") as folder:
         inner = (sys.executable, "-m", "tools.cluster", "--inside", folder, *arguments)
         process = subprocess.Popen(["unshare", *flags, *inner])
+        signal.signal(signal.SIGTERM, lambda *_: _terminate(process.pid))  # so that the folder is removed
         while True:
             try:
                 return process.wait()
             except KeyboardInterrupt:  # the program inside gets it too, and ends
                 continue
+
+
+def _terminate(unshare: int) -> None:
+    """Pass SIGTERM on to the program inside; `unshare` itself ignores it."""
+    for child in psutil.Process(unshare).children():
+        child.terminate()
 
 
 def become_child() -> None:
