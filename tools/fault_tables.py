@@ -1,13 +1,13 @@
 """Writes what faults and hostile requests do into docs/operate.md and docs/security.md, from the last measurements.
 
 `python tools/fault_tables.py --check` changes nothing and fails when a page says something else. The measurements are
-those of `python -m tests.faults.outages` and `python -m tests.faults.neighbours`, in benchmarks/results.
+those of `python -m tests.faults.outages`, `python -m tests.faults.neighbours` and `python -m tools.cluster`, in
+benchmarks/results.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pages import ROOT, write_or_check
@@ -22,6 +22,17 @@ NEIGHBOURS = (
     "their longest",
     "Their longest short question",
 )
+
+
+CLUSTER = {
+    "at": "At",
+    "what": "What",
+    "requests": "Requests",
+    "errors": "Errors",
+    "last_failure": "Last failure after",
+    "whole": "Whole again after",
+    "alerts": "Alerts",
+}
 
 
 def outage(row: Row) -> list[str]:
@@ -55,23 +66,23 @@ def table(name: str, columns: Sequence[str], rows: str, cells: Callable[[Row], l
     return "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *lines, "", link])
 
 
-def written(page: Path, name: str, text: str) -> str:
+def written(page: str, name: str, text: str) -> str:
     """Return the page with `text` between its marks of this name."""
     start, end = f"<!-- `tools/fault_tables.py` writes {name} -->", "<!-- up to here -->"
     pattern = rf"({re.escape(start)}\n).*?({re.escape(end)})"
-    fresh, count = re.subn(
-        pattern, lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text(encoding="utf-8"), flags=re.S
-    )
-    assert count == 1, f"{page} has no place for {name}"
+    fresh, count = re.subn(pattern, lambda found: f"{found[1]}{text}\n{found[2]}", page, flags=re.S)
+    assert count == 1, f"there is no place for {name}"
     return fresh
 
 
 def main() -> None:
     """Rewrite the tables, or with --check compare them."""
     operate, security = ROOT / "docs" / "operate.md", ROOT / "docs" / "security.md"
-    write_or_check(operate, written(operate, "outages", table("outages", OUTAGES, "outages", outage)))
+    text = written(operate.read_text(encoding="utf-8"), "outages", table("outages", OUTAGES, "outages", outage))
+    cluster = table("cluster", list(CLUSTER.values()), "timeline", lambda row: [row[name] for name in CLUSTER])
+    write_or_check(operate, written(text, "cluster", cluster))
     noise = table("neighbours", NEIGHBOURS, "results", neighbour)
-    write_or_check(security, written(security, "neighbours", noise))
+    write_or_check(security, written(security.read_text(encoding="utf-8"), "neighbours", noise))
 
 
 if __name__ == "__main__":

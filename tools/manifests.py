@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "deploy/k8s/base"
 MONITORING = ROOT / "deploy/k8s/components/monitoring"
 PRE_STOP_SECONDS = 10  # until no Service sends new connections to a gateway that ends
+# A node that loses power counts as dead after some 20 s instead of 50. Until then its replicas count as running, and
+# what is meant for them waits.
+VANISHED_NODES = {"RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3"}
 NOTE = "# Written by tools/manifests.py.\n"
 GATEWAY = "apps/v1", "Deployment", "autoglm-gateway"
 RAY = "ray.io/v1", "RayService", "autoglm"
@@ -30,8 +33,8 @@ def files() -> Iterator[tuple[Path, str]]:
     settings = dict(line.split("=", 1) for line in (BASE / "settings.env").read_text().splitlines())
     longest = float(settings["AUTOGLM_MAX_TIMEOUT"])
     grace = grace_seconds(longest)
-    hook = {SETUP_HOOK: "autoglm.common.ray_internals.restart_haproxy"}
-    yield BASE / "generated/ray.env", variables(ray_environment(longest) | hook)
+    hook = {SETUP_HOOK: "autoglm.common.ray_internals.change_haproxy"}
+    yield BASE / "generated/ray.env", variables(ray_environment(longest) | hook | VANISHED_NODES)
     yield BASE / "generated/gateway.env", variables({"AUTOGLM_DRAIN_TIMEOUT": settings["AUTOGLM_MAX_TIMEOUT"]})
     pods = {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": PRE_STOP_SECONDS + grace}}}}
     yield BASE / "generated/gateway-grace.yaml", NOTE + yaml.safe_dump(patch(*GATEWAY, pods), sort_keys=False)

@@ -30,6 +30,7 @@ from autoglm.common.logs import log_config
 from autoglm.common.modalities import APPLICATION_PARTS, ApplicationName
 from autoglm.common.ray_internals import slim_start, with_options
 from autoglm.common.serve_settings import ServiceSettings
+from autoglm.common.server import serve_tokens
 from autoglm.common.services import SERVICES
 
 OBJECT_STORE = 128 * 1024**2
@@ -204,7 +205,8 @@ def describe(port: int, services: Sequence[str]) -> Loaded:
 
 def _ask(channel: grpc.Channel, name: str, limit: float) -> Any:
     service = SERVICES[name]
-    metadata = (("application", name), ("authorization", f"Bearer {os.environ['AUTOGLM_SERVE_TOKEN']}"))
+    token = serve_tokens(os.environ["AUTOGLM_SERVE_TOKEN"])[0]
+    metadata = (("application", name), ("authorization", f"Bearer {token}"))
     while True:
         try:
             return service.stub(channel).Describe(service.describe(), timeout=10, metadata=metadata)

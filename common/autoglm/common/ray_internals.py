@@ -8,10 +8,10 @@ import inspect
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from copy import copy
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from autoglm.common.logs import PollFilter, RequestFilter
 
@@ -20,17 +20,27 @@ logger = logging.getLogger("ray.serve")
 # Takes a request, its gRPC context, and whether the application is scaled to zero. Ends the call, or returns its
 # serialized response, or None to have Serve start a replica and hold the call until that answers.
 Absent = Callable[[Any, Any, bool], Awaitable[bytes | None]]
+Answer = TypeVar("Answer")
 
 SETUP_HOOK = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # the function that each worker calls when it starts
 FALLBACK_PROXY = "gRPCProxy"  # the class in ray.serve._private.proxy
 HAPROXY_RETRY_SECONDS = 0.5
+VANISHED_SECONDS = 16
+CONDITION_SECONDS = 0.5  # between two looks at what runs
 UNNEEDED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")  # 170 MB together
 
 
 def set_up_worker() -> None:
     """Change Serve in this process. A worker of Ray calls this when it starts if `SETUP_HOOK` names this function."""
     listen_on_loopback()
+    change_haproxy()
+
+
+def change_haproxy() -> None:
+    """Have HAProxy started again as soon as it ends, and notice nodes that vanish. In a cluster, `SETUP_HOOK` names
+    this function."""
     restart_haproxy()
+    notice_vanished_nodes()
 
 
 def listen_on_loopback() -> None:
@@ -55,6 +65,30 @@ def closed_template(template: str) -> str:
     ):
         template = template.replace(opened, closed)
     return template
+
+
+def notice_vanished_nodes() -> None:
+    """Have HAProxy end its connections to a node that does not acknowledge anything for VANISHED_SECONDS.
+
+    A node that loses power closes none. What waits for it would wait to its deadline.
+    """
+    from ray.serve._private import haproxy
+
+    haproxy.HAPROXY_CONFIG_TEMPLATE = watchful_template(haproxy.HAPROXY_CONFIG_TEMPLATE)
+
+
+def watchful_template(template: str) -> str:
+    """Return HAProxy's template with TCP's keepalive and user timeout on connections to replicas. The kernel of a node
+    answers both, however busy its replicas are."""
+    before = "    option abortonclose\n"  # among the defaults
+    options = (
+        "option srvtcpka",
+        f"srvtcpka-idle {VANISHED_SECONDS // 2}s",
+        f"srvtcpka-intvl {VANISHED_SECONDS // 4}s",
+        "srvtcpka-cnt 2",
+        f"default-server tcp-ut {VANISHED_SECONDS}s",
+    )
+    return template.replace(before, before + "".join(f"    {option}\n" for option in options), 1)
 
 
 def restart_haproxy() -> None:
@@ -115,29 +149,35 @@ def without_replicas(server: Any, application: str, absent: Absent) -> Iterator[
     """Have the fallback proxy's `server` ask `absent` about calls of the service that is registered in the block while
     the application has no replica. While it has, the proxy passes them on, as it always would.
 
-    HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run.
+    HAProxy falls back to it also for a moment when an application is deployed again, while its replicas run. A call is
+    refused too if the last replica dies before its answer begins, as with a node that loses power: Serve would hold it
+    until a replica is back.
     """
     factory = server.service_handler_factory
     router = factory.__self__.proxy_router
 
-    async def instead(request: Any, context: Any) -> bytes | None:
-        if has_replicas(router, application):
-            return None
-        return await absent(request, context, scales_to_zero(router, application))
+    def runs() -> bool:
+        return has_replicas(router, application)
 
     def make(service_method: str, streaming_type: Any) -> Any:
         handler = factory(service_method, streaming_type)
 
         async def unary(request: Any, context: Any) -> Any:
-            response = await instead(request, context)
+            if runs():
+                with suppress(Untrue):
+                    return await while_true(runs, handler(request, context))
+            response = await absent(request, context, scales_to_zero(router, application))
             return await handler(request, context) if response is None else response
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            response = await instead(request, context)
-            if response is not None:
-                yield response
-                return
             async with aclosing(handler(request, context)) as messages:
+                try:
+                    first = await while_true(runs, anext(messages, None))
+                except Untrue:  # of the decoder, which is never scaled to zero
+                    await absent(request, context, False)
+                    return
+                if first is not None:
+                    yield first
                 async for message in messages:
                     yield message
 
@@ -148,6 +188,25 @@ def without_replicas(server: Any, application: str, absent: Absent) -> Iterator[
         yield
     finally:
         server.service_handler_factory = factory
+
+
+class Untrue(Exception):
+    """A condition for waiting no longer holds."""
+
+
+async def while_true(condition: Callable[[], bool], awaited: Awaitable[Answer]) -> Answer:
+    """Return what `awaited` returns; cancels it and raises Untrue as soon as `condition` does not hold."""
+    task = asyncio.ensure_future(awaited)
+    try:
+        while not task.done():
+            if not condition():
+                raise Untrue
+            await asyncio.wait([task], timeout=CONDITION_SECONDS)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def has_replicas(router: Any, application: str) -> bool:

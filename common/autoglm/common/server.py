@@ -42,11 +42,18 @@ class Caller(Context, Protocol):
     def code(self) -> Any: ...
 
 
+def serve_tokens(setting: str) -> list[str]:
+    """Return the tokens in AUTOGLM_SERVE_TOKEN: gateways send the first, services accept each, so that one can be
+    replaced while both run."""
+    return [token for each in setting.split(",") if (token := each.strip())]
+
+
 def authenticate(context: Caller) -> bool:
-    """Return whether the caller sent the token in AUTOGLM_SERVE_TOKEN, if one is set; if not, set the error."""
-    token = os.environ.get("AUTOGLM_SERVE_TOKEN")
-    shown = dict(context.invocation_metadata()).get("authorization", "")
-    if not token or hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
+    """Return whether the caller sent a token of AUTOGLM_SERVE_TOKEN, if that is set; if not, set the error."""
+    setting = os.environ.get("AUTOGLM_SERVE_TOKEN")
+    shown = dict(context.invocation_metadata()).get("authorization", "").encode()
+    accepted = [hmac.compare_digest(shown, f"Bearer {token}".encode()) for token in serve_tokens(setting or "")]
+    if not setting or any(accepted):
         return True
     fail(context, AuthenticationFailed("this service answers only callers that send its AUTOGLM_SERVE_TOKEN"))
     return False

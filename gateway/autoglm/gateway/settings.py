@@ -126,7 +126,8 @@ class Settings(BaseSettings):
     )
     serve_token: SecretStr = Field(
         default=SecretStr(""),
-        description="Token that the services require from callers; set the same value for the services.",
+        description="Token that the services require from callers; set the same value for the services. While it is"
+        " replaced, two with a comma: gateways send the first, services accept both.",
     )
     serve_ssl_ca_certs: str = Field(
         default="",

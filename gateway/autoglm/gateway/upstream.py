@@ -32,6 +32,7 @@ from autoglm.common.errors import (
     from_status,
 )
 from autoglm.common.modalities import BY_NUMBER, MEDIA_MODALITIES, MODALITY_NAMES
+from autoglm.common.server import serve_tokens
 from autoglm.common.services import ENCODER_SERVICES, SERVICES
 from autoglm.common.tracing import NO_SPAN, Span
 from autoglm.gateway.context import RequestContext
@@ -107,8 +108,8 @@ class Mesh:
     def __init__(self, settings: Settings) -> None:
         """Open the channel; raises FileError when the files for TLS cannot be used."""
         self._channel = _channel(settings)
-        token = settings.serve_token.get_secret_value()
-        self._token = (("authorization", f"Bearer {token}"),) if token else ()
+        tokens = serve_tokens(settings.serve_token.get_secret_value())[:1]
+        self._token = tuple(("authorization", f"Bearer {token}") for token in tokens)
         self._encoders = {row.number: ENCODER_SERVICES[row.application].stub(self._channel) for row in MEDIA_MODALITIES}
         channel = _SerializedRequests(self._channel)
         self._media = {row.number: ENCODER_SERVICES[row.application].stub(channel) for row in MEDIA_MODALITIES}

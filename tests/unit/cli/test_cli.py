@@ -162,6 +162,20 @@ def test_the_longest_answer_survives_replicas_that_start_and_end(
     assert quarantine / ports < 10  # a replica can start that often and always find a port
 
 
+GAUGES = """
+from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
+from ray.serve._private.constants import RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S
+print(RAY_SERVE_STATUS_GAUGE_REPORT_INTERVAL_S, OpenTelemetryMetricRecorder._resolve_gauge_ttl_seconds(None))
+"""
+
+
+def test_no_scrape_misses_a_healthy_replica(tmp_path: Path) -> None:
+    environment = isolation.environment(tmp_path, tmp_path, isolation.Ports(9000, isolation.FIRST))
+    done = subprocess.run([sys.executable, "-c", GAUGES], env=environment, capture_output=True, text=True, check=True)
+    reported, forgotten = map(float, done.stdout.split())
+    assert reported <= forgotten / 2
+
+
 ORPHANAGE = """
 import subprocess, sys, psutil
 from autoglm.cli import processes

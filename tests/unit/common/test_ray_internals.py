@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from autoglm.cli import isolation
 from autoglm.cli.isolation import Ports, free_ports
 from autoglm.common import ray_internals
 
-from ...waiting import eventually_async
+from ...waiting import eventually_async, soon
 
 
 def names(function: object) -> list[str]:
@@ -65,7 +66,8 @@ def test_serve_and_haproxy_listen_on_loopback(monkeypatch: pytest.MonkeyPatch) -
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[haproxy.HAProxyApi]:
     """What runs HAProxy in its manager, on ports and in a folder of our own."""
     monkeypatch.setattr(haproxy, "HAProxyApi", haproxy.HAProxyApi)
-    ray_internals.restart_haproxy()
+    monkeypatch.setattr(haproxy, "HAPROXY_CONFIG_TEMPLATE", haproxy.HAPROXY_CONFIG_TEMPLATE)
+    ray_internals.change_haproxy()
     assert "self._haproxy = HAProxyApi(" in inspect.getsource(haproxy)
     with tempfile.TemporaryDirectory() as folder:
         http, stats, metrics = free_ports(3)
@@ -102,6 +104,15 @@ async def test_haproxy_is_started_again_each_time_it_ends(api: haproxy.HAProxyAp
         running.kill()
         killed.add(running.pid)
     await haproxy_process(api, killed)
+    await api.stop()
+
+
+async def test_haproxy_notices_a_node_that_vanishes(api: haproxy.HAProxyApi) -> None:
+    await api.start()  # it accepts the file
+    config = await asyncio.to_thread(Path(api.config_file_path).read_text, "utf-8")
+    defaults = config[config.index("\ndefaults\n") : config.index("\nfrontend ")]
+    assert "    option srvtcpka\n" in defaults
+    assert f"    default-server tcp-ut {ray_internals.VANISHED_SECONDS}s\n" in defaults
     await api.stop()
 
 
@@ -170,6 +181,86 @@ def test_the_fallback_proxy_can_see_which_replicas_run() -> None:
     for kind, is_stream in ((gRPCStreamingType.UNARY_UNARY, False), (gRPCStreamingType.UNARY_STREAM, True)):
         handler = proxy.gRPCProxy.service_handler_factory(object.__new__(proxy.gRPCProxy), "/a.B/C", kind)
         assert inspect.isasyncgenfunction(handler) is is_stream
+
+
+class Refused(Exception):
+    """What a refusal raises, as gRPC's abort does."""
+
+
+class HoldingProxy:
+    """A proxy that holds each call, as Serve's does while a replica does not answer."""
+
+    proxy_router = None
+
+    def __init__(self) -> None:
+        self.held, self.ended = asyncio.Event(), asyncio.Event()
+        self.service_handler_factory = self._handler
+
+    def _handler(self, _method: str, is_stream: bool) -> Any:
+        async def unary(request: str, _context: object) -> str:
+            if request == "hold":
+                await self._hold()
+            return request
+
+        async def stream(request: str, context: object) -> AsyncIterator[str]:
+            yield await unary(request, context)
+            yield "last"
+
+        return stream if is_stream else unary
+
+    async def _hold(self) -> None:
+        self.held.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended.set()
+
+
+async def refused(_request: object, _context: object, scaled_to_zero: bool) -> None:
+    if not scaled_to_zero:
+        raise Refused
+
+
+async def told(handler: Any, request: str) -> list[str]:
+    """Return all that a handler answers."""
+    if inspect.isasyncgenfunction(handler):
+        return [message async for message in handler(request, None)]
+    return [await handler(request, None)]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_call_is_held_no_longer_than_a_replica_runs(is_stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = {"decoder"}
+    monkeypatch.setattr(ray_internals, "has_replicas", lambda _router, application: application in running)
+    monkeypatch.setattr(ray_internals, "scales_to_zero", lambda _router, _application: False)
+    holding = HoldingProxy()
+    with ray_internals.without_replicas(holding, "decoder", refused):
+        handler = holding.service_handler_factory("/a.B/C", is_stream)
+    assert await told(handler, "hi") == (["hi", "last"] if is_stream else ["hi"])
+    asking = asyncio.create_task(told(handler, "hold"))
+    await soon(holding.held.wait())
+    running.clear()
+    with pytest.raises(Refused):
+        await soon(asking)
+    assert holding.ended.is_set()
+    with pytest.raises(Refused):
+        await told(handler, "hi")
+
+
+async def test_a_call_outlives_the_last_replica_of_what_is_scaled_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = {"speech"}
+    monkeypatch.setattr(ray_internals, "has_replicas", lambda _router, application: application in running)
+    monkeypatch.setattr(ray_internals, "scales_to_zero", lambda _router, application: application == "speech")
+    holding = HoldingProxy()
+    with ray_internals.without_replicas(holding, "speech", refused):
+        handler = holding.service_handler_factory("/a.B/C", False)
+    asking = asyncio.create_task(told(handler, "hold"))
+    await soon(holding.held.wait())
+    holding.held.clear()
+    running.clear()
+    await soon(holding.held.wait())  # asked again, which has Serve start a replica
+    assert holding.ended.is_set()
+    asking.cancel()
 
 
 def test_a_slim_start_patches_what_ray_init_uses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What /metrics says: its formats, its series, and that nothing which clients send adds one."""
 
 import asyncio
+import logging
 import re
 import threading
 from collections.abc import Collection, Mapping
@@ -199,7 +200,10 @@ async def test_without_a_redis_no_series_is_about_one(serve: Serve, valkey: str)
     assert await about_redis(redis_url=valkey) >= {"autoglm_redis_up", "autoglm_embedding_cache_queries_total"}
 
 
-async def test_requests_are_counted_by_how_they_ended(client: Client, mesh: FakeMesh) -> None:
+async def test_requests_are_counted_by_how_they_ended(
+    client: Client, mesh: FakeMesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "autoglm.gateway.access")
     chat = {"api": "http", "method": "/v1/chat/completions"}
     await client.chat("hi")
     await client.chat("hi", temperature=9)
@@ -211,11 +215,16 @@ async def test_requests_are_counted_by_how_they_ended(client: Client, mesh: Fake
     await counted(client, 1, "requests_total", **chat, code="200")
     await counted(client, 1, "requests_total", **chat, code="400")
     await counted(client, 2, "requests_total", **chat, code="503")
+    await eventually_async(lambda: _logged(caplog, ["200", "400", "503", "503"]), "the log has the same codes")
     with pytest.raises(grpc.aio.AioRpcError):
         await ChatServiceStub(client.channel).Complete(chat_pb2.CompleteRequest(chat=CHAT))
     await counted(client, 1, "requests_total", api="grpc", method="ChatService/Complete", code="UNAVAILABLE")
     await client.http.get("/nowhere")
     await counted(client, 1, "requests_total", api="http", method="other", code="404")
+
+
+async def _logged(caplog: pytest.LogCaptureFixture, codes: list[str]) -> bool:
+    return [record.getMessage().split()[2] for record in caplog.records] == codes
 
 
 async def test_who_leaves_is_no_success(client: Client, mesh: FakeMesh) -> None:

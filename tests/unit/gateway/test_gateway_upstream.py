@@ -27,8 +27,9 @@ async def is_ready(client: Client) -> bool:
     return (await client.http.get("/health/ready")).status_code == 200
 
 
-async def test_every_call_to_a_service_carries_the_token_and_no_key(serve: Serve, mesh: FakeMesh) -> None:
-    client = await serve(serve_token="between-us", api_keys="k1")
+@pytest.mark.parametrize("token", ["between-us", "between-us, the-old-one"])
+async def test_every_call_to_a_service_carries_the_token_and_no_key(serve: Serve, mesh: FakeMesh, token: str) -> None:
+    client = await serve(serve_token=token, api_keys="k1")
     client.http.headers["authorization"] = "Bearer k1"
     assert (await client.chat([image_part(png()), audio_part(wav())])).status_code == 200
     for control in (mesh.vision.encode, mesh.speech.encode, mesh.decoder.generate):

@@ -132,7 +132,7 @@ class RequestScope:
         finally:
             route, ended = _template(routed), CLIENT_GONE if gone else context.failed or status
             self._backend.metrics.answered("http", route, str(ended))
-            log_request(context, f"{scope['method']} {route}", status, logging.DEBUG if quiet else logging.INFO)
+            log_request(context, f"{scope['method']} {route}", ended, logging.DEBUG if quiet else logging.INFO)
             _end_span(context, scope["method"], route, status)
 
 
