@@ -13,13 +13,16 @@ class SomeCaller:
     """A call whose metadata has this authorization."""
 
     shown: str
-    code: grpc.StatusCode | None = None
+    failed: grpc.StatusCode | None = None
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return [("authorization", self.shown)] if self.shown else []
 
     def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
+        self.failed = code
+
+    def code(self) -> grpc.StatusCode | None:
+        return self.failed
 
     def set_details(self, details: str) -> None: ...
 
@@ -33,7 +36,7 @@ def test_a_service_accepts_each_of_its_tokens(setting: str, shown: str, monkeypa
     caller = SomeCaller(shown)
     accepted = shown in {f"Bearer {token.strip()}" for token in setting.split(",")}
     assert authenticate(caller) == accepted
-    assert caller.code == (None if accepted else grpc.StatusCode.UNAUTHENTICATED)
+    assert caller.code() == (None if accepted else grpc.StatusCode.UNAUTHENTICATED)
 
 
 @pytest.mark.parametrize(("setting", "answers"), [("", True), (",", False)])
