@@ -62,7 +62,7 @@ class Collector(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         self.calls = 0
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """Handle every method."""
         return grpc.unary_unary_rpc_method_handler(self._drop)
 
