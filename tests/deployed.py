@@ -21,7 +21,7 @@ import yaml
 
 from autoglm.common.bundle import chosen_bundle
 
-from .waiting import NET_SECONDS, eventually
+from .waiting import NET_SECONDS, eventually, is_answered
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "deploy/k8s/base"
@@ -80,14 +80,6 @@ def are_running(status: httpx.Response, count: int) -> bool:
     states = [application["status"] for application in applications.values()]
     assert "DEPLOY_FAILED" not in states, json.dumps(applications)
     return states == ["RUNNING"] * count
-
-
-def is_answered(url: str) -> bool:
-    """Return whether a probe of the kubelet, which has no token, would succeed."""
-    try:
-        return httpx.get(url, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def ask() -> str:

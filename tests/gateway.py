@@ -6,12 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
-
 from autoglm.cli.isolation import free_ports
 
 from .mesh import Mesh
-from .waiting import NET_SECONDS, eventually
+from .waiting import NET_SECONDS, eventually, is_answered
 
 
 @contextmanager
@@ -24,15 +22,8 @@ def running_gateway(mesh: Mesh, **settings: str) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "autoglm.gateway.app"], env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        eventually(lambda: _ready(address), "the gateway is ready")
+        eventually(lambda: is_answered(f"{address}/health/ready"), "the gateway is ready")
         yield address
     finally:
         process.terminate()
         process.wait(NET_SECONDS)
-
-
-def _ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health/ready", trust_env=False).is_success
-    except httpx.TransportError:
-        return False

@@ -15,7 +15,7 @@ import yaml
 
 from autoglm.cli.isolation import free_ports
 
-from .waiting import NET_SECONDS, eventually
+from .waiting import NET_SECONDS, eventually, is_answered
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES, RULES_TEST = ROOT / "deploy/prometheus/rules.yaml", ROOT / "deploy/prometheus/rules-test.yaml"
@@ -98,15 +98,10 @@ def running_prometheus(folder: Path, targets: Targets) -> Iterator[Prometheus]:
     process = subprocess.Popen(command)
     prometheus = Prometheus(f"http://127.0.0.1:{port}")
     try:
-        eventually(lambda: process.poll() is not None or _is_ready(prometheus), "Prometheus is ready")
+        eventually(
+            lambda: process.poll() is not None or is_answered(f"{prometheus.url}/-/ready"), "Prometheus is ready"
+        )
         yield prometheus
     finally:
         process.terminate()
         process.wait(NET_SECONDS)
-
-
-def _is_ready(prometheus: Prometheus) -> bool:
-    try:
-        return httpx.get(f"{prometheus.url}/-/ready", trust_env=False).is_success
-    except httpx.TransportError:
-        return False

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import httpx
+
 Result = TypeVar("Result")
 
 NET_SECONDS = 240.0
@@ -30,6 +32,14 @@ def comes_true(condition: Callable[[], object], seconds: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+def is_answered(url: str) -> bool:
+    """Return whether `url` is answered with 200, as a probe without a token asks for it; False if nobody listens."""
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def eventually_async(condition: Callable[[], Awaitable[object]], what: str) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import TypeVar
 
 import grpc
 import torch
@@ -23,6 +24,8 @@ from autoglm.v1.speech_pb2 import SpeechServiceEncodeRequest
 from autoglm.v1.vision_pb2 import VisionServiceEncodeRequest
 from autoglm.vision.servicer import VisionServicer
 from autoglm.vision.settings import VisionSettings
+
+R = TypeVar("R")
 
 DIFFERENT = 8  # requests, asked again and again: no service caches media, and the decoder's prefix cache is off
 MAX_TOKENS = 32
@@ -56,29 +59,13 @@ class BenchCaller:
 def vision() -> Ask:
     """Load the vision service of the chosen bundle, and return what encodes the next picture."""
     servicer = VisionServicer.load(VisionSettings.model_validate({}))
-    requests = cycle([VisionServiceEncodeRequest(image=picture) for picture in _files("screen")])
-
-    async def ask() -> Took:
-        started = time.monotonic()
-        await servicer.encode(next(requests), BenchCaller(), BenchCaller())
-        seconds = time.monotonic() - started
-        return Took(seconds, seconds)
-
-    return ask
+    return _encoding(servicer.encode, [VisionServiceEncodeRequest(image=picture) for picture in _files("screen")])
 
 
 def speech() -> Ask:
     """Load the speech service of the chosen bundle, and return what encodes the next recording, of about 3 seconds."""
     servicer = SpeechServicer.load(SpeechSettings.model_validate({}))
-    requests = cycle([SpeechServiceEncodeRequest(audio=recording) for recording in _files("voice")])
-
-    async def ask() -> Took:
-        started = time.monotonic()
-        await servicer.encode(next(requests), BenchCaller(), BenchCaller())
-        seconds = time.monotonic() - started
-        return Took(seconds, seconds)
-
-    return ask
+    return _encoding(servicer.encode, [SpeechServiceEncodeRequest(audio=recording) for recording in _files("voice")])
 
 
 def decoder() -> Ask:
@@ -102,6 +89,18 @@ def load(name: ApplicationName, threads: int) -> Ask:
     """Load a service as a replica with so many `threads`, and return what asks it; raises ToolsMissing, BundleError."""
     torch.set_num_threads(threads)
     return LOADS[name]()
+
+
+def _encoding(encode: Callable[[R, BenchCaller, BenchCaller], Awaitable[object]], requests: Sequence[R]) -> Ask:
+    following = cycle(requests)
+
+    async def ask() -> Took:
+        started = time.monotonic()
+        await encode(next(following), BenchCaller(), BenchCaller())
+        seconds = time.monotonic() - started
+        return Took(seconds, seconds)
+
+    return ask
 
 
 def _files(workload: str) -> Sequence[bytes]:

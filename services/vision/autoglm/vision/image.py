@@ -47,10 +47,9 @@ def decoded_image(data: bytes, least: int = MAX_PIXELS) -> Iterator[Image.Image]
     """
     file = _opened(data)
     is_large = file.width * file.height > LARGE_PIXELS
-    if is_large:
-        file.draft(file.mode, (least, least))  # does nothing but to a JPEG
     try:
-        with contextlib.closing(file), contextlib.closing(_by_pillow(partial(_as_rgb, file))) as image:
+        read = partial(_as_rgb, file, least if is_large else MAX_PIXELS)
+        with contextlib.closing(file), contextlib.closing(_by_pillow(read)) as image:
             yield image
     finally:
         if is_large:
@@ -65,7 +64,8 @@ def _opened(data: bytes) -> Image.Image:
     return file
 
 
-def _as_rgb(file: Image.Image) -> Image.Image:
+def _as_rgb(file: Image.Image, least: int) -> Image.Image:
+    file.draft(file.mode, (least, least))  # does nothing but to a JPEG
     file.load()
     return _on_white(_in_8_bits(_upright(file)))
 
