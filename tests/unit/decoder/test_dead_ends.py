@@ -11,7 +11,7 @@ from autoglm.common.bundle import default_bundle
 from autoglm.common.errors import InvalidRequest
 from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.request import GrammarSpec, Request
-from autoglm.decoder.formats import read_format
+from autoglm.decoder.formats import Formats
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
@@ -23,13 +23,13 @@ PATH = default_bundle() / "decoder" / "tokenizer.json"
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(PATH, [2585, 2604])
+def formats() -> Formats:
+    return Formats(PATH, [2585, 2604], GCMA_LAYOUT.tool_call, lambda: False)
 
 
-def refusal(grammars: Grammars, message: DecoderServiceGenerateRequest) -> InvalidRequest:
+def refusal(formats: Formats, message: DecoderServiceGenerateRequest) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        read_format(message, grammars, GCMA_LAYOUT.tool_call)
+        formats.read(message)
     return caught.value
 
 
@@ -43,8 +43,8 @@ def refusal(grammars: Grammars, message: DecoderServiceGenerateRequest) -> Inval
         (SamplingParams(grammar="start: NONE\nNONE: /x/ & /y/"), "sampling.grammar"),
     ],
 )
-def test_a_format_that_no_text_matches_is_refused(grammars: Grammars, sampling: SamplingParams, param: str) -> None:
-    error = refusal(grammars, DecoderServiceGenerateRequest(sampling=sampling))
+def test_a_format_that_no_text_matches_is_refused(formats: Formats, sampling: SamplingParams, param: str) -> None:
+    error = refusal(formats, DecoderServiceGenerateRequest(sampling=sampling))
     assert (error.message, error.param) == ("no text matches this", param)
 
 
@@ -57,8 +57,8 @@ def test_a_format_that_no_text_matches_is_refused(grammars: Grammars, sampling: 
         (SamplingParams(grammar="start: /(y?){400}y{400}/"), "sampling.grammar"),
     ],
 )
-def test_a_format_beyond_the_limits_is_refused(grammars: Grammars, sampling: SamplingParams, param: str) -> None:
-    error = refusal(grammars, DecoderServiceGenerateRequest(sampling=sampling))
+def test_a_format_beyond_the_limits_is_refused(formats: Formats, sampling: SamplingParams, param: str) -> None:
+    error = refusal(formats, DecoderServiceGenerateRequest(sampling=sampling))
     assert (error.message, error.param) == ("this is too complex to be enforced", param)
 
 
@@ -75,21 +75,21 @@ LOOPS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("schema", "at"), LOOPS)
 def test_a_schema_that_is_its_own_description_is_refused(
-    grammars: Grammars, schema: dict[str, Any], at: str, strict: bool
+    formats: Formats, schema: dict[str, Any], at: str, strict: bool
 ) -> None:
     sampling = SamplingParams(json_schema=json.dumps(schema), json_schema_strict=strict)
-    error = refusal(grammars, DecoderServiceGenerateRequest(sampling=sampling))
+    error = refusal(formats, DecoderServiceGenerateRequest(sampling=sampling))
     assert "refers to itself" in error.message
     assert error.param == f"sampling.json_schema{at}"
 
 
 @pytest.mark.parametrize(("schema", "at"), LOOPS)
 def test_parameters_that_are_their_own_description_are_refused(
-    grammars: Grammars, schema: dict[str, Any], at: str
+    formats: Formats, schema: dict[str, Any], at: str
 ) -> None:
     tools = [Tool(function=Function(name="now")), Tool(function=Function(name="f", parameters=json.dumps(schema)))]
     choice = ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED)
-    error = refusal(grammars, DecoderServiceGenerateRequest(tools=tools, tool_choice=choice))
+    error = refusal(formats, DecoderServiceGenerateRequest(tools=tools, tool_choice=choice))
     assert error.param == f"tools[1].function.parameters{at}"
 
 
@@ -102,11 +102,9 @@ def test_parameters_that_are_their_own_description_are_refused(
         {"type": "object", "properties": {"$ref": {"type": "string"}, "a": {"const": {"$ref": "#"}}}},
     ],
 )
-def test_recursive_schemas_are_taken(grammars: Grammars, schema: dict[str, Any]) -> None:
+def test_recursive_schemas_are_taken(formats: Formats, schema: dict[str, Any]) -> None:
     message = DecoderServiceGenerateRequest(sampling=SamplingParams(json_schema=json.dumps(schema)))
-    spec = read_format(message, grammars, GCMA_LAYOUT.tool_call)
-    assert spec is not None
-    assert grammars.takes(spec)
+    assert formats.read(message) is not None
 
 
 BEYOND = {
@@ -136,7 +134,8 @@ def test_a_dead_end_within_an_answer_is_told_by_the_field_and_ends_it_alone(
     end = composer.tokenizer.token_to_id("<|user|>")
     assert end is not None
     grammars = Grammars(tmp_path / "tokenizer.json", [end])
-    spec = read_format(DecoderServiceGenerateRequest(sampling=sampling), grammars, GCMA_LAYOUT.tool_call)
+    formats = Formats(tmp_path / "tokenizer.json", [end], GCMA_LAYOUT.tool_call, lambda: False)
+    spec = formats.read(DecoderServiceGenerateRequest(sampling=sampling))
     engine = engines(WIDE, [end], grammars)
     _, free = submit(engine, prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3]))
     outputs: Outputs = SimpleQueue()

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,11 +18,12 @@ import pytest
 from autoglm.common.bundle import Bundle, default_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited
-from autoglm.decoder.engine import grammar, trial_process, trials
+from autoglm.decoder import trial_process, trials
+from autoglm.decoder.engine import grammar
 from autoglm.decoder.engine.grammar import COMPILED, Grammars
 from autoglm.decoder.engine.matchers import spelling
 from autoglm.decoder.engine.request import GrammarSpec, Request
-from autoglm.decoder.formats import read_format
+from autoglm.decoder.formats import Formats
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.servicer import DecoderServicer
 from autoglm.decoder.settings import DecoderSettings
@@ -44,6 +43,7 @@ from autoglm.v1.generation_pb2 import (
 from ...waiting import eventually
 from .engines import CONTEXT, GREEDY, LENGTHS, WIDE, Engines, Outputs, collect, prompts, submit
 
+MARKS = GCMA_LAYOUT.tool_call
 PATH = default_bundle() / "decoder" / "tokenizer.json"
 LONG = 5000  # links of a chain that no stack holds
 
@@ -60,8 +60,12 @@ class Unused:
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(PATH, [2585, 2604])
+def formats() -> Formats:
+    return Formats(PATH, [2585, 2604], MARKS, lambda: False)
+
+
+def regex(text: str) -> DecoderServiceGenerateRequest:
+    return DecoderServiceGenerateRequest(sampling=SamplingParams(regex=text))
 
 
 def asked(schema: Any) -> SamplingParams:
@@ -97,13 +101,13 @@ def tools(count: int, properties: int) -> DecoderServiceGenerateRequest:
 
 
 @contextmanager
-def stopped(grammars: Grammars) -> Iterator[None]:
+def stopped(formats: Formats) -> Iterator[None]:
     """Let no new format be tried meanwhile, as if the trials took for ever."""
-    os.killpg(grammars.trials.pid, signal.SIGSTOP)  # the child that is ready for the next one, too
+    os.killpg(formats.trials.pid, signal.SIGSTOP)  # the child that is ready for the next one, too
     try:
         yield
     finally:
-        os.killpg(grammars.trials.pid, signal.SIGCONT)
+        os.killpg(formats.trials.pid, signal.SIGCONT)
 
 
 # --- what is refused ------------------------------------------------------------------------------------
@@ -127,13 +131,13 @@ def stopped(grammars: Grammars) -> Iterator[None]:
         chained(lambda following: {"anyOf": [{"$ref": following}, {"type": "null"}]}, 3000),
     ],
 )
-def test_what_takes_too_much_is_refused(grammars: Grammars, sampling: SamplingParams) -> None:
-    trying = grammars.trials.pid
+def test_what_takes_too_much_is_refused(formats: Formats, sampling: SamplingParams) -> None:
+    trying = formats.trials.pid
     with pytest.raises((InvalidRequest, RateLimited)) as refused:  # the second on a machine too busy to find out
-        read_format(DecoderServiceGenerateRequest(sampling=sampling), grammars, GCMA_LAYOUT.tool_call)
+        formats.read(DecoderServiceGenerateRequest(sampling=sampling))
     assert refused.value.param == f"sampling.{sampling.WhichOneof('structured_output')}"
-    assert grammars.trials.pid == trying
-    assert grammars.takes(GrammarSpec("regex", "the next one"))
+    assert formats.trials.pid == trying
+    assert formats.read(regex("the next one"))
 
 
 @pytest.mark.parametrize(
@@ -151,14 +155,15 @@ def test_what_takes_too_much_is_refused(grammars: Grammars, sampling: SamplingPa
         tools(32, 10),
     ],
 )
-def test_what_is_large_and_takes_little_is_taken(grammars: Grammars, message: DecoderServiceGenerateRequest) -> None:
-    assert read_format(message, grammars, GCMA_LAYOUT.tool_call) is not None
+def test_what_is_large_and_takes_little_is_taken(formats: Formats, message: DecoderServiceGenerateRequest) -> None:
+    assert formats.read(message) is not None
 
 
-def test_many_choices_are_told_apart(grammars: Grammars) -> None:
+def test_many_choices_are_told_apart() -> None:
     """Texts that begin others, and as many as the parser alone could not hold."""
     texts = (*(f"{n}" for n in range(5000)), "12 and more")
-    compiled, spell = grammars.compiled(GrammarSpec("choice", texts)), spelling(PATH, [2585, 2604])
+    compiled = Grammars(PATH, [2585, 2604]).compiled(GrammarSpec("choice", texts))
+    spell = spelling(PATH, [2585, 2604])
     for text, fits in (("12", True), ("1234", True), ("12 and more", True), ("12 and", False), ("5000", False)):
         matcher = compiled.matcher.deep_copy()
         assert (matcher.consume_tokens(spell.tokenize_str(text)) and matcher.is_accepting()) == fits, text
@@ -167,19 +172,21 @@ def test_many_choices_are_told_apart(grammars: Grammars) -> None:
 # --- what goes on meanwhile -----------------------------------------------------------------------------
 
 
-def test_the_engine_waits_for_no_compilation(grammars: Grammars) -> None:
-    """What is held stays compiled however many others come, and is there while another is compiled."""
-    first = GrammarSpec("regex", "first")
+def test_what_is_held_stays_compiled() -> None:
+    """However many others come: the engine waits for no compilation."""
+    grammars, first = Grammars(PATH, [2585, 2604]), GrammarSpec("regex", "first")
     held = grammars.compiled(first)
     for n in range(COMPILED + 1):
         grammars.compiled(GrammarSpec("regex", f"other {n}"))
-    with stopped(grammars):
-        thread = threading.Thread(target=grammars.takes, args=[GrammarSpec("regex", "is tried meanwhile")])
-        thread.start()
-        assert grammars.compiled(first) is held
-        assert grammars.make(first)
-        assert thread.is_alive()
-    thread.join()
+    assert grammars.compiled(first) is held
+
+
+def test_a_known_format_is_not_tried_again(formats: Formats) -> None:
+    spec = formats.read(regex("known"))
+    with stopped(formats):
+        assert formats.read(regex("known")) is spec
+        with pytest.raises(DeadlineExceeded):
+            formats.read(regex("new"), Deadline.after(0.2))
 
 
 async def test_an_answer_goes_on_while_a_format_is_tried() -> None:
@@ -193,7 +200,7 @@ async def test_an_answer_goes_on_while_a_format_is_tried() -> None:
 
     known = SamplingParams(regex="known", max_tokens=8)
     assert await said(known) == "known"
-    with stopped(servicer.model.grammars):
+    with stopped(servicer.model.formats):
         waits = asyncio.create_task(said(SamplingParams(regex="anew", max_tokens=8)))
         assert await said(SamplingParams(max_tokens=4))
         assert await said(known) == "known"
@@ -213,9 +220,10 @@ def test_a_mask_that_takes_too_long_ends_its_answer_alone(
     end = composer.tokenizer.token_to_id("<|user|>")
     assert end is not None
     grammars = Grammars(tmp_path / "tokenizer.json", [end])
+    formats = Formats(tmp_path / "tokenizer.json", [end], MARKS, lambda: grammars.is_busy)
     sampling = SamplingParams(grammar=f'start: ("q" | "r") ("q" | "r") many\n{ambiguous(250)}')
     message = DecoderServiceGenerateRequest(sampling=sampling)
-    spec = read_format(message, grammars, GCMA_LAYOUT.tool_call)
+    spec = formats.read(message)
     engine = engines(WIDE, [end], grammars)
     _, free = submit(engine, prompts(composer)[3], replace(GREEDY, max_tokens=LENGTHS[3]))
     outputs: Outputs = SimpleQueue()
@@ -227,46 +235,44 @@ def test_a_mask_that_takes_too_long_ends_its_answer_alone(
     assert collect(free)[0] == expected[3]
     monkeypatch.setattr(grammar, "MAX_SLOW", 0)  # as with that many masks at work
     with pytest.raises(RateLimited):
-        read_format(message, grammars, GCMA_LAYOUT.tool_call)
+        formats.read(message)
 
 
-def test_a_trial_ends_with_its_request(grammars: Grammars) -> None:
-    with stopped(grammars), pytest.raises(DeadlineExceeded):
-        read_format(
-            DecoderServiceGenerateRequest(sampling=SamplingParams(regex="is not tried in time")),
-            grammars,
-            GCMA_LAYOUT.tool_call,
-            Deadline.after(0.2),
-        )
+def test_a_trial_ends_with_its_request(formats: Formats) -> None:
+    with stopped(formats), pytest.raises(DeadlineExceeded):
+        formats.read(regex("is not tried in time"), Deadline.after(0.2))
 
 
 def test_only_so_many_are_tried_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "MAX_TRIALS", 0)  # as with that many under way
     with pytest.raises(RateLimited):
-        Grammars(PATH, [2585]).compiled(GrammarSpec("regex", "one too many"), until=time.monotonic())
+        Formats(PATH, [2585], MARKS, lambda: False).read(regex("one too many"), Deadline.after(0.0))
 
 
 # --- the process that forks -----------------------------------------------------------------------------
 
 
 def test_the_process_that_tries_is_started_again() -> None:
-    grammars = Grammars(PATH, [2585])
-    assert grammars.takes(GrammarSpec("regex", "before"))
-    ended = grammars.trials.pid
+    formats = Formats(PATH, [2585], MARKS, lambda: False)
+    assert formats.read(regex("before"))
+    ended = formats.trials.pid
     os.kill(ended, signal.SIGKILL)
-    assert grammars.takes(GrammarSpec("regex", "after"))  # by the child that was ready, if there was one
-    assert grammars.takes(GrammarSpec("regex", "later"))
-    assert grammars.trials.pid != ended
+    assert formats.read(regex("after"))  # by the child that was ready, if there was one
+    assert formats.read(regex("later"))
+    assert formats.trials.pid != ended
 
 
 def test_the_process_that_tries_ends_with_the_decoder() -> None:
     """Even if that is killed, and while a format is being tried."""
     program = (
-        "import sys, threading; from pathlib import Path; from autoglm.decoder.engine.grammar import Grammars\n"
-        "from autoglm.decoder.engine.request import GrammarSpec\n"
-        "grammars = Grammars(Path(sys.argv[1]), [2585]); grammars.takes(GrammarSpec('regex', 'a'))\n"
-        "threading.Thread(target=grammars.takes, args=[GrammarSpec('grammar', sys.argv[2])]).start()\n"
-        "print(grammars.trials.pid, flush=True)"
+        "import sys, threading; from pathlib import Path; from autoglm.decoder.formats import Formats\n"
+        "from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest as Request\n"
+        "from autoglm.v1.generation_pb2 import SamplingParams\n"
+        "formats = Formats(Path(sys.argv[1]), [2585], ('<a>', '</a>'), lambda: False)\n"
+        "formats.read(Request(sampling=SamplingParams(regex='a')))\n"
+        "request = Request(sampling=SamplingParams(grammar=sys.argv[2]))\n"
+        "threading.Thread(target=formats.read, args=[request]).start()\n"
+        "print(formats.trials.pid, flush=True)"
     )
     slow = f'start: "q" many\n{ambiguous(400)}'
     with subprocess.Popen([sys.executable, "-c", program, str(PATH), slow], stdout=subprocess.PIPE) as decoder:
@@ -281,16 +287,16 @@ def test_the_process_that_tries_ends_with_the_decoder() -> None:
 
 
 def test_a_format_is_not_told_as_too_complex_when_the_machine_is_busy(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+    formats: Formats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_process, "SECONDS", 0.0)  # as if its time had passed before its CPU time
     with pytest.raises(RateLimited):
-        grammars.takes(GrammarSpec("regex", "((u{900}){900}){900}"))
+        formats.read(regex("((u{900}){900}){900}"))
 
 
-def test_trials_give_way_to_answers(grammars: Grammars) -> None:
+def test_trials_give_way_to_answers(formats: Formats) -> None:
     """In a session of its own it would get as much of the CPU as the decoder, whatever its priority."""
-    trying = grammars.trials.pid
+    trying = formats.trials.pid
     eventually(psutil.Process(trying).children, "a child is ready")
     children = psutil.Process(trying).children()
     assert {os.getsid(trying), *(os.getsid(child.pid) for child in children)} == {os.getsid(0)}
@@ -298,22 +304,22 @@ def test_trials_give_way_to_answers(grammars: Grammars) -> None:
     assert all(process.nice() > usual for process in (psutil.Process(trying), *children))
 
 
-def test_a_signal_at_the_terminal_is_not_for_trials(grammars: Grammars) -> None:
-    assert os.getpgid(grammars.trials.pid) == grammars.trials.pid != os.getpgid(0)
+def test_a_signal_at_the_terminal_is_not_for_trials(formats: Formats) -> None:
+    assert os.getpgid(formats.trials.pid) == formats.trials.pid != os.getpgid(0)
 
 
 def test_a_child_that_dies_before_its_trial_harms_none() -> None:
-    grammars = Grammars(PATH, [2585])
-    assert grammars.takes(GrammarSpec("regex", "before"))
-    trying = psutil.Process(grammars.trials.pid)
+    formats = Formats(PATH, [2585], MARKS, lambda: False)
+    assert formats.read(regex("before"))
+    trying = psutil.Process(formats.trials.pid)
     eventually(trying.children, "a child is ready")
     trying.children()[-1].kill()
-    assert grammars.takes(GrammarSpec("regex", "after"))
+    assert formats.read(regex("after"))
 
 
-def test_the_process_that_tries_is_small(grammars: Grammars) -> None:
+def test_the_process_that_tries_is_small(formats: Formats) -> None:
     """It has llguidance and the tokenizer, and no torch."""
-    assert grammars.takes(GrammarSpec("regex", "it is up"))
-    process = psutil.Process(grammars.trials.pid)
+    assert formats.read(regex("it is up"))
+    process = psutil.Process(formats.trials.pid)
     assert not [mapped.path for mapped in process.memory_maps() if "torch" in mapped.path]
     assert process.num_threads() == 1

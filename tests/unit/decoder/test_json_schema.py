@@ -8,9 +8,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import default_bundle
 from autoglm.common.errors import InvalidRequest
-from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.matchers import JSON_STYLE
-from autoglm.decoder.formats import read_format
+from autoglm.decoder.formats import Formats
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import (
@@ -28,8 +27,8 @@ TOKENIZER = LLTokenizer(PATH.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def grammars() -> Grammars:
-    return Grammars(PATH, [2585, 2604])
+def formats() -> Formats:
+    return Formats(PATH, [2585, 2604], MARKS, lambda: False)
 
 
 def of(schema: Any, **more: Any) -> dict[str, Any]:
@@ -50,12 +49,11 @@ def call(schema: dict[str, Any], strict: bool = False) -> DecoderServiceGenerate
     return DecoderServiceGenerateRequest(tools=tools, tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED))
 
 
-def allows(grammars: Grammars, message: DecoderServiceGenerateRequest, text: str) -> bool:
+def allows(formats: Formats, message: DecoderServiceGenerateRequest, text: str) -> bool:
     """Return whether an answer to `message` may be `text`."""
-    spec = read_format(message, grammars, MARKS)
+    spec = formats.read(message)
     assert spec is not None
     assert isinstance(spec.given, str)
-    assert grammars.takes(spec)
     if spec.kind == "json_schema":
         source = LLMatcher.grammar_from_json_schema(spec.given, overrides=JSON_STYLE)
     else:
@@ -85,49 +83,49 @@ BEYOND = [  # a schema, a value that has to be allowed, one that must not be, an
 
 @pytest.mark.parametrize(("schema", "fits", "misfits", "keyword"), BEYOND)
 def test_what_cannot_be_enforced_is_left_out_alone(
-    grammars: Grammars, schema: Any, fits: str, misfits: str, keyword: str
+    formats: Formats, schema: Any, fits: str, misfits: str, keyword: str
 ) -> None:
     for text, allowed in ((fits, True), (misfits, False)):
-        assert allows(grammars, answer(of(schema)), f'{{"x": {text}}}') is allowed
-        assert allows(grammars, call(of(schema)), wrote(text)) is allowed
+        assert allows(formats, answer(of(schema)), f'{{"x": {text}}}') is allowed
+        assert allows(formats, call(of(schema)), wrote(text)) is allowed
 
 
 @pytest.mark.parametrize(("schema", "fits", "misfits", "keyword"), BEYOND)
 def test_a_strict_schema_is_refused_with_its_keyword(
-    grammars: Grammars, schema: Any, fits: str, misfits: str, keyword: str
+    formats: Formats, schema: Any, fits: str, misfits: str, keyword: str
 ) -> None:
     for message, root in (
         (answer(of(schema), strict=True), "sampling.json_schema"),
         (call(of(schema), strict=True), "tools[1].function.parameters"),
     ):
         with pytest.raises(InvalidRequest, match="cannot be enforced") as refused:
-            read_format(message, grammars, MARKS)
+            formats.read(message)
         assert refused.value.param == root + keyword
         name = keyword.rpartition(".")[2]
         assert refused.value.message.startswith(f"{name} ")
         assert "Unimplemented" not in refused.value.message
 
 
-def test_a_schema_that_nothing_satisfies_still_says_what_is_answered(grammars: Grammars) -> None:
+def test_a_schema_that_nothing_satisfies_still_says_what_is_answered(formats: Formats) -> None:
     """Its types and names are kept, and in the end any JSON is."""
     impossible = of({"type": "integer", "minimum": 5, "maximum": 1})
-    assert allows(grammars, answer(impossible), '{"x": 3}')
-    assert not allows(grammars, answer(impossible), '{"x": "3"}')
-    assert allows(grammars, answer({"type": "array", "minItems": 3, "maxItems": 1}), "[1]")
-    assert not allows(grammars, answer({"type": "array", "minItems": 3, "maxItems": 1}), "{}")
+    assert allows(formats, answer(impossible), '{"x": 3}')
+    assert not allows(formats, answer(impossible), '{"x": "3"}')
+    assert allows(formats, answer({"type": "array", "minItems": 3, "maxItems": 1}), "[1]")
+    assert not allows(formats, answer({"type": "array", "minItems": 3, "maxItems": 1}), "{}")
     with pytest.raises(InvalidRequest, match="no value can satisfy it") as refused:
-        read_format(answer(impossible, strict=True), grammars, MARKS)
+        formats.read(answer(impossible, strict=True))
     assert refused.value.param == "sampling.json_schema"
 
 
-def test_several_faults_are_left_out_together(grammars: Grammars) -> None:
+def test_several_faults_are_left_out_together(formats: Formats) -> None:
     schema = of({"type": ["integer", "null"], "format": "odd"}, propertyNames={"maxLength": 3})
     schema["properties"]["y"] = {"type": ["string", "null"], "pattern": "(?<=a)b"}
     schema["properties"]["z"] = {"$ref": "other.json"}
     schema["$schema"] = "https://example.com/dialect"
-    assert allows(grammars, answer(schema), '{"x": 1, "y": "free", "z": [2]}')
-    assert not allows(grammars, answer(schema), '{"x": "1"}')
-    assert not allows(grammars, answer(schema), '{"x": 1, "y": 2}')
+    assert allows(formats, answer(schema), '{"x": 1, "y": "free", "z": [2]}')
+    assert not allows(formats, answer(schema), '{"x": "1"}')
+    assert not allows(formats, answer(schema), '{"x": 1, "y": 2}')
 
 
 @pytest.mark.parametrize(
@@ -142,15 +140,15 @@ def test_several_faults_are_left_out_together(grammars: Grammars) -> None:
     ],
 )
 def test_what_the_form_of_calls_cannot_hold_is_refused_when_strict(
-    grammars: Grammars, schema: dict[str, Any], keyword: str
+    formats: Formats, schema: dict[str, Any], keyword: str
 ) -> None:
-    assert read_format(call(schema), grammars, MARKS) is not None
+    assert formats.read(call(schema)) is not None
     with pytest.raises(InvalidRequest) as refused:
-        read_format(call(schema, strict=True), grammars, MARKS)
+        formats.read(call(schema, strict=True))
     assert refused.value.param == f"tools[1].function.parameters{keyword}"
     other = call(schema, strict=True)
     other.tool_choice.function = "now"
-    assert read_format(other, grammars, MARKS) is not None, "only what may be called counts"
+    assert formats.read(other) is not None, "only what may be called counts"
 
 
 @pytest.mark.parametrize(
@@ -166,15 +164,15 @@ def test_what_the_form_of_calls_cannot_hold_is_refused_when_strict(
         (of({"type": "integer"}) | {"type": ["object", "null"]}, wrote("1"), wrote("a")),
     ],
 )
-def test_calls_follow_unusual_schemas(grammars: Grammars, schema: dict[str, Any], fits: str, misfits: str) -> None:
-    assert allows(grammars, call(schema), fits)
-    assert not allows(grammars, call(schema), misfits)
+def test_calls_follow_unusual_schemas(formats: Formats, schema: dict[str, Any], fits: str, misfits: str) -> None:
+    assert allows(formats, call(schema), fits)
+    assert not allows(formats, call(schema), misfits)
 
 
-def test_a_free_choice_needs_no_grammar(grammars: Grammars) -> None:
+def test_a_free_choice_needs_no_grammar(formats: Formats) -> None:
     message = call(of({"$ref": "https://example.com/a"}), strict=True)
     message.tool_choice.mode = TOOL_CHOICE_MODE_AUTO
-    assert read_format(message, grammars, MARKS) is None
+    assert formats.read(message) is None
 
 
 @pytest.mark.parametrize(
@@ -191,10 +189,10 @@ def test_a_free_choice_needs_no_grammar(grammars: Grammars) -> None:
     ],
 )
 def test_what_is_no_grammar_is_said_in_words_about_its_text(
-    grammars: Grammars, sampling: SamplingParams, param: str, says: str
+    formats: Formats, sampling: SamplingParams, param: str, says: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        read_format(DecoderServiceGenerateRequest(sampling=sampling), grammars, MARKS)
+        formats.read(DecoderServiceGenerateRequest(sampling=sampling))
     assert refused.value.param == param
     assert says in refused.value.message
     assert "\n" not in refused.value.message

@@ -203,7 +203,7 @@ def test_a_prompt_is_left_where_its_deadline_passes(
 def test_no_format_is_made_past_the_deadline(model: DecoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
     request = asking([user("hi")])
     request.sampling.regex = "a+"
-    monkeypatch.setattr("autoglm.decoder.request_reader.read_format", lambda *_: pytest.fail("a format was made"))
+    monkeypatch.setattr("autoglm.decoder.formats.Formats.read", lambda *_: pytest.fail("a format was made"))
     deadline: Any = ExpiringAfter(2)  # once before the template, once before the only part
     with pytest.raises(DeadlineExceeded):
         read(request, model, deadline)

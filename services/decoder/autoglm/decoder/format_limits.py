@@ -1,5 +1,5 @@
 """How large a format and tools may be. It is checked before anything is done with them; what is within these limits and
-still takes too much to compile ends in engine/trial_process.py."""
+still takes too much to compile ends in trial_process.py."""
 
 import json
 from collections.abc import Iterable, Sequence

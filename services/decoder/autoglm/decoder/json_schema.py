@@ -64,7 +64,7 @@ def check_references(schema: Schema, param: str) -> None:
     paths = {id(each): path for path, each in waiting}
     while waiting:
         path, each = waiting.pop()
-        paths.setdefault(id(each), path)
+        path = paths.setdefault(id(each), path)  # its own, not that of all references on the way here
         if id(each) not in graph:
             also = list(_also(schema, path, each))
             graph[id(each)] = [id(other) for _, other in also]

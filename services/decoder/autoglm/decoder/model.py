@@ -30,6 +30,7 @@ from autoglm.decoder.engine.request import Thinking
 from autoglm.decoder.engine.runner import Runner
 from autoglm.decoder.engine.scheduler import EngineLimits
 from autoglm.decoder.engine.vllm_engine import EndTokens, VllmEngine, VllmOptions, max_lora_rank_of
+from autoglm.decoder.formats import Formats
 from autoglm.decoder.settings import DecoderSettings
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.layout import Layout
@@ -59,6 +60,7 @@ class DecoderModel:
     device: torch.device
     composer: Composer
     grammars: Grammars
+    formats: Formats
     adapters: Adapters
     int8: bool
 
@@ -86,7 +88,12 @@ class DecoderModel:
         grammars = Grammars(folder / "tokenizer.json", token_ids.stops)
         engine, embed, adapters = start(bundle, settings, fusion, compute, token_ids, grammars)
         limit, composer = GenerationConfig.from_pretrained(folder).max_new_tokens, token_ids.composer
-        return cls(bundle, engine, fusion, embed, context, limit, device, composer, grammars, adapters, settings.int8)
+        formats = Formats(
+            folder / "tokenizer.json", token_ids.stops, architecture.layout.tool_call, lambda: grammars.is_busy
+        )
+        return cls(
+            bundle, engine, fusion, embed, context, limit, device, composer, grammars, formats, adapters, settings.int8
+        )
 
     def media(self, embedding: embedding_pb2.Embedding, param: str) -> Media:
         """Return an encoder's embedding in the form that the fusion takes.

@@ -7,7 +7,6 @@ from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import InvalidRequest, NotFound
 from autoglm.decoder.engine.request import AdapterRef, Request, SamplingConfig
 from autoglm.decoder.format_limits import check_sizes
-from autoglm.decoder.formats import read_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.stream import MAX_BACKLOG
 from autoglm.decoder.tools import description, in_words, written
@@ -31,7 +30,7 @@ def read(
     """Return what `message` asks of the engine.
 
     Raises InvalidRequest, which names the field, for what `model` cannot do, NotFound for an adapter that its bundle
-    does not have, DeadlineExceeded between two steps past `deadline`, and what read_format raises.
+    does not have, DeadlineExceeded between two steps past `deadline`, and what Formats.read raises.
     """
     check_sizes(message)
     prompt = _prompt(message, model, deadline)
@@ -42,7 +41,7 @@ def read(
         model.context,
         salt=message.cache_salt.encode(),
         thinking=model.thinking(prompt, _thinking_budget(message.sampling)),
-        grammar=read_format(message, model.grammars, model.composer.layout.tool_call, deadline),
+        grammar=model.formats.read(message, deadline),
         adapter=_adapter(message.adapter, model) if message.adapter else None,
         max_backlog=MAX_BACKLOG,
     )

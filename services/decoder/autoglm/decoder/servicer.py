@@ -24,7 +24,7 @@ from autoglm.common.watchdog import Ask
 from autoglm.decoder.embed import Embedder
 from autoglm.decoder.engine.grammar import CompiledGrammar
 from autoglm.decoder.engine.request import Request, RequestOutput, SamplingConfig
-from autoglm.decoder.formats import has_format
+from autoglm.decoder.format_spec import has_format
 from autoglm.decoder.model import DecoderModel
 from autoglm.decoder.progress import ProgressCheck
 from autoglm.decoder.request_reader import read

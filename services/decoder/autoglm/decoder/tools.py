@@ -1,80 +1,25 @@
-"""Functions that the model may call, in the form of GLM-4.5 and 4.6:
-
-    <tool_call>name
-    <arg_key>key</arg_key>
-    <arg_value>value</arg_value>
-    </tool_call>
-
-A value is written as it is where its schema says that it is a string, and as JSON otherwise.
-"""
+"""Functions and their calls: as the prompt describes them, and as they stand in answers; see tool_functions for their
+form."""
 
 import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import from_json
 
 from autoglm.decoder.detokenizer import overlap
-from autoglm.decoder.engine.matchers import JSON_STYLE
+from autoglm.decoder.tool_functions import Marks, ToolFunction, is_single
 from autoglm.fusion.prompt import PromptMessage, ToolCall
 from autoglm.v1 import generation_pb2
 from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 from autoglm.v1.generation_pb2 import FunctionCall, Tool
 
-Marks = tuple[str, str]  # that open and close a call
-
 _NAME = re.compile(r"\s*([\w-]*)\s*")
 _ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL)
 _UNENDED = re.compile(r"<arg_key>[^<]*</arg_key>\s*<arg_value>")
 _to_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for each value
-_DEFINITIONS = ("$defs", "definitions")
-_NOT_IN_TEXTS = ("format", "allOf", "anyOf", "oneOf", "not", "if")
-_NOT_IN_CALLS = (
-    "allOf", "anyOf", "oneOf", "not", "if", "dependentRequired", "dependentSchemas", "dependencies", "propertyNames",
-    "minProperties", "maxProperties",
-)  # fmt: skip
-_ENDLESS = r"~/(?s:.*)<\/arg_value>(?s:.*)/"  # any bytes without the mark that ends a value
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFunction:
-    """A function's name and the JSON Schemas of its arguments; `definitions` are what these may refer to, and `options`
-    llguidance's."""
-
-    name: str
-    arguments: Mapping[str, Mapping[str, Any]]
-    required: frozenset[str]
-    definitions: Mapping[str, Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, tool: Tool) -> "ToolFunction":
-        """Read it from a request."""
-        return cls.read(tool.function.name, json.loads(tool.function.parameters or "{}"))
-
-    @classmethod
-    def read(cls, name: str, parameters: Mapping[str, Any]) -> "ToolFunction":
-        """Read it from the JSON Schema of its arguments. One that is required and has no schema may be anything."""
-        definitions = {group: parameters[group] for group in _DEFINITIONS if group in parameters}
-        schema = _resolved(parameters, definitions)
-        required, properties = schema.get("required", ()), schema.get("properties", {})
-        schemas = {**properties, **{key: {} for key in required if key not in properties}}
-        arguments = {key: _resolved(each, definitions) for key, each in schemas.items()}
-        return cls(name, arguments, frozenset(required), definitions, parameters.get("x-guidance", {}))
-
-    def value(self, key: str, text: str) -> Any:
-        """Return the argument that the model wrote as `text`; what should be JSON and is not stays text."""
-        if _is_text(self.arguments.get(key, {})):
-            return text
-        try:
-            value = from_json(text, allow_inf_nan=False)
-            from_json(json.dumps([value], allow_nan=False))  # the next turn reads it again, one level deeper
-        except ValueError:
-            return text
-        return value
 
 
 def description(tool: Tool) -> str:
@@ -118,12 +63,6 @@ def _read(text: str) -> object:
         return from_json(text, allow_partial="trailing-strings") if is_cut_off else text
     except ValueError:
         return text
-
-
-def is_single(message: DecoderServiceGenerateRequest) -> bool:
-    """Return whether an answer may have at most one call: the request says so, or names the one function."""
-    forbids = message.HasField("parallel_tool_calls") and not message.parallel_tool_calls
-    return forbids or bool(message.tool_choice.function)
 
 
 class ToolCalls:
@@ -193,92 +132,6 @@ class ToolCalls:
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
-
-
-def keyword_beyond_calls(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first keyword of a function's `parameters` that no grammar of its calls enforces, as the path of its
-    schema and its name; a property whose name cannot be written counts as one."""
-    function = ToolFunction.read("", parameters)
-    for key, schema in function.arguments.items():
-        if "<" in key:
-            return ".properties", key
-        if _is_text(schema) and (found := next((name for name in _NOT_IN_TEXTS if name in schema), None)):
-            reference = parameters.get("properties", {})[key].get("$ref", f"#/properties/{key}")
-            return reference.removeprefix("#").replace("/", "."), found
-    return next((("", name) for name in _NOT_IN_CALLS if name in parameters), None)
-
-
-def grammar(functions: Sequence[ToolFunction], single: bool, marks: Marks) -> str:
-    """Return the grammar, in llguidance's dialect of Lark, of an answer that calls one of `functions`, or several
-    unless `single`. Arguments come in the order of their schema; those that are not required may be left out, and those
-    whose name has a mark in it are."""
-    rules = [
-        rule for number, function in enumerate(functions) for rule in _function_rules(f"f{number}", function, marks)
-    ]
-    names = " | ".join(f"f{number}" for number in range(len(functions)))
-    more = "" if single else r' ("\n" call)*'
-    return "\n".join([rf'start: "\n"? call{more}', f"call: {names}", *rules])
-
-
-def _function_rules(rule: str, function: ToolFunction, marks: Marks) -> list[str]:
-    uses, rules = "", []
-    for number, (key, schema) in enumerate(function.arguments.items()):
-        if "<" in key:
-            continue
-        name = f"{rule}_{number}"
-        uses += f" {name}" if key in function.required else f" {name}?"
-        rules += _argument_rules(name, key, schema, function)
-    begin = json.dumps(f"{marks[0]}{function.name}\n")
-    return [f"{rule}: {begin}{uses} {json.dumps(marks[1])}", *rules]
-
-
-def _argument_rules(rule: str, key: str, schema: Mapping[str, Any], function: ToolFunction) -> list[str]:
-    begin = json.dumps(f"<arg_key>{key}</arg_key>\n<arg_value>")
-    if _is_text(schema):
-        terminal = rule.upper()
-        return [rf'{rule}: {begin} {terminal} "\n"', f'{terminal}: ({_text(schema)}) "</arg_value>"']
-    styled = {**schema, **function.definitions, "x-guidance": {**function.options, **JSON_STYLE}}
-    return [rf'{rule}: {begin} {rule}_value "</arg_value>\n"', f"{rule}_value: %json {json.dumps(styled)}"]
-
-
-def _text(schema: Mapping[str, Any]) -> str:
-    """Return the terminal of a text that its schema allows and that can be written as a value."""
-    if texts := [text for text in _choices(schema) if isinstance(text, str)]:
-        return " | ".join(json.dumps(text) for text in texts)
-    most = int(schema["maxLength"]) if "maxLength" in schema else ""
-    parts = [f"/(?s:.{{{int(schema.get('minLength', 0))},{most}}})/", _ENDLESS]
-    if "pattern" in schema:
-        parts.append(f"/{_anywhere(schema['pattern'])}/")
-    return " & ".join(parts)
-
-
-def _anywhere(pattern: str) -> str:
-    """Return a JSON Schema's pattern, which may match anywhere, as one for the whole text."""
-    before = "" if pattern.startswith("^") else "(?s:.*)"
-    after = "" if pattern.endswith("$") else "(?s:.*)"
-    inner = pattern.removeprefix("^").removesuffix("$")
-    return re.sub(r"(?<!\\)/", r"\/", f"{before}(?:{inner}){after}")
-
-
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    if "type" in schema:
-        return bool(schema["type"] == "string")
-    choices = _choices(schema)
-    return bool(choices) and all(isinstance(choice, str) for choice in choices)
-
-
-def _choices(schema: Mapping[str, Any]) -> Sequence[Any]:
-    """Return the values that a schema lists, if it does."""
-    return [schema["const"]] if "const" in schema else schema.get("enum", ())
-
-
-def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the schema that `schema` refers to, or itself; `true` is one that allows all."""
-    if isinstance(schema, dict) and "$ref" in schema:
-        group, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
-        known = definitions.get(group)
-        schema = known.get(name, schema) if isinstance(known, dict) else schema
-    return schema if isinstance(schema, dict) else {}
 
 
 def _call(name: str, arguments: Mapping[str, Any]) -> generation_pb2.ToolCall:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+STACK = 8 * 2**20  # bytes: 300 nested objects, or a chain of 2400 rules
 
 _starting = threading.Lock()
 

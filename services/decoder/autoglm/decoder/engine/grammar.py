@@ -12,12 +12,10 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from autoglm.common.errors import InternalError, InvalidRequest, MeshError
-from autoglm.decoder.engine.deep_stack import with_stack
+from autoglm.decoder.engine.deep_stack import STACK, with_stack
 from autoglm.decoder.engine.masks import MaskThread, SlowMask
-from autoglm.decoder.engine.matchers import UnusableGrammar, matcher_of, nothing_follows, spelling
+from autoglm.decoder.engine.matchers import matcher_of, nothing_follows, spelling
 from autoglm.decoder.engine.request import GrammarSpec
-from autoglm.decoder.engine.trial_process import STACK
-from autoglm.decoder.engine.trials import Trials
 
 COMPILED = 32  # grammars kept ready
 MAX_SLOW = 4  # masks that may be left behind before no more grammars of clients are taken
@@ -64,12 +62,11 @@ class CompiledGrammar:
 class Grammars:
     """Makes the grammars of requests for one tokenizer; `stops` are the tokens that end an answer.
 
-    Any thread may ask. What is new is tried first where it can do no harm. The last ones are kept compiled, and so is
-    every one that somebody holds: the engine finds what the servicer has compiled, and waits for no compilation.
+    Any thread may ask. The last ones are kept compiled, and so is every one that somebody holds: the engine finds what
+    the servicer has compiled, and waits for no compilation.
     """
 
     def __init__(self, tokenizer: Path, stops: Sequence[int]) -> None:
-        self.trials = Trials(tokenizer, stops)
         self._tokenizer, self._masks = spelling(tokenizer, stops), MaskThread()
         self._recent: LRUCache[GrammarSpec, CompiledGrammar] = LRUCache(COMPILED)
         self._held: WeakValueDictionary[GrammarSpec, CompiledGrammar] = WeakValueDictionary()
@@ -85,22 +82,13 @@ class Grammars:
         may_be_ambiguous = spec.kind == "grammar"  # for all others the limits of llguidance suffice
         return Grammar(self.compiled(spec).matcher.deep_copy(), self._masks if may_be_ambiguous else None, spec.param)
 
-    def takes(self, spec: GrammarSpec) -> bool:
-        """Return whether `spec` is one that a grammar can be made of."""
-        try:
-            self.compiled(spec)
-        except UnusableGrammar:
-            return False
-        return True
-
-    def compiled(self, spec: GrammarSpec, until: float = float("inf")) -> CompiledGrammar:
+    def compiled(self, spec: GrammarSpec) -> CompiledGrammar:
         """Return a grammar, which stays compiled as long as somebody holds it.
 
-        Raises UnusableGrammar for a `spec` that is not one or that no answer can begin with, and what Trials.check
-        raises for one that cannot be tried, or not before `until` on the monotonic clock.
+        Raises UnusableGrammar for a `spec` that is not one or that no answer can begin with. What a client asks for is
+        tried elsewhere first: here it could end the process.
         """
         if (found := self._find(spec)) is None:
-            self.trials.check(spec, until)
             # The stack is larger than that of the trial, so that what passed there does not crash here.
             found = CompiledGrammar(with_stack(2 * STACK, lambda: matcher_of(spec, self._tokenizer)))
             with self._lock:

@@ -1,4 +1,4 @@
-"""Tries formats where they can do no harm; see trial_process."""
+"""Reads and tries formats where they can do no harm; see trial_process."""
 
 import json
 import logging
@@ -11,50 +11,51 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from autoglm.common import side_process
-from autoglm.common.errors import DeadlineExceeded, InvalidRequest, RateLimited, UpstreamUnavailable
-from autoglm.decoder.engine import trial_process
-from autoglm.decoder.engine.matchers import EmptyGrammar, UnusableGrammar
+from autoglm.common.errors import DeadlineExceeded, InternalError, InvalidRequest, RateLimited, UpstreamUnavailable
+from autoglm.decoder import trial_process
 from autoglm.decoder.engine.request import GrammarSpec
+from autoglm.decoder.format_spec import TOO_COMPLEX, format_param
+from autoglm.decoder.tool_functions import Marks
+from autoglm.v1.decoder_pb2 import DecoderServiceGenerateRequest
 
 MAX_TRIALS = 4  # at a time, each with the memory of trial_process
 QUEUE_SECONDS = 10.0  # that a trial may wait for its turn
 REPLY_SECONDS = trial_process.SECONDS + 2.0  # the kernel has ended the child by then
 logger = logging.getLogger("autoglm.decoder")
-TOO_COMPLEX = "this is too complex to be enforced"
 
 
 class Trials:
-    """Tries formats for one tokenizer in a process of its own, which is started again when it has ended."""
+    """Reads and tries formats for one tokenizer in a process of its own, which is started again when it has ended."""
 
-    def __init__(self, tokenizer: Path, stops: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Path, stops: Sequence[int], marks: Marks) -> None:
         module = ["-m", trial_process.__name__]
-        self._command = [sys.executable, *module, str(tokenizer), *(str(stop) for stop in stops)]
+        self._command = [sys.executable, *module, str(tokenizer), *marks, *(str(stop) for stop in stops)]
         self._turns, self._starting = threading.Semaphore(MAX_TRIALS), threading.Lock()
         self._start()
 
-    def check(self, spec: GrammarSpec, until: float = float("inf")) -> None:
-        """Return if `spec` is a format that can be compiled, within the limits of trial_process and before `until` on
-        the monotonic clock.
+    def read(self, message: DecoderServiceGenerateRequest, until: float = float("inf")) -> GrammarSpec:
+        """Return what the answer to a request with a format has to match: a grammar that can be compiled within the
+        limits of trial_process and before `until` on the monotonic clock.
 
-        Raises UnusableGrammar for one that is not, InvalidRequest for one that takes too much, RateLimited when too
-        many are being tried or there is hardly any CPU time for it, and DeadlineExceeded.
+        Raises InvalidRequest for what is no grammar or takes too much, RateLimited when too many are being tried or
+        there is hardly any CPU time for it, and DeadlineExceeded.
         """
         if not self._turns.acquire(timeout=min(QUEUE_SECONDS, max(0.0, until - time.monotonic()))):
             raise RateLimited("too many new formats are being compiled; try again")
         started = time.monotonic()
         try:
-            reply = self._try(spec, until)
+            reply = self._try(message.SerializeToString(), until)
         finally:
             self._turns.release()
         if reply == trial_process.BEGUN:
+            param = format_param(message)
             if time.monotonic() - started >= trial_process.SECONDS:  # and not the CPU time that a format may take
-                raise RateLimited("the decoder is too busy to compile this format; try again", param=spec.param)
-            raise InvalidRequest(TOO_COMPLEX, param=spec.param)
-        outcome = json.loads(reply.removeprefix(trial_process.BEGUN))
-        if outcome["error"] is not None:
-            raise (EmptyGrammar if outcome["empty"] else UnusableGrammar)(outcome["error"])
+                raise RateLimited("the decoder is too busy to compile this format; try again", param=param)
+            raise InvalidRequest(TOO_COMPLEX, param=param)
+        return _outcome(json.loads(reply.removeprefix(trial_process.BEGUN)))
 
     @property
     def pid(self) -> int:
@@ -65,12 +66,12 @@ class Trials:
         process, self._control = side_process.start(self._command)
         self._process, self._end = process, weakref.finalize(self, side_process.end, process, self._control)
 
-    def _try(self, spec: GrammarSpec, until: float) -> bytes:
+    def _try(self, request: bytes, until: float) -> bytes:
         """Return what the child says; nothing after BEGUN if it died. Raises UpstreamUnavailable if there is none."""
         for _ in range(2):
             process = self._process
             with self._trial() as trial, suppress(ConnectionError):
-                trial.sendall(json.dumps({"kind": spec.kind, "given": spec.given}).encode())
+                trial.sendall(request)
                 trial.shutdown(socket.SHUT_WR)
                 if reply := _read(trial, min(until, time.monotonic() + REPLY_SECONDS)):
                     return reply
@@ -91,6 +92,17 @@ class Trials:
                 logger.warning("the process that tries formats has ended, starting it again")
                 self._end()
                 self._start()
+
+
+def _outcome(told: dict[str, Any]) -> GrammarSpec:
+    """Return the format that a child tells of, or raise the error."""
+    if "failed" in told:
+        logger.error("a format could not be read: %s", told["failed"])
+        raise InternalError("the format of this request could not be read")
+    if "refused" in told:
+        raise InvalidRequest(told["refused"], param=told["param"])
+    given = told["given"]
+    return GrammarSpec(told["kind"], given if isinstance(given, str) else tuple(given), told["param"])
 
 
 def _read(trial: socket.socket, until: float) -> bytes:
