@@ -1,5 +1,7 @@
-"""The process in which the formats of requests are read and tried before the decoder compiles them: it forks a child for
-each. Reading is work in Python as well, which in the decoder's own process would take turns with the engine's.
+"""The process in which the formats of requests are read and tried before the decoder compiles them.
+
+It forks a child for each. Reading is work in Python too, which in the decoder's own process would take turns with the
+engine's.
 
 A child has a limit of CPU time, of time, of memory and of stack. When llguidance crashes or does not end, only the
 child dies. The process itself only forks: it has one thread, the tokenizer, and no torch, so a fork is cheap and safe.
