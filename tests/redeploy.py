@@ -6,7 +6,9 @@ the config is accepted.
 
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -14,7 +16,7 @@ import yaml
 from autoglm.cli.mesh import config_path
 
 from .mesh import Mesh
-from .waiting import NET_SECONDS
+from .waiting import NET_SECONDS, at_the_same_time
 
 
 def redeploy(mesh: Mesh, changes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -25,6 +27,19 @@ def redeploy(mesh: Mesh, changes: Mapping[str, Mapping[str, Any]]) -> None:
         application["args"] |= changed.pop("args", {})
         application |= changed
     _apply(mesh, config)
+
+
+@contextmanager
+def asking(ask: Callable[[], str]) -> Iterator[list[str]]:
+    """Ask again and again inside the block, and list what came."""
+    seen = list[str]()
+
+    def work(ended: threading.Event) -> None:
+        while not ended.is_set():
+            seen.append(ask())
+
+    with at_the_same_time(work):
+        yield seen
 
 
 def _apply(mesh: Mesh, config: Mapping[str, Any]) -> None:

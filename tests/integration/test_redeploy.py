@@ -3,9 +3,8 @@
 import itertools
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -23,25 +22,12 @@ from autoglm.v1.embedding_pb2 import Embedding
 from ..asking import Asker
 from ..cases import screen_cases
 from ..mesh import Mesh
-from ..redeploy import redeploy
-from ..waiting import NET_SECONDS, at_the_same_time, eventually
+from ..redeploy import asking, redeploy
+from ..waiting import NET_SECONDS, eventually
 
 OTHER_SETTINGS: Mapping[str, Mapping[str, Any]] = {name: {"args": {"max_queued_requests": 65}} for name in SERVICES}
 # Where a GPU has no room for two replicas, the old one ends before the new one starts.
 NO_ROOM = {"deployments": [{"name": "Vision", "max_surge_percent": 0}]}
-
-
-@contextmanager
-def asking(ask: Callable[[], str]) -> Iterator[list[str]]:
-    """Ask again and again inside the block, and list what came."""
-    seen = list[str]()
-
-    def work(ended: threading.Event) -> None:
-        while not ended.is_set():
-            seen.append(ask())
-
-    with at_the_same_time(work):
-        yield seen
 
 
 def test_a_config_is_deployed_again_and_no_request_fails(mesh: Mesh, ask: Asker) -> None:
@@ -123,6 +109,36 @@ def test_new_weights_of_a_modality_fail_no_request(mesh: Mesh, ask: Asker, other
     assert question() == "OK"
     assert {key: embedding for key, embedding in stored_revisions(mesh) if key != embedding} == {}
     assert {old, new} <= {key for key, _ in stored_revisions(mesh)}
+
+
+def test_of_two_replicas_one_always_answers(mesh: Mesh, ask: Asker) -> None:
+    """Even where there is no room for a third."""
+    cases = (screen_cases("open", "home", 1, seed=seed)[0] for seed in itertools.count(900))
+
+    def question() -> str:
+        case = next(cases)
+        response = ask.post(case.image, case.words)
+        return "OK" if response.status_code == 200 else response.text
+
+    def changed(settings: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        return {
+            "vision": {"args": settings, "deployments": [{"name": "Vision", "max_surge_percent": 0, "num_replicas": 2}]}
+        }
+
+    redeploy(mesh, changed({}))
+    eventually(lambda: len(mesh.replicas("vision")) == 2 and mesh.is_whole(), "vision has two replicas")
+    before = {process.pid for process in mesh.replicas("vision")}
+
+    def are_new() -> bool:
+        running = {process.pid for process in mesh.replicas("vision")}
+        return len(running) == 2 and running.isdisjoint(before)
+
+    with asking(question) as answers:
+        redeploy(mesh, changed({"max_queued_requests": 66}))
+        eventually(are_new, "both replicas are new ones")
+    redeploy(mesh, {})
+    eventually(lambda: len(mesh.replicas("vision")) == 1 and mesh.is_whole(), "vision has one replica")
+    assert {*answers} == {"OK"}
 
 
 def stored_revisions(mesh: Mesh) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,9 @@
-"""Speech is scaled to zero when nobody asks for it, and its next request starts it."""
+"""Speech is scaled to zero when nobody asks for it, and its next request starts it; the decoder gets a second replica
+while it is busy."""
 
 import base64
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -11,15 +13,15 @@ import yaml
 from ..asking import MODEL, Asker
 from ..cases import ScreenCase, screen_cases
 from ..mesh import Mesh
-from ..redeploy import redeploy
+from ..redeploy import asking, redeploy
 from ..waiting import eventually
 
-CHANGES = yaml.safe_load(Path(__file__).with_name("scale-to-zero.yaml").read_text())
+CHANGES = yaml.safe_load(Path(__file__).with_name("scaling.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
-def asleep(mesh: Mesh) -> Iterator[Mesh]:
-    """The shared mesh while its speech service has no replica; afterwards it always has one again."""
+def scaled(mesh: Mesh) -> Iterator[Mesh]:
+    """The shared mesh while its replicas follow the load; afterwards each service has one again."""
     redeploy(mesh, CHANGES)
     yield mesh
     redeploy(mesh, {})
@@ -42,7 +44,7 @@ def case() -> ScreenCase:
     return screen_cases("back", "app", 1, seed=91)[0]
 
 
-def test_a_transcription_starts_it(asleep: Mesh, ask: Asker, case: ScreenCase) -> None:
+def test_a_transcription_starts_it(scaled: Mesh, ask: Asker, case: ScreenCase) -> None:
     speech_is(ask, "idle")
     (modalities,) = {tuple(card["modalities"]) for card in ask.http.get("/v1/models").json()["data"]}
     assert modalities == ("text", "image", "audio")
@@ -52,10 +54,26 @@ def test_a_transcription_starts_it(asleep: Mesh, ask: Asker, case: ScreenCase) -
     assert response.json()["text"]
 
 
-def test_a_gateway_that_has_never_seen_it_starts_it(asleep: Mesh, ask: Asker, case: ScreenCase) -> None:
+def test_a_gateway_that_has_never_seen_it_starts_it(scaled: Mesh, ask: Asker, case: ScreenCase) -> None:
     speech_is(ask, "idle")
-    asleep.gateway().kill()
+    scaled.gateway().kill()
     speech_is(ask, "idle")
     heard = ask.post(case.image, case.audio)
     assert heard.status_code == 200, heard.text
     assert heard.json()["usage"]["prompt_tokens_details"]["audio_tokens"] > 0
+
+
+def test_a_busy_decoder_gets_a_second_replica_for_as_long_as_it_is_busy(scaled: Mesh, ask: Asker) -> None:
+    eventually(lambda: len(scaled.replicas("decoder")) == 1, "the decoder has one replica")
+
+    def question() -> int:
+        return ask.post("你好").status_code
+
+    with ExitStack() as stack:
+        answered = [stack.enter_context(asking(question)) for _ in range(4)]
+        eventually(lambda: len(scaled.replicas("decoder")) == 2, "the decoder has two replicas")
+        before = [len(each) for each in answered]
+        eventually(lambda: all(len(each) > old for each, old in zip(answered, before, strict=True)), "all go on")
+    eventually(lambda: len(scaled.replicas("decoder")) == 1, "the decoder has one replica again")
+    assert question() == 200
+    assert {status for each in answered for status in each} == {200}
