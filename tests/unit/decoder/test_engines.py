@@ -28,6 +28,7 @@ from transformers.models.glm.modeling_glm import GlmForCausalLM
 from autoglm.common.bundle import Bundle, default_bundle
 from autoglm.common.deadlines import Deadline
 from autoglm.common.errors import RateLimited
+from autoglm.decoder.call_grammar import grammar as calls_of
 from autoglm.decoder.engine.request import (
     AdapterRef,
     ChosenToken,
@@ -41,8 +42,8 @@ from autoglm.decoder.engine.request import (
 from autoglm.decoder.model import DecoderModel, TokenIds
 from autoglm.decoder.request_reader import read
 from autoglm.decoder.settings import DecoderSettings
-from autoglm.decoder.tools import ToolCalls, ToolFunction
-from autoglm.decoder.tools import grammar as calls_of
+from autoglm.decoder.tool_functions import ToolFunction
+from autoglm.decoder.tools import ToolCalls
 from autoglm.fusion.gcma.fuse import fuse
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.gcma.model import GcmaFusion

@@ -9,10 +9,12 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import chosen_bundle
+from autoglm.decoder.call_grammar import grammar
 from autoglm.decoder.detokenizer import StopStrings
 from autoglm.decoder.engine.request import ChosenToken, PrefillStats, RequestOutput
 from autoglm.decoder.stream import ResponseBuilder, TokenQueue
-from autoglm.decoder.tools import ToolCalls, ToolFunction, description, grammar, written
+from autoglm.decoder.tool_functions import ToolFunction
+from autoglm.decoder.tools import ToolCalls, description, written
 from autoglm.fusion.compose import Composer
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
 from autoglm.fusion.prompt import PromptMessage, ToolCall
