@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import psutil
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -36,6 +37,7 @@ Work = Mapping[LoadCase, Sequence[Sequence[Messages]]]  # the requests of each c
 if TYPE_CHECKING:
     from autoglm.bench.stages.bench import MeasuredStages
     from autoglm.bench.stages.mesh import Answers
+    from autoglm.cli.local_mesh import LocalMesh
     from autoglm.cli.progress import Tell
 
 app = typer.Typer(help="Measure a mesh.", no_args_is_help=True)
@@ -238,15 +240,18 @@ def _stages(costs: Path | None = None) -> "Iterator[tuple[Api, Tell, MeasuredSta
     with needing("serve", "bench"):
         from autoglm.bench.plan.schema import PlanError
         from autoglm.bench.stages.bench import measure_stages, read_stages
-        from autoglm.bench.stages.mesh import ask_alone, with_mesh
+        from autoglm.bench.stages.mesh import ask_alone, measure_gateway, with_mesh
     with _ending_on(ApiError, BundleError, PlanError, ToolsMissing, Unmeasurable), shown_progress() as progress:
         tell = telling_in(progress)
         bundle = Bundle.open(chosen_bundle(), BUNDLE_OPTION)
         measured = measure_stages(bundle, tell) if costs is None else read_stages(bundle, costs)
-        with _mesh(None, progress) as address:
-            api = Api(address)
-            alone = ask_alone(api, _model(api), tell)
-            yield api, tell, with_mesh(measured, alone), alone
+        with _own_mesh(progress) as mesh:
+            api = Api(mesh.http_url)
+            model, parts = _model(api), psutil.Process(mesh.process.pid).children(recursive=True)
+            gateway = next(part for part in parts if "autoglm.gateway.app" in part.cmdline())
+            work = measure_gateway(api, model, lambda: sum(gateway.cpu_times()[:2]), tell)
+            alone = ask_alone(api, model, tell)
+            yield api, tell, with_mesh(measured, alone, work), alone
 
 
 @contextmanager
@@ -325,6 +330,13 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
     if url is not None:
         yield url
         return
+    with _own_mesh(progress) as mesh:
+        yield mesh.http_url
+
+
+@contextmanager
+def _own_mesh(progress: Progress) -> "Iterator[LocalMesh]":
+    """Give a mesh that lives inside the block."""
     try:
         from autoglm.cli.local_mesh import running_mesh
         from autoglm.cli.processes import StartError
@@ -336,6 +348,6 @@ def _mesh(url: str | None, progress: Progress) -> Iterator[str]:
     try:
         with running_mesh() as mesh:
             progress.update(task, total=1, completed=1)
-            yield mesh.http_url
+            yield mesh
     except StartError as error:
         raise Unmeasurable(str(error)) from None

@@ -76,6 +76,8 @@ class GatewayCost(PlanSchema):
 
     request_s: float = Field(ge=0, description="Of a request, until the decoder has it and after the first token.")
     token_s: float = Field(ge=0, description="Of a token, from the decoder to the client.")
+    request_cpu_s: float = Field(ge=0, description="CPU time of a gateway process for a request without its tokens.")
+    token_cpu_s: float = Field(ge=0, description="CPU time of a gateway process for a token.")
     memory_bytes: int = Field(ge=0, description="Of a gateway process.")
 
 

@@ -67,7 +67,7 @@ class Demand:
     def gateway(self) -> float:
         """Cores of gateways."""
         cost = self.costs.gateway
-        each = [cost.request_s + one.output_tokens * cost.token_s for one in self.workload.classes]
+        each = [cost.request_cpu_s + one.output_tokens * cost.token_cpu_s for one in self.workload.classes]
         return sum(rate * seconds for rate, seconds in zip(self.workload.rates, each, strict=True))
 
     def encoder(self, service: Service, batch: int) -> float:

@@ -48,7 +48,7 @@ def measure_stages(bundle: Bundle, tell: Tell) -> MeasuredStages:
         cores=cores,
         memory_bytes=psutil.virtual_memory().total,
         on_cpu=True,
-        gateway=GatewayCost(request_s=0, token_s=0, memory_bytes=GATEWAY_BYTES),
+        gateway=GatewayCost(request_s=0, token_s=0, request_cpu_s=0, token_cpu_s=0, memory_bytes=GATEWAY_BYTES),
         vision=vision,
         speech=speech,
         decoder=decoder.cost,

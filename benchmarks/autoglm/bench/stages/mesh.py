@@ -16,6 +16,7 @@ ALONE = 25  # requests of each workload, the first of which do not count
 WARM_UP = 5
 SEED = 1000
 MAX_TOKENS = 64
+WORKING = 60  # requests of each length by which the gateway's CPU time is measured; its clock ticks every 10 ms
 
 Tell = Callable[[str, int, int], object]
 
@@ -35,12 +36,14 @@ class TimedAnswer:
 Answers = Mapping[str, Sequence[TimedAnswer]]  # by workload
 
 
-def ask(api: Api, model: str, messages: Messages, due: float | None = None) -> TimedAnswer:
+def ask(
+    api: Api, model: str, messages: Messages, due: float | None = None, max_tokens: int = MAX_TOKENS
+) -> TimedAnswer:
     """Ask once; the time to the first token runs from `due` (of time.perf_counter), or from now. Raises ApiError."""
     started = time.perf_counter() if due is None else due
     stamps: list[float] = []
     usage: Mapping[str, int] = {}
-    for delta in api.stream(messages, model=model, temperature=0, max_tokens=MAX_TOKENS, enable_thinking=True):
+    for delta in api.stream(messages, model=model, temperature=0, max_tokens=max_tokens, enable_thinking=True):
         if delta.text or delta.reasoning:
             stamps.append(time.perf_counter())
         usage = delta.usage or usage
@@ -63,10 +66,37 @@ def ask_alone(api: Api, model: str, tell: Tell) -> dict[str, list[TimedAnswer]]:
     return answers
 
 
-def with_mesh(measured: MeasuredStages, answers: Answers) -> MeasuredStages:
-    """Return costs with what they leave unexplained of the answers to single requests."""
+@dataclass(frozen=True, slots=True)
+class GatewayWork:
+    """Seconds of CPU that a gateway process takes for a request, and for each of its tokens."""
+
+    request: float
+    token: float
+
+
+def measure_gateway(api: Api, model: str, cpu_seconds: Callable[[], float], tell: Tell) -> GatewayWork:
+    """Return what texts take of a gateway whose CPU time so far is `cpu_seconds`: short answers and long ones, one
+    after the other; raises ApiError, ToolsMissing."""
+    requests = draw("text", WORKING, SEED - 1, lambda: None)
+
+    def worked(max_tokens: int, before: int) -> tuple[int, float]:
+        started, tokens = cpu_seconds(), 0
+        for number, messages in enumerate(requests):
+            tell("The gateway's CPU time", before + number, 2 * WORKING)
+            tokens += ask(api, model, messages, max_tokens=max_tokens).tokens
+        return tokens, cpu_seconds() - started
+
+    (few, short), (many, long) = worked(1, 0), worked(MAX_TOKENS, WORKING)
+    token = max(0.0, (long - short) / (many - few))
+    return GatewayWork(max(0.0, (short - few * token) / WORKING), token)
+
+
+def with_mesh(measured: MeasuredStages, answers: Answers, work: GatewayWork) -> MeasuredStages:
+    """Return costs with what they leave unexplained of the answers to single requests, and the gateway's own `work`."""
     costs = measured.costs
     gateway = GatewayCost(
+        request_cpu_s=work.request,
+        token_cpu_s=work.token,
         request_s=_left(answers["text"], lambda answer: _prefill(costs, answer)),
         token_s=_between(costs, answers["text"]),
         memory_bytes=costs.gateway.memory_bytes,

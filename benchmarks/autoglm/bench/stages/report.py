@@ -39,6 +39,8 @@ def as_markdown(found: Mapping[str, Any], measured: MeasuredStages) -> str:
         "|---|---|",
         f"| gateway, a request | {_ms(gateway.request_s)} |",
         f"| gateway, a token | {_ms(gateway.token_s)} |",
+        f"| gateway, a request: CPU | {_ms(gateway.request_cpu_s)} |",
+        f"| gateway, a token: CPU | {_ms(gateway.token_cpu_s)} |",
         f"| picture: call | {_ms(vision.hop_s)} |",
         f"| picture: preprocessing | {_ms(vision.preprocess_s)} |",
         f"| recording: call | {_ms(speech.hop_s)} |",

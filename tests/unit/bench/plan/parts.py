@@ -33,7 +33,9 @@ def costs(on_cpu: bool = False, **fields: Any) -> StageCosts:
         "cores": 2 if on_cpu else 1,
         "memory_bytes": 24 * GB,
         "on_cpu": on_cpu,
-        "gateway": GatewayCost(request_s=0.001, token_s=0.0001, memory_bytes=GB // 10),
+        "gateway": GatewayCost(
+            request_s=0.001, token_s=0.0001, request_cpu_s=0.001, token_cpu_s=0.0001, memory_bytes=GB // 10
+        ),
         "vision": encoder(),
         "speech": encoder(piece_units=5, max_batch=4, tokens_per_unit=12.5),
         "decoder": DecoderCost(
