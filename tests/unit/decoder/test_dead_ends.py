@@ -104,7 +104,9 @@ def test_parameters_that_are_their_own_description_are_refused(
 )
 def test_recursive_schemas_are_taken(formats: Formats, schema: dict[str, Any]) -> None:
     message = DecoderServiceGenerateRequest(sampling=SamplingParams(json_schema=json.dumps(schema)))
-    assert formats.read(message) is not None
+    spec = formats.read(message)
+    assert spec is not None
+    assert Grammars(PATH, [2585, 2604]).compiled(spec)
 
 
 BEYOND = {

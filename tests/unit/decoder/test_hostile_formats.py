@@ -179,6 +179,7 @@ def test_what_is_held_stays_compiled() -> None:
     for n in range(COMPILED + 1):
         grammars.compiled(GrammarSpec("regex", f"other {n}"))
     assert grammars.compiled(first) is held
+    assert grammars.make(first)
 
 
 def test_a_known_format_is_not_tried_again(formats: Formats) -> None:

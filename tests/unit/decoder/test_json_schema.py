@@ -1,6 +1,7 @@
 """Schemas that a grammar cannot enforce in full: best effort by default, refused by name when strict."""
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from autoglm.common.bundle import default_bundle
 from autoglm.common.errors import InvalidRequest
+from autoglm.decoder.engine.grammar import Grammars
 from autoglm.decoder.engine.matchers import JSON_STYLE
 from autoglm.decoder.formats import Formats
 from autoglm.fusion.gcma.layout import GCMA_LAYOUT
@@ -24,6 +26,12 @@ from autoglm.v1.generation_pb2 import (
 MARKS = GCMA_LAYOUT.tool_call
 PATH = default_bundle() / "decoder" / "tokenizer.json"
 TOKENIZER = LLTokenizer(PATH.read_text(encoding="utf-8"))
+
+
+@cache
+def grammars() -> Grammars:
+    """What the decoder compiles with."""
+    return Grammars(PATH, [2585, 2604])
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,7 @@ def allows(formats: Formats, message: DecoderServiceGenerateRequest, text: str) 
     spec = formats.read(message)
     assert spec is not None
     assert isinstance(spec.given, str)
+    assert grammars().compiled(spec)
     if spec.kind == "json_schema":
         source = LLMatcher.grammar_from_json_schema(spec.given, overrides=JSON_STYLE)
     else:

@@ -87,7 +87,7 @@ def measure_gateway(api: Api, model: str, cpu_seconds: Callable[[], float], tell
         return tokens, cpu_seconds() - started
 
     (few, short), (many, long) = worked(1, 0), worked(MAX_TOKENS, WORKING)
-    token = max(0.0, (long - short) / (many - few))
+    token = max(0.0, (long - short) / max(1, many - few))  # a model may never write more than one token
     return GatewayWork(max(0.0, (short - few * token) / WORKING), token)
 
 

@@ -126,8 +126,7 @@ class _Trial:
         or it holds up every answer."""
         if time.monotonic() > ends:
             raise InvalidRequest(TOO_COMPLEX, param=spec.param)
-        if signal.getitimer(signal.ITIMER_PROF) != (0.0, 0.0):  # not before the child has a request
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         matcher = matcher_of(spec, self.tokenizer)
         begin(matcher)
         started = time.thread_time()
